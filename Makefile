@@ -1,0 +1,125 @@
+# nomp_crypt: build, install, test.
+#
+#   make                    the library and the keystore helper
+#   make install            into the server that PG_CONFIG names
+#   make DEV=1              warnings are errors, assertions are on
+#   make installcheck       pg_regress, on a preloaded server of its own
+#   make check-tap          t/*.pl; one alone: PROVE_TESTS=t/name.pl
+#   make check-unit         the C test programs
+#   make asan               the C test programs under ASan and UBSan
+#   make lint, make format
+#
+# The checks need what "make install" put into the server of PG_CONFIG, and a
+# user other than root.  ./scripts/test does all of it in a private copy.
+
+MODULE_big = nomp_crypt
+EXTENSION = nomp_crypt
+DATA = $(sort $(wildcard nomp_crypt--*.sql))
+PGFILEDESC = "nomp_crypt - columns encrypted with keys in an HSM"
+
+OUR_HEADERS = $(sort $(wildcard include/*.h))
+SRC_OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+OBJS = nomp_crypt.o $(SRC_OBJS)
+
+# PostgreSQL 15 does not mark exported symbols itself, 16 does, the same way.
+PG_CPPFLAGS = -Iinclude -DPGDLLEXPORT='__attribute__((visibility("default")))'
+PG_CFLAGS = -std=gnu11 -fvisibility=hidden
+SHLIB_LINK = -lcrypto
+
+ifdef DEV
+PG_CPPFLAGS += -DUSE_ASSERT_CHECKING
+# Three warnings that PostgreSQL's own headers and idioms set off.
+DEV_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare \
+	-Wno-missing-field-initializers
+PG_CFLAGS += $(DEV_CFLAGS)
+endif
+
+# The keystore helper: a program of its own, without a line of the server.
+PKG_CONFIG ?= pkg-config
+KEYSTORE = keystore/nomp_crypt-keystore
+KEYSTORE_OBJS = $(patsubst %.c,%.o,$(sort $(wildcard keystore/*.c)))
+KEYSTORE_HEADERS = $(sort $(wildcard keystore/*.h))
+P11_CFLAGS = $(shell $(PKG_CONFIG) --cflags p11-kit-1)
+P11_LIBS = $(shell $(PKG_CONFIG) --libs p11-kit-1)
+PLAIN_CFLAGS = -std=gnu11 -g -O2 -Wall -Wmissing-prototypes -Wpointer-arith \
+	-Wformat-security -Wvla -Wshadow=local -fno-strict-aliasing \
+	-fstack-protector-strong $(if $(SANITIZE),,-D_FORTIFY_SOURCE=2) \
+	-D_GNU_SOURCE -Iinclude $(DEV_CFLAGS) $(SANITIZE) $(COPT)
+PLAIN_LDFLAGS = -Wl,-z,relro,-z,now $(SANITIZE)
+
+# Test programs.
+TEST_PROGRAMS = $(patsubst %.c,%,$(sort $(wildcard test/*_test.c)))
+TEST_LIBRARIES = $(patsubst %.c,%.so,$(sort $(wildcard test/*_shim.c)))
+PLAIN_OBJS = src/cipher.o src/value.o src/keyplace.o	# need no server
+
+# pg_regress on a server of its own; the token and the server's settings come
+# from scripts/regress-config.
+REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
+REGRESS_DIR = $(CURDIR)/tmp_regress
+REGRESS_OPTS = --temp-instance='$(REGRESS_DIR)/server' \
+	--temp-config='$(REGRESS_DIR)/regress.conf' \
+	--encoding=UTF8 --no-locale --load-extension=nomp_crypt
+REGRESS_PREP = regress-config
+
+EXTRA_CLEAN = $(KEYSTORE) $(KEYSTORE_OBJS) $(TEST_PROGRAMS) $(TEST_LIBRARIES) \
+	tmp_check tmp_regress
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+$(OBJS): $(OUR_HEADERS)
+
+all: $(KEYSTORE)
+
+$(KEYSTORE_OBJS): keystore/%.o: keystore/%.c $(OUR_HEADERS) $(KEYSTORE_HEADERS)
+	$(CC) $(PLAIN_CFLAGS) -fPIE $(P11_CFLAGS) -c -o $@ $<
+
+$(KEYSTORE): $(KEYSTORE_OBJS)
+	$(CC) $(PLAIN_CFLAGS) -pie $(PLAIN_LDFLAGS) -o $@ $^ $(P11_LIBS) -ldl -lpthread
+
+.PHONY: install-keystore uninstall-keystore
+install: install-keystore
+uninstall: uninstall-keystore
+
+install-keystore: all installdirs
+	$(INSTALL_PROGRAM) $(KEYSTORE) '$(DESTDIR)$(pkglibdir)/'
+
+uninstall-keystore:
+	rm -f '$(DESTDIR)$(pkglibdir)/$(notdir $(KEYSTORE))'
+
+# Tests.
+.PHONY: test-programs check-unit check-tap regress-config asan format lint
+test-programs: $(TEST_PROGRAMS) $(TEST_LIBRARIES) $(KEYSTORE)
+
+$(TEST_PROGRAMS): test/%: test/%.c $(PLAIN_OBJS) $(OUR_HEADERS)
+	$(CC) $(PLAIN_CFLAGS) $(P11_CFLAGS) $(SANITIZE) -o $@ $< $(PLAIN_OBJS) \
+		-lcrypto -lpthread
+
+$(TEST_LIBRARIES): test/%.so: test/%.c
+	$(CC) $(PLAIN_CFLAGS) $(P11_CFLAGS) -fPIC -shared -o $@ $< -ldl -lpthread
+
+check-unit: test-programs
+	@for t in $(TEST_PROGRAMS); do echo "# $$t"; ./$$t || exit 1; done
+
+# Objects built without and with sanitizers do not mix: clean before and after.
+asan:
+	$(MAKE) clean
+	$(MAKE) check-unit COPT="$(ASAN_FLAGS)" SANITIZE="$(ASAN_FLAGS)"
+	$(MAKE) clean
+
+ASAN_FLAGS = -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+	-fno-omit-frame-pointer -O1
+
+installcheck: export SOFTHSM2_CONF = $(REGRESS_DIR)/softhsm2.conf
+regress-config:
+	./scripts/regress-config '$(REGRESS_DIR)'
+
+check-tap:
+	$(prove_installcheck)
+
+format:
+	./scripts/format
+
+lint: all
+	./scripts/lint

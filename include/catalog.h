@@ -1,0 +1,64 @@
+/*
+ * catalog.h
+ *		Reads the extension's own tables, the same way everywhere.
+ *
+ * Right in parallel workers, under REPEATABLE READ, on a standby and during
+ * logical decoding, where SPI and ordinary snapshots are stale or fail.
+ * Checks no privileges: that is the caller's (rights.h).
+ */
+#ifndef NOMP_CATALOG_H
+#define NOMP_CATALOG_H
+
+#include "keyring.h"
+#include "utils/uuid.h"
+#include "value.h"
+
+typedef enum TenantState
+{
+	TENANT_ACTIVE,
+	TENANT_SUSPENDED,
+	TENANT_FENCED,
+	TENANT_ERASED
+} TenantState;
+
+typedef struct TenantRow
+{
+	pg_uuid_t	uuid;
+	char		id[NAMEDATALEN * 2];
+	TenantState state;
+} TenantRow;
+
+typedef struct KeyRow
+{
+	KeySpec		spec;
+	pg_uuid_t	kek;
+	bool		own_transaction;	/* written by the current transaction */
+	bool		has_wrapped;
+} KeyRow;
+
+#define RIGHT_ENCRYPT	1
+#define RIGHT_DECRYPT	2
+#define RIGHT_SEARCH	4
+#define RIGHT_LOAD		8
+
+typedef void (*RightCallback) (const char *role, int rights, void *arg);
+
+extern Oid	catalog_schema(void);
+extern Oid	catalog_relation(const char *name);
+extern Oid	catalog_type(void);
+extern Oid	catalog_literal_function(void);
+
+extern bool catalog_installation(pg_uuid_t *uuid);
+extern bool catalog_tenant_by_id(const char *id, TenantRow *row);
+extern bool catalog_tenant_by_uuid(const pg_uuid_t *uuid, TenantRow *row);
+extern bool catalog_any_living_tenant(void);
+extern bool catalog_key_by_id(const uint8 key_id[VALUE_KEY_ID_LEN], KeyRow *row);
+extern bool catalog_current_key(const pg_uuid_t *tenant, KeyRow *row);
+extern bool catalog_unwrap_request(const KeyRow *wanted, UnwrapRequest *out);
+extern bool catalog_label_exists(const char *label);
+extern void catalog_rights(const pg_uuid_t *tenant, RightCallback callback, void *arg);
+
+extern void uuid_text(const pg_uuid_t *uuid, char out[37]);
+extern bool uuid_parse(const char *text, pg_uuid_t *out);
+
+#endif							/* NOMP_CATALOG_H */

@@ -1,0 +1,71 @@
+/*
+ * cipher.h
+ *		The only door to OpenSSL's ciphers and key derivation.
+ *
+ * XAES-256-GCM (C2SP XAES-256-GCM), HKDF-SHA-256 (RFC 5869).  No PostgreSQL
+ * header: the vector tests link this file alone.  Functions return false
+ * when OpenSSL fails or, on opening, when the tag does not match; they never
+ * log and never raise.
+ */
+#ifndef NOMP_CIPHER_H
+#define NOMP_CIPHER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define CIPHER_KEY_LEN		32
+#define CIPHER_NONCE_LEN	24
+#define CIPHER_PREFIX_LEN	12	/* nonce bytes that select the derived key */
+#define CIPHER_TAG_LEN		16
+
+/*
+ * A derived key: AES-256-GCM keyed for one (key, first 12 nonce bytes).  Its
+ * key schedule lives on OpenSSL's heap until cipher_free, which wipes it.
+ */
+typedef struct CipherCtx CipherCtx;
+
+/* Derive for (key, prefix); NULL when OpenSSL fails.  Serves both directions. */
+extern CipherCtx *cipher_derive(const uint8_t key[CIPHER_KEY_LEN],
+								const uint8_t prefix[CIPHER_PREFIX_LEN]);
+
+/*
+ * Plain AES-256-GCM under a key: the second half of cipher_derive, declared
+ * only so that tests can run published AES-GCM vectors through this file.
+ */
+extern CipherCtx *cipher_from_gcm_key(const uint8_t key[CIPHER_KEY_LEN]);
+
+/* Wipe and free; NULL is ignored. */
+extern void cipher_free(CipherCtx *ctx);
+
+/*
+ * Encrypt plain[len] under the last 12 nonce bytes with aad; writes len
+ * bytes of ciphertext and then the tag to out (out must not overlap plain).
+ */
+extern bool cipher_seal(CipherCtx *ctx, const uint8_t nonce_tail[12],
+						const uint8_t *aad, size_t aad_len,
+						const uint8_t *plain, size_t len, uint8_t *out);
+
+/*
+ * The reverse: in[len] is ciphertext and tag, len >= CIPHER_TAG_LEN.  On
+ * failure out (len - CIPHER_TAG_LEN bytes) is wiped and nothing is released.
+ */
+extern bool cipher_open(CipherCtx *ctx, const uint8_t nonce_tail[12],
+						const uint8_t *aad, size_t aad_len,
+						const uint8_t *in, size_t len, uint8_t *out);
+
+/* HKDF-SHA-256 with an empty salt, 32 bytes out; ikm must not be empty. */
+extern bool cipher_hkdf(const uint8_t *ikm, size_t ikm_len,
+						const uint8_t *info, size_t info_len,
+						uint8_t out[32]);
+
+/* Cryptographically secure random bytes; false when the kernel has none. */
+extern bool cipher_random(void *out, size_t len);
+
+/* Compare in constant time. */
+extern bool cipher_equal(const void *a, const void *b, size_t len);
+
+/* Overwrite a secret; not optimised away. */
+extern void cipher_wipe(void *secret, size_t len);
+
+#endif							/* NOMP_CIPHER_H */

@@ -1,0 +1,20 @@
+/*
+ * compat.h
+ *		What differs between PostgreSQL's versions; nowhere else.
+ */
+#ifndef NOMP_COMPAT_H
+#define NOMP_COMPAT_H
+
+#include "postgres.h"
+
+#include "fmgr.h"
+
+/*
+ * An SQL-callable function.  PostgreSQL 15's PG_FUNCTION_INFO_V1 exports the
+ * function's information record only, later ones the function too.
+ */
+#define NC_FUNCTION(name) \
+	extern PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
+	PG_FUNCTION_INFO_V1(name)
+
+#endif							/* NOMP_COMPAT_H */

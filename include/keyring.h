@@ -1,0 +1,66 @@
+/*
+ * keyring.h
+ *		The node's bounded table of working keys, in shared memory.
+ *
+ * Only the broker puts keys in; backends copy them out (never a pointer).
+ * One counter, the epoch, tells every holder of a copy that keys have been
+ * revoked: a copy is good while the epoch it was made under is the current
+ * one and its lease has not run out.
+ */
+#ifndef NOMP_KEYRING_H
+#define NOMP_KEYRING_H
+
+#include "keyplace.h"
+#include "lease.h"
+#include "protocol.h"
+
+#define WORKING_KEY_LEN		32
+
+/* A wrapped key and what its unwrapped form must derive to. */
+typedef struct KeySpec
+{
+	KeyPlace	place;
+	uint8		key_check[KEY_CHECK_LEN];
+	uint16		wrapped_len;
+	uint8		wrapped[KS_MAX_WRAPPED];
+} KeySpec;
+
+/* A school's keys under one KEK, the wanted one first. */
+typedef struct UnwrapRequest
+{
+	char		installation[37];
+	char		label[KS_MAX_LABEL];	/* of the KEK */
+	bool		own_transaction;	/* the rows are not committed yet: leave the
+									 * KEK provisional */
+	uint8		nkeys;
+	KeySpec		keys[KS_MAX_KEYS];
+} UnwrapRequest;
+
+/* A copy of a working key; the holder wipes it. */
+typedef struct WorkingKey
+{
+	uint8		bytes[WORKING_KEY_LEN];
+	Lease		lease;
+} WorkingKey;
+
+extern void keyring_init(void);
+extern void keyring_shmem_request(void);
+extern void keyring_shmem_startup(void);
+
+extern uint64 keyring_epoch(void);
+extern bool keyring_lookup(const KeySpec *spec, bool own_transaction,
+						   WorkingKey *out);
+extern bool keyring_insert(const UnwrapRequest *from, int which,
+						   const WorkingKey *key, uint64 epoch);
+extern uint64 keyring_revoke(const uint8 tenant[16]);
+extern bool keyring_holds(const uint8 tenant[16]);
+
+/* For the broker: leases, background checks. */
+extern void keyring_expire(void);
+extern void keyring_wipe_all(void);
+extern bool keyring_next_check(int *cursor, int64 checked_before,
+							   UnwrapRequest *out);
+extern void keyring_renew(const char *label, Lease lease);
+extern int	keyring_count(void);
+
+#endif							/* NOMP_KEYRING_H */

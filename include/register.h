@@ -1,0 +1,15 @@
+/*
+ * register.h
+ *		The folder outside the data directory that says whose keys these are.
+ */
+#ifndef NOMP_REGISTER_H
+#define NOMP_REGISTER_H
+
+#include "utils/uuid.h"
+
+extern void register_init(void);
+
+/* False if there is no file yet; *ours: it names this data directory too. */
+extern bool register_read(pg_uuid_t *installation, bool *ours);
+
+#endif							/* NOMP_REGISTER_H */

@@ -1,0 +1,17 @@
+/*
+ * rights.h
+ *		May the current role do this with that school?
+ */
+#ifndef NOMP_RIGHTS_H
+#define NOMP_RIGHTS_H
+
+#include "catalog.h"
+
+extern void rights_init(void);
+extern void rights_forget(void);
+extern bool rights_has(const pg_uuid_t *tenant, int right);
+extern bool rights_cached(const pg_uuid_t *tenant, int right);
+extern void rights_require(const TenantRow *tenant, int right);
+extern bool rights_may_load(const pg_uuid_t *tenant);
+
+#endif							/* NOMP_RIGHTS_H */

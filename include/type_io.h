@@ -1,0 +1,28 @@
+/*
+ * type_io.h
+ *		Text and binary form of values, and the session rule that chooses.
+ */
+#ifndef NOMP_TYPE_IO_H
+#define NOMP_TYPE_IO_H
+
+#include "postgres.h"
+
+/* Text form of the value itself, whatever the session. */
+extern char *type_text_form(const bytea *value);
+
+/* Encrypt server-encoded text for the session's tenant, or refuse. */
+extern bytea *type_from_text(const char *text, size_t len, int32 typmod);
+
+/* Decrypt to server-encoded text, for whoever holds the right. */
+extern char *type_to_text(const bytea *value);
+
+/* Raise NC005 unless the value fits the modifier; needs no key. */
+extern void type_check_modifier(const bytea *value, int32 typmod);
+
+/*
+ * While this is raised, literals of the type are refused: they would be
+ * stored in a definition, or in a plan where nothing checks their tenant.
+ */
+extern int	type_refuse_literals;
+
+#endif							/* NOMP_TYPE_IO_H */

@@ -1,0 +1,809 @@
+/* nomp_crypt--1.0.sql */
+
+-- complain if the script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION nomp_crypt" to load this file. \quit
+
+CREATE SCHEMA nomp_crypt;
+GRANT USAGE ON SCHEMA nomp_crypt TO PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Tables. catalog.c reads them by column number: append only.
+-- Keys are uuids or derived; roles are stored by name; no row is inserted here.
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE nomp_crypt.installation (
+	uuid	uuid PRIMARY KEY,
+	since	timestamptz NOT NULL DEFAULT now()
+);
+CREATE UNIQUE INDEX installation_only_one ON nomp_crypt.installation ((true));
+
+CREATE TABLE nomp_crypt.tenant (
+	uuid			uuid PRIMARY KEY,
+	id				text NOT NULL CHECK (id <> '' AND octet_length(id) < 128),
+	state			text NOT NULL DEFAULT 'active'
+					CHECK (state IN ('active', 'suspended', 'fenced', 'erased')),
+	display_name	text,
+	agreement		text,
+	created_at		timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX tenant_id_idx ON nomp_crypt.tenant (id);
+CREATE UNIQUE INDEX tenant_living_id ON nomp_crypt.tenant (id) WHERE state <> 'erased';
+
+CREATE TABLE nomp_crypt.kek (
+	uuid			uuid PRIMARY KEY,
+	tenant			uuid NOT NULL REFERENCES nomp_crypt.tenant,
+	generation		int NOT NULL CHECK (generation > 0),
+	keystore		text NOT NULL,
+	label			text NOT NULL CONSTRAINT kek_label_key UNIQUE,
+	state			text NOT NULL DEFAULT 'active'
+					CHECK (state IN ('active', 'retired', 'destroyed')),
+	created_at		timestamptz NOT NULL DEFAULT now(),
+	destroy_after	timestamptz,
+	destroyed_at	timestamptz,
+	UNIQUE (tenant, generation)
+);
+
+CREATE TABLE nomp_crypt.tenant_key (
+	key_id		bytea PRIMARY KEY CHECK (octet_length(key_id) = 8),
+	tenant		uuid NOT NULL REFERENCES nomp_crypt.tenant,
+	purpose		text NOT NULL CHECK (purpose IN ('values', 'index')),
+	version		int NOT NULL CHECK (version > 0),
+	scope		text NOT NULL DEFAULT '',
+	kek			uuid NOT NULL REFERENCES nomp_crypt.kek,
+	wrapped		bytea,
+	key_check	bytea NOT NULL CHECK (octet_length(key_check) = 32),
+	state		text NOT NULL DEFAULT 'active'
+				CHECK (state IN ('active', 'closed', 'erased')),
+	created_at	timestamptz NOT NULL DEFAULT now(),
+	UNIQUE (tenant, purpose, version, scope)
+);
+CREATE INDEX tenant_key_tenant_idx ON nomp_crypt.tenant_key (tenant);
+
+-- tenant zero stands for all tenants
+CREATE TABLE nomp_crypt.tenant_right (
+	role		name NOT NULL,
+	tenant		uuid NOT NULL,
+	encrypt		boolean NOT NULL DEFAULT false,
+	decrypt		boolean NOT NULL DEFAULT false,
+	search		boolean NOT NULL DEFAULT false,
+	load		boolean NOT NULL DEFAULT false,
+	granted_by	name NOT NULL,
+	granted_at	timestamptz NOT NULL DEFAULT now(),
+	PRIMARY KEY (role, tenant)
+);
+CREATE INDEX tenant_right_tenant_idx ON nomp_crypt.tenant_right (tenant);
+
+CREATE TABLE nomp_crypt.erasure (
+	case_id			uuid PRIMARY KEY,
+	tenant			uuid NOT NULL REFERENCES nomp_crypt.tenant,
+	reason			text NOT NULL CHECK (reason IN
+					('agreement_ended', 'controller_request', 'school_closed', 'test')),
+	reference		text CHECK (reference ~ '^[A-Za-z0-9._/-]{1,64}$'),
+	requested_by	name NOT NULL,
+	state			text NOT NULL DEFAULT 'requested'
+					CHECK (state IN ('requested', 'fenced', 'submitted', 'pending',
+									 'destroyed', 'certified')),
+	requested_at	timestamptz NOT NULL DEFAULT now(),
+	fenced_at		timestamptz,
+	submitted_at	timestamptz,
+	destroyed_at	timestamptz,
+	keystore_serial	text,
+	keys_seen		text[],
+	keys_destroyed	text[],
+	checked_at		timestamptz
+);
+CREATE UNIQUE INDEX erasure_one_per_tenant ON nomp_crypt.erasure (tenant);
+
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.installation', '');
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.tenant', '');
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.kek', '');
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.tenant_key', '');
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.tenant_right', '');
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.erasure', '');
+
+-- ---------------------------------------------------------------------------
+-- The type
+-- ---------------------------------------------------------------------------
+
+CREATE TYPE @extschema@.encrypted;
+
+CREATE FUNCTION @extschema@.encrypted_in(cstring, oid, integer) RETURNS @extschema@.encrypted
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_in';
+CREATE FUNCTION @extschema@.encrypted_out(@extschema@.encrypted) RETURNS cstring
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_out';
+CREATE FUNCTION @extschema@.encrypted_recv(internal, oid, integer) RETURNS @extschema@.encrypted
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_recv';
+CREATE FUNCTION @extschema@.encrypted_send(@extschema@.encrypted) RETURNS bytea
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_send';
+CREATE FUNCTION @extschema@.encrypted_typmod_in(cstring[]) RETURNS integer
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_typmod_in';
+CREATE FUNCTION @extschema@.encrypted_typmod_out(integer) RETURNS cstring
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_typmod_out';
+CREATE FUNCTION @extschema@.encrypted_analyze(internal) RETURNS boolean
+LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'nc_analyze';
+
+CREATE TYPE @extschema@.encrypted (
+	INPUT = @extschema@.encrypted_in,
+	OUTPUT = @extschema@.encrypted_out,
+	RECEIVE = @extschema@.encrypted_recv,
+	SEND = @extschema@.encrypted_send,
+	TYPMOD_IN = @extschema@.encrypted_typmod_in,
+	TYPMOD_OUT = @extschema@.encrypted_typmod_out,
+	ANALYZE = @extschema@.encrypted_analyze,
+	INTERNALLENGTH = VARIABLE,
+	STORAGE = external
+);
+COMMENT ON TYPE @extschema@.encrypted IS
+'plaintext inside a tenant, ciphertext outside and in storage; declare as encrypted(text)';
+
+-- ---------------------------------------------------------------------------
+-- Casts
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION @extschema@.encrypted(@extschema@.encrypted, integer, boolean)
+RETURNS @extschema@.encrypted
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_coerce';
+CREATE FUNCTION @extschema@.encrypted(text, integer, boolean) RETURNS @extschema@.encrypted
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_from_text';
+CREATE FUNCTION @extschema@.encrypted(varchar, integer, boolean) RETURNS @extschema@.encrypted
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_from_text';
+CREATE FUNCTION @extschema@.encrypted_to_text(@extschema@.encrypted) RETURNS text
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_to_text';
+CREATE FUNCTION @extschema@.encrypted_to_varchar(@extschema@.encrypted) RETURNS varchar
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_to_text';
+
+CREATE CAST (@extschema@.encrypted AS @extschema@.encrypted)
+WITH FUNCTION @extschema@.encrypted(@extschema@.encrypted, integer, boolean) AS IMPLICIT;
+CREATE CAST (text AS @extschema@.encrypted)
+WITH FUNCTION @extschema@.encrypted(text, integer, boolean) AS IMPLICIT;
+CREATE CAST (varchar AS @extschema@.encrypted)
+WITH FUNCTION @extschema@.encrypted(varchar, integer, boolean) AS IMPLICIT;
+CREATE CAST (@extschema@.encrypted AS text)
+WITH FUNCTION @extschema@.encrypted_to_text(@extschema@.encrypted);
+CREATE CAST (@extschema@.encrypted AS varchar)
+WITH FUNCTION @extschema@.encrypted_to_varchar(@extschema@.encrypted);
+
+-- ---------------------------------------------------------------------------
+-- Keyless comparison, for opclasses. Queries that use it are refused.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION @extschema@.encrypted_eq(@extschema@.encrypted, @extschema@.encrypted) RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_eq';
+CREATE FUNCTION @extschema@.encrypted_ne(@extschema@.encrypted, @extschema@.encrypted) RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_ne';
+CREATE FUNCTION @extschema@.encrypted_lt(@extschema@.encrypted, @extschema@.encrypted) RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_lt';
+CREATE FUNCTION @extschema@.encrypted_le(@extschema@.encrypted, @extschema@.encrypted) RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_le';
+CREATE FUNCTION @extschema@.encrypted_gt(@extschema@.encrypted, @extschema@.encrypted) RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_gt';
+CREATE FUNCTION @extschema@.encrypted_ge(@extschema@.encrypted, @extschema@.encrypted) RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_ge';
+CREATE FUNCTION @extschema@.encrypted_cmp(@extschema@.encrypted, @extschema@.encrypted) RETURNS integer
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_cmp';
+CREATE FUNCTION @extschema@.encrypted_hash(@extschema@.encrypted) RETURNS integer
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_hash';
+CREATE FUNCTION @extschema@.encrypted_hash_extended(@extschema@.encrypted, bigint) RETURNS bigint
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_hash_extended';
+
+CREATE OPERATOR @extschema@.= (
+	LEFTARG = @extschema@.encrypted, RIGHTARG = @extschema@.encrypted,
+	FUNCTION = @extschema@.encrypted_eq,
+	COMMUTATOR = OPERATOR(@extschema@.=), NEGATOR = OPERATOR(@extschema@.<>),
+	RESTRICT = eqsel, JOIN = eqjoinsel, HASHES, MERGES);
+CREATE OPERATOR @extschema@.<> (
+	LEFTARG = @extschema@.encrypted, RIGHTARG = @extschema@.encrypted,
+	FUNCTION = @extschema@.encrypted_ne,
+	COMMUTATOR = OPERATOR(@extschema@.<>), NEGATOR = OPERATOR(@extschema@.=),
+	RESTRICT = neqsel, JOIN = neqjoinsel);
+CREATE OPERATOR @extschema@.< (
+	LEFTARG = @extschema@.encrypted, RIGHTARG = @extschema@.encrypted,
+	FUNCTION = @extschema@.encrypted_lt,
+	COMMUTATOR = OPERATOR(@extschema@.>), NEGATOR = OPERATOR(@extschema@.>=),
+	RESTRICT = scalarltsel, JOIN = scalarltjoinsel);
+CREATE OPERATOR @extschema@.<= (
+	LEFTARG = @extschema@.encrypted, RIGHTARG = @extschema@.encrypted,
+	FUNCTION = @extschema@.encrypted_le,
+	COMMUTATOR = OPERATOR(@extschema@.>=), NEGATOR = OPERATOR(@extschema@.>),
+	RESTRICT = scalarlesel, JOIN = scalarlejoinsel);
+CREATE OPERATOR @extschema@.> (
+	LEFTARG = @extschema@.encrypted, RIGHTARG = @extschema@.encrypted,
+	FUNCTION = @extschema@.encrypted_gt,
+	COMMUTATOR = OPERATOR(@extschema@.<), NEGATOR = OPERATOR(@extschema@.<=),
+	RESTRICT = scalargtsel, JOIN = scalargtjoinsel);
+CREATE OPERATOR @extschema@.>= (
+	LEFTARG = @extschema@.encrypted, RIGHTARG = @extschema@.encrypted,
+	FUNCTION = @extschema@.encrypted_ge,
+	COMMUTATOR = OPERATOR(@extschema@.<=), NEGATOR = OPERATOR(@extschema@.<),
+	RESTRICT = scalargesel, JOIN = scalargejoinsel);
+
+CREATE OPERATOR CLASS @extschema@.encrypted_ops DEFAULT FOR TYPE @extschema@.encrypted USING btree AS
+	OPERATOR 1 @extschema@.<, OPERATOR 2 @extschema@.<=, OPERATOR 3 @extschema@.=,
+	OPERATOR 4 @extschema@.>=, OPERATOR 5 @extschema@.>,
+	FUNCTION 1 @extschema@.encrypted_cmp(@extschema@.encrypted, @extschema@.encrypted);
+CREATE OPERATOR CLASS @extschema@.encrypted_ops DEFAULT FOR TYPE @extschema@.encrypted USING hash AS
+	OPERATOR 1 @extschema@.=,
+	FUNCTION 1 @extschema@.encrypted_hash(@extschema@.encrypted),
+	FUNCTION 2 @extschema@.encrypted_hash_extended(@extschema@.encrypted, bigint);
+
+-- ---------------------------------------------------------------------------
+-- Functions on values; for everybody, rights are checked inside
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION nomp_crypt.encrypt(value text, tenant text) RETURNS @extschema@.encrypted
+LANGUAGE c VOLATILE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_encrypt';
+CREATE FUNCTION nomp_crypt.decrypt(value @extschema@.encrypted) RETURNS text
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_decrypt';
+CREATE FUNCTION nomp_crypt.try_decrypt(value @extschema@.encrypted) RETURNS text
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_try_decrypt';
+CREATE FUNCTION nomp_crypt.tenant_of(value @extschema@.encrypted) RETURNS text
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_tenant_of';
+CREATE FUNCTION nomp_crypt.key_info(value @extschema@.encrypted,
+	OUT format int, OUT type text, OUT key_id text, OUT searchable boolean,
+	OUT tenant text, OUT version int, OUT state text)
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_key_info';
+CREATE FUNCTION nomp_crypt._literal(value @extschema@.encrypted, inside boolean)
+RETURNS @extschema@.encrypted
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_literal';
+
+-- ---------------------------------------------------------------------------
+-- Building blocks of administration; for nobody but the functions below
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION nomp_crypt._changed() RETURNS void
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_changed';
+REVOKE ALL ON FUNCTION nomp_crypt._changed() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._acting_role() RETURNS name
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_acting_role';
+REVOKE ALL ON FUNCTION nomp_crypt._acting_role() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._lock_keystore(exclusive boolean) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_lock_keystore';
+REVOKE ALL ON FUNCTION nomp_crypt._lock_keystore(boolean) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._wipe(tenant uuid) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_wipe';
+REVOKE ALL ON FUNCTION nomp_crypt._wipe(uuid) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_read(OUT installation uuid, OUT ours boolean)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_register_read';
+REVOKE ALL ON FUNCTION nomp_crypt._register_read() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_write(installation uuid) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_write';
+REVOKE ALL ON FUNCTION nomp_crypt._register_write(uuid) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_setup(installation uuid) RETURNS text
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_setup';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_setup(uuid) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int,
+	OUT label text, OUT keystore text, OUT purpose text, OUT version int,
+	OUT key_id bytea, OUT wrapped bytea, OUT key_check bytea) RETURNS SETOF record
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_create';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_create(uuid, uuid, int) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_confirm(installation uuid, label text) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_confirm';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_confirm(uuid, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_list(installation uuid,
+	OUT label text, OUT created timestamptz) RETURNS SETOF record
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_list';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_list(uuid) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_remove(installation uuid, label text, seconds bigint)
+RETURNS boolean
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_remove';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_remove(uuid, text, bigint) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenant uuid,
+	OUT serial text, OUT labels text[])
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_see';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_see(uuid, uuid) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text)
+RETURNS text[]
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy(uuid, uuid, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_status(installation uuid,
+	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
+	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_keystore_status';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_status(uuid) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- The installation
+-- ---------------------------------------------------------------------------
+
+-- This database's installation, if this server may create and destroy its
+-- keys; raises 55000 if not. A first call founds it.
+CREATE FUNCTION nomp_crypt._require_owner() RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	mine uuid;
+	reg record;
+	status record;
+BEGIN
+	IF pg_is_in_recovery() THEN
+		RAISE EXCEPTION 'keys cannot be created or destroyed on a standby'
+			USING ERRCODE = 'read_only_sql_transaction';
+	END IF;
+	SELECT uuid INTO mine FROM nomp_crypt.installation;
+	SELECT * INTO reg FROM nomp_crypt._register_read();
+	IF mine IS NOT NULL THEN
+		IF reg.installation IS DISTINCT FROM mine OR NOT reg.ours THEN
+			RAISE EXCEPTION 'this server may not create or destroy keys of installation %', mine
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				DETAIL = CASE
+					WHEN reg.installation IS NULL THEN 'The register directory holds no installation.'
+					WHEN reg.installation <> mine THEN 'The register directory belongs to another installation.'
+					ELSE 'The register directory does not name this data directory.' END,
+				HINT = 'A copy must not. If this is the original, or takes its place: SELECT nomp_crypt.adopt_keystore();';
+		END IF;
+		RETURN mine;
+	END IF;
+	IF reg.installation IS NULL THEN
+		-- the canary first: a file without one would make an empty token look like ours
+		mine := gen_random_uuid();
+		PERFORM nomp_crypt._keystore_setup(mine);
+		PERFORM nomp_crypt._register_write(mine);
+	ELSIF NOT reg.ours THEN
+		RAISE EXCEPTION 'the register directory belongs to another server'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Give this server its own nomp_crypt.register_directory, or join that installation: SELECT nomp_crypt.adopt_keystore();';
+	ELSE
+		mine := reg.installation;
+		SELECT * INTO status FROM nomp_crypt._keystore_status(mine);
+		IF status.canary IS DISTINCT FROM true THEN
+			RAISE EXCEPTION 'the keystore is unavailable: %',
+				CASE WHEN status.state = 'ok' THEN 'the token is not this installation''s' ELSE status.state END
+				USING ERRCODE = 'NC004', HINT = 'Check nomp_crypt.keystore; see nomp_crypt.keystore_status().';
+		END IF;
+	END IF;
+	INSERT INTO nomp_crypt.installation (uuid) VALUES (mine);
+	RETURN mine;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._require_owner() FROM PUBLIC;
+
+-- Take ownership deliberately: this server, with its register directory, may
+-- create and destroy the keys of this database's installation. new_keystore:
+-- the keystore is empty and shall become this installation's. Raises 55000,
+-- NC004.
+CREATE FUNCTION nomp_crypt.adopt_keystore(new_keystore boolean DEFAULT false) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	mine uuid;
+	reg record;
+	status record;
+BEGIN
+	IF pg_is_in_recovery() THEN
+		RAISE EXCEPTION 'a standby cannot adopt a keystore'
+			USING ERRCODE = 'read_only_sql_transaction', HINT = 'Promote it first.';
+	END IF;
+	SELECT uuid INTO mine FROM nomp_crypt.installation;
+	SELECT * INTO reg FROM nomp_crypt._register_read();
+	IF mine IS NULL AND reg.installation IS NULL THEN
+		RETURN nomp_crypt._require_owner();
+	END IF;
+	mine := coalesce(mine, reg.installation);
+	SELECT * INTO status FROM nomp_crypt._keystore_status(mine);
+	IF status.state <> 'ok' THEN
+		RAISE EXCEPTION 'the keystore is unavailable: %', status.state USING ERRCODE = 'NC004';
+	END IF;
+	IF NOT status.canary AND NOT new_keystore THEN
+		RAISE EXCEPTION 'the keystore is unavailable: the token is not this installation''s'
+			USING ERRCODE = 'NC004',
+			HINT = 'If it is meant to become this installation''s: adopt_keystore(new_keystore => true).';
+	END IF;
+	PERFORM nomp_crypt._register_write(mine);
+	PERFORM nomp_crypt._keystore_setup(mine);
+	INSERT INTO nomp_crypt.installation (uuid) VALUES (mine) ON CONFLICT DO NOTHING;
+	RETURN mine;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.adopt_keystore(boolean) FROM PUBLIC;
+
+-- One row for the operator: what the keystore says now. Never raises for a
+-- keystore in trouble.
+CREATE FUNCTION nomp_crypt.keystore_status(
+	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
+	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean,
+	OUT installation uuid)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	SELECT i.uuid INTO installation FROM nomp_crypt.installation i;
+	SELECT s.keystore, s.state, s.detail, s.token, s.serial, s.manufacturer, s.model, s.software, s.canary
+	INTO keystore, state, detail, token, serial, manufacturer, model, software, canary
+	FROM nomp_crypt._keystore_status(installation) s;
+	IF state = 'ok' AND NOT canary THEN
+		state := 'the token is not this installation''s';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.keystore_status() FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Tenants
+-- ---------------------------------------------------------------------------
+
+-- A new school with a KEK of its own in the keystore and its first data keys.
+-- Aborting leaves a provisional key there (reconcile_keystore). Raises 42710
+-- if a living tenant has that id, 55000, NC004.
+CREATE FUNCTION nomp_crypt.create_tenant(id text, display_name text DEFAULT NULL, agreement text DEFAULT NULL)
+RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	installation uuid;
+	new_tenant uuid := gen_random_uuid();
+	new_kek uuid := gen_random_uuid();
+	made record;
+BEGIN
+	IF create_tenant.id IS NULL OR create_tenant.id = '' OR octet_length(create_tenant.id) >= 128 THEN
+		RAISE EXCEPTION 'a tenant''s id must have 1 to 127 bytes'
+			USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	PERFORM nomp_crypt._lock_keystore(false);
+	installation := nomp_crypt._require_owner();
+	BEGIN
+		INSERT INTO nomp_crypt.tenant (uuid, id, display_name, agreement)
+		VALUES (new_tenant, create_tenant.id, create_tenant.display_name, create_tenant.agreement);
+	EXCEPTION WHEN unique_violation THEN
+		RAISE EXCEPTION 'tenant "%" exists', create_tenant.id USING ERRCODE = 'duplicate_object';
+	END;
+	FOR made IN SELECT * FROM nomp_crypt._keystore_create(installation, new_tenant, 1) LOOP
+		INSERT INTO nomp_crypt.kek (uuid, tenant, generation, keystore, label)
+		VALUES (new_kek, new_tenant, 1, made.keystore, made.label)
+		ON CONFLICT (uuid) DO NOTHING;
+		INSERT INTO nomp_crypt.tenant_key (key_id, tenant, purpose, version, kek, wrapped, key_check)
+		VALUES (made.key_id, new_tenant, made.purpose, made.version, new_kek, made.wrapped, made.key_check);
+	END LOOP;
+	PERFORM nomp_crypt._changed();
+	RETURN new_tenant;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.create_tenant(text, text, text) FROM PUBLIC;
+
+-- Many schools, each in a transaction of its own; those that exist are passed
+-- over, so a call that was interrupted is simply repeated.
+CREATE PROCEDURE nomp_crypt.create_tenants(ids text[])
+LANGUAGE plpgsql AS $$
+DECLARE
+	id text;
+	created int := 0;
+BEGIN
+	FOREACH id IN ARRAY ids LOOP
+		IF NOT nomp_crypt._tenant_exists(id) THEN
+			PERFORM nomp_crypt.create_tenant(id);
+			created := created OPERATOR(pg_catalog.+) 1;
+		END IF;
+		COMMIT;
+	END LOOP;
+	RAISE NOTICE '% tenants created, % existed', created,
+		pg_catalog.cardinality(ids) OPERATOR(pg_catalog.-) created;
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.create_tenants(text[]) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._tenant_exists(id text) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT EXISTS (SELECT FROM nomp_crypt.tenant t WHERE t.id = $1 AND t.state <> 'erased')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._tenant_exists(text) FROM PUBLIC;
+
+-- Keys that a transaction made and did not commit: 'confirmed' if this
+-- database has them after all, 'orphan' if not, 'removed' if asked to. Only
+-- ever removes keys that are marked provisional and at least that old. Run it
+-- in every database of the server before removing.
+CREATE FUNCTION nomp_crypt.reconcile_keystore(remove boolean DEFAULT false,
+	older_than interval DEFAULT '1 hour',
+	OUT label text, OUT created timestamptz, OUT action text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	installation uuid;
+	leftover record;
+	base text;
+BEGIN
+	PERFORM nomp_crypt._lock_keystore(true);
+	installation := nomp_crypt._require_owner();
+	FOR leftover IN SELECT * FROM nomp_crypt._keystore_list(installation) LOOP
+		base := regexp_replace(leftover.label, ':provisional@.*$', '');
+		label := base;
+		created := leftover.created;
+		IF EXISTS (SELECT FROM nomp_crypt.kek k WHERE k.label = base) THEN
+			PERFORM nomp_crypt._keystore_confirm(installation, base);
+			action := 'confirmed';
+		ELSIF remove AND leftover.created < clock_timestamp() - older_than AND
+			nomp_crypt._keystore_remove(installation, leftover.label,
+				greatest(0, floor(extract(epoch FROM older_than)))::bigint) THEN
+			action := 'removed';
+		ELSE
+			action := 'orphan';
+		END IF;
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.reconcile_keystore(boolean, interval) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Rights
+-- ---------------------------------------------------------------------------
+
+-- The living tenant of that id. Raises 42704.
+CREATE FUNCTION nomp_crypt._tenant_uuid(id text) RETURNS uuid
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid;
+BEGIN
+	SELECT t.uuid INTO target FROM nomp_crypt.tenant t
+	WHERE t.id = _tenant_uuid.id ORDER BY t.state = 'erased', t.created_at DESC LIMIT 1;
+	IF target IS NULL THEN
+		RAISE EXCEPTION 'tenant "%" does not exist', id USING ERRCODE = 'undefined_object',
+			HINT = 'See nomp_crypt.tenants.';
+	END IF;
+	RETURN target;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._tenant_uuid(text) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._set_rights(tenant uuid, role name, rights text[], give boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	unknown text;
+BEGIN
+	SELECT r INTO unknown FROM unnest(rights) r
+	WHERE r IS NULL OR r NOT IN ('encrypt', 'decrypt', 'search', 'load') LIMIT 1;
+	IF FOUND OR rights IS NULL THEN
+		RAISE EXCEPTION 'unknown right "%"', unknown USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Rights are encrypt, decrypt, search and load.';
+	END IF;
+	IF give AND NOT EXISTS (SELECT FROM pg_roles WHERE rolname = _set_rights.role) THEN
+		RAISE EXCEPTION 'role "%" does not exist', _set_rights.role USING ERRCODE = 'undefined_object';
+	END IF;
+	IF give THEN
+		INSERT INTO nomp_crypt.tenant_right AS t (role, tenant, encrypt, decrypt, search, load, granted_by)
+		VALUES (_set_rights.role, _set_rights.tenant, 'encrypt' = ANY (rights), 'decrypt' = ANY (rights),
+				'search' = ANY (rights), 'load' = ANY (rights), nomp_crypt._acting_role())
+		ON CONFLICT (role, tenant) DO UPDATE SET
+			encrypt = t.encrypt OR excluded.encrypt, decrypt = t.decrypt OR excluded.decrypt,
+			search = t.search OR excluded.search, load = t.load OR excluded.load,
+			granted_by = excluded.granted_by, granted_at = excluded.granted_at;
+	ELSE
+		UPDATE nomp_crypt.tenant_right t SET
+			encrypt = t.encrypt AND NOT 'encrypt' = ANY (rights),
+			decrypt = t.decrypt AND NOT 'decrypt' = ANY (rights),
+			search = t.search AND NOT 'search' = ANY (rights),
+			load = t.load AND NOT 'load' = ANY (rights)
+		WHERE t.role = _set_rights.role AND t.tenant = _set_rights.tenant;
+		DELETE FROM nomp_crypt.tenant_right t
+		WHERE t.role = _set_rights.role AND t.tenant = _set_rights.tenant
+			AND NOT (t.encrypt OR t.decrypt OR t.search OR t.load);
+	END IF;
+	PERFORM nomp_crypt._changed();
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._set_rights(uuid, name, text[], boolean) FROM PUBLIC;
+
+-- Give a role rights in one school, or in all. Raises 42704, 22023.
+CREATE FUNCTION nomp_crypt.grant_tenant(tenant text, role name, rights text[]) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._set_rights(nomp_crypt._tenant_uuid($1), $2, $3, true)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.grant_tenant(text, name, text[]) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt.grant_all_tenants(role name, rights text[]) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._set_rights('00000000-0000-0000-0000-000000000000', $1, $2, true)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.grant_all_tenants(name, text[]) FROM PUBLIC;
+
+-- Take them back; takes effect at the role's next transaction.
+CREATE FUNCTION nomp_crypt.revoke_tenant(tenant text, role name,
+	rights text[] DEFAULT '{encrypt,decrypt,search,load}') RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._set_rights(nomp_crypt._tenant_uuid($1), $2, $3, false)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.revoke_tenant(text, name, text[]) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt.revoke_all_tenants(role name,
+	rights text[] DEFAULT '{encrypt,decrypt,search,load}') RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._set_rights('00000000-0000-0000-0000-000000000000', $1, $2, false)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.revoke_all_tenants(name, text[]) FROM PUBLIC;
+
+CREATE VIEW nomp_crypt.tenants AS
+SELECT t.id, t.display_name, t.agreement, t.state, t.created_at, t.uuid,
+	(SELECT max(k.version) FROM nomp_crypt.tenant_key k
+	 WHERE k.tenant = t.uuid AND k.purpose = 'values') AS key_version,
+	(SELECT max(k.generation) FROM nomp_crypt.kek k WHERE k.tenant = t.uuid) AS kek_generation
+FROM nomp_crypt.tenant t;
+COMMENT ON VIEW nomp_crypt.tenants IS 'one row per school';
+
+CREATE VIEW nomp_crypt.rights AS
+SELECT r.role, t.id AS tenant, r.encrypt, r.decrypt, r.search, r.load, r.granted_by, r.granted_at
+FROM nomp_crypt.tenant_right r LEFT JOIN nomp_crypt.tenant t ON t.uuid = r.tenant;
+COMMENT ON VIEW nomp_crypt.rights IS 'who may do what; tenant is null for a right in all';
+
+-- ---------------------------------------------------------------------------
+-- Erasure: the steps, each safe alone and harmless when repeated
+-- ---------------------------------------------------------------------------
+
+-- Put the case on record and suspend the school. Returns the case.
+CREATE FUNCTION nomp_crypt._erase_request(id text, reason text, reference text) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	target uuid;
+	open_case nomp_crypt.erasure;
+	new_case uuid := gen_random_uuid();
+BEGIN
+	PERFORM nomp_crypt._require_owner();
+	target := nomp_crypt._tenant_uuid(_erase_request.id);
+	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
+	SELECT * INTO open_case FROM nomp_crypt.erasure e WHERE e.tenant = target;
+	IF FOUND THEN
+		IF open_case.state = 'destroyed' THEN
+			RAISE NOTICE 'tenant "%" was erased at %', _erase_request.id, open_case.destroyed_at;
+		END IF;
+		RETURN open_case.case_id;
+	END IF;
+	IF _erase_request.reason IS NULL OR
+		_erase_request.reason NOT IN ('agreement_ended', 'controller_request', 'school_closed', 'test') THEN
+		RAISE EXCEPTION 'unknown reason "%"', _erase_request.reason
+			USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Reasons are agreement_ended, controller_request, school_closed and test.';
+	END IF;
+	IF _erase_request.reference !~ '^[A-Za-z0-9._/-]{1,64}$' THEN
+		RAISE EXCEPTION 'malformed reference' USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Give the agreement''s number: up to 64 letters, digits, and . _ / -, no personal data.';
+	END IF;
+	INSERT INTO nomp_crypt.erasure (case_id, tenant, reason, reference, requested_by)
+	VALUES (new_case, target, _erase_request.reason, _erase_request.reference, nomp_crypt._acting_role());
+	UPDATE nomp_crypt.tenant t SET state = 'suspended' WHERE t.uuid = target AND t.state = 'active';
+	PERFORM nomp_crypt._changed();
+	RETURN new_case;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_request(text, text, text) FROM PUBLIC;
+
+-- The case, locked. Raises 42704.
+CREATE FUNCTION nomp_crypt._erase_case(case_id uuid) RETURNS nomp_crypt.erasure
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	wanted nomp_crypt.erasure;
+BEGIN
+	SELECT * INTO wanted FROM nomp_crypt.erasure e WHERE e.case_id = _erase_case.case_id FOR UPDATE;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'erasure case % does not exist', _erase_case.case_id USING ERRCODE = 'undefined_object';
+	END IF;
+	RETURN wanted;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_case(uuid) FROM PUBLIC;
+
+-- Wipe the school's keys from this node's memory, if it is not active.
+CREATE FUNCTION nomp_crypt._erase_wipe(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(case_id);
+BEGIN
+	PERFORM nomp_crypt._wipe(t.uuid) FROM nomp_crypt.tenant t
+	WHERE t.uuid = c.tenant AND t.state <> 'active';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_wipe(uuid) FROM PUBLIC;
+
+-- Empty if the erasure may be executed now, else from when on.
+CREATE FUNCTION nomp_crypt._erase_due(case_id uuid, grace_seconds int) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(case_id);
+	due timestamptz := c.requested_at + make_interval(secs => grace_seconds);
+BEGIN
+	RETURN CASE WHEN c.state <> 'requested' OR clock_timestamp() >= due THEN '' ELSE due::text END;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_due(uuid, int) FROM PUBLIC;
+
+-- The point of no return: every key that the school ever had is seen in the
+-- keystore, and the school is fenced. Repeated, it writes again, so that the
+-- caller has a commit to wait for.
+CREATE FUNCTION nomp_crypt._erase_fence(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_fence.case_id);
+	installation uuid := nomp_crypt._require_owner();
+	seen record;
+	missing text;
+BEGIN
+	IF c.state NOT IN ('requested', 'fenced') THEN
+		RETURN;
+	END IF;
+	IF c.state = 'requested' THEN
+		SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, c.tenant);
+		SELECT k.label INTO missing FROM nomp_crypt.kek k
+		WHERE k.tenant = c.tenant AND k.state <> 'destroyed'
+			AND NOT EXISTS (SELECT FROM unnest(seen.labels) l
+							WHERE l = k.label OR starts_with(l, k.label || ':provisional@'));
+		IF FOUND THEN
+			RAISE EXCEPTION 'key % is not in the keystore, so its destruction cannot be witnessed', missing
+				USING ERRCODE = 'NC003',
+				HINT = 'The school stays suspended. Find the keystore that holds the key, or its backup.';
+		END IF;
+		UPDATE nomp_crypt.erasure e SET state = 'fenced', fenced_at = clock_timestamp(),
+			keystore_serial = seen.serial, keys_seen = seen.labels
+		WHERE e.case_id = c.case_id;
+		UPDATE nomp_crypt.tenant t SET state = 'fenced' WHERE t.uuid = c.tenant;
+	END IF;
+	UPDATE nomp_crypt.erasure e SET checked_at = clock_timestamp() WHERE e.case_id = c.case_id;
+	PERFORM nomp_crypt._changed();
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_fence(uuid) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._erase_submit(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_submit.case_id);
+BEGIN
+	PERFORM nomp_crypt._require_owner();
+	IF c.state = 'fenced' THEN
+		UPDATE nomp_crypt.erasure e SET state = 'submitted', submitted_at = clock_timestamp()
+		WHERE e.case_id = c.case_id;
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_submit(uuid) FROM PUBLIC;
+
+-- Destroy every key of the school, on the token where they were seen, see
+-- that none is left, and leave a tombstone.
+CREATE FUNCTION nomp_crypt._erase_destroy(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_destroy.case_id);
+	installation uuid := nomp_crypt._require_owner();
+	gone text[];
+BEGIN
+	IF c.state IN ('destroyed', 'certified') THEN
+		RETURN;
+	END IF;
+	IF c.state <> 'submitted' THEN
+		RAISE EXCEPTION 'erasure case % is not submitted', c.case_id
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'CALL nomp_crypt.erase_tenant() goes through all steps.';
+	END IF;
+	gone := nomp_crypt._keystore_destroy(installation, c.tenant, c.keystore_serial);
+	UPDATE nomp_crypt.erasure e SET state = 'destroyed', destroyed_at = clock_timestamp(), keys_destroyed = gone
+	WHERE e.case_id = c.case_id;
+	UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = clock_timestamp() WHERE k.tenant = c.tenant;
+	UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
+	UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
+	PERFORM nomp_crypt._changed();
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_destroy(uuid) FROM PUBLIC;
+
+-- Erase a school: see erase.c. Repeat it until it returns without a notice.
+CREATE PROCEDURE nomp_crypt.erase_tenant(id text, reason text, reference text DEFAULT NULL)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_tenant';
+REVOKE ALL ON PROCEDURE nomp_crypt.erase_tenant(text, text, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Administrators
+-- ---------------------------------------------------------------------------
+
+-- Let a role administer keys and erase schools: EXECUTE on the functions for
+-- it, SELECT on the tables and views. Gives no right to any value.
+CREATE FUNCTION nomp_crypt.grant_admin(role name) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	f regprocedure;
+BEGIN
+	FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'nomp_crypt'::regnamespace
+		AND (p.proname IN ('adopt_keystore', 'keystore_status', 'create_tenant', 'create_tenants',
+						   '_tenant_exists', 'reconcile_keystore', 'grant_tenant', 'grant_all_tenants',
+						   'revoke_tenant', 'revoke_all_tenants', 'erase_tenant')
+			 OR p.proname LIKE '\_erase\_%') LOOP
+		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);
+	END LOOP;
+	EXECUTE format('GRANT SELECT ON nomp_crypt.tenants, nomp_crypt.rights, nomp_crypt.erasure, nomp_crypt.installation TO %I', role);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.grant_admin(name) FROM PUBLIC;

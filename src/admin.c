@@ -1,0 +1,88 @@
+/*
+ * admin.c
+ *		Small internal SQL functions that administration is built from.
+ *
+ * EXECUTE on all of them is revoked from everybody; the definer functions of
+ * nomp_crypt--1.0.sql call them.
+ */
+#include "postgres.h"
+
+#include "catalog.h"
+#include "compat.h"
+#include "holders.h"
+#include "keyring.h"
+#include "miscadmin.h"
+#include "mykeys.h"
+#include "rights.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+
+NC_FUNCTION(nc_changed);
+NC_FUNCTION(nc_acting_role);
+NC_FUNCTION(nc_lock_keystore);
+NC_FUNCTION(nc_wipe);
+
+/* A lock of the whole server, not of one database: any fixed pair will do. */
+#define LOCK_CLASS	0x6e6f6d70		/* "nomp" */
+
+/*
+ * nomp_crypt._changed() returns void
+ *
+ * Rows about tenants have changed: sessions here and on standbys look again.
+ */
+Datum
+nc_changed(PG_FUNCTION_ARGS)
+{
+	CacheInvalidateRelcacheByRelid(catalog_relation("tenant"));
+	rights_forget();
+	PG_RETURN_VOID();
+}
+
+/*
+ * nomp_crypt._acting_role() returns name
+ *
+ * Whoever called, from inside a definer function.
+ */
+Datum
+nc_acting_role(PG_FUNCTION_ARGS)
+{
+	return DirectFunctionCall1(namein, CStringGetDatum(GetUserNameFromId(GetOuterUserId(), false)));
+}
+
+/*
+ * nomp_crypt._lock_keystore(exclusive boolean) returns void
+ *
+ * Until the end of the transaction.  Shared while a key may be provisional,
+ * exclusive to remove leftovers: so nobody removes a key whose transaction is
+ * still under way in any database.
+ */
+Datum
+nc_lock_keystore(PG_FUNCTION_ARGS)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, LOCK_CLASS, 1, 0);
+	(void) LockAcquire(&tag, PG_GETARG_BOOL(0) ? ExclusiveLock : ShareLock, false, false);
+	PG_RETURN_VOID();
+}
+
+/*
+ * nomp_crypt._wipe(tenant uuid) returns void
+ *
+ * Wipe a tenant's keys from this node: keyring, every backend.  Returns when
+ * no process holds any of their bytes.  Raises 55006 if one cannot be made
+ * to forget.
+ */
+Datum
+nc_wipe(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *tenant = PG_GETARG_UUID_P(0);
+	uint64		epoch = keyring_revoke(tenant->data);
+
+	mykeys_forget();
+	holders_poke();
+	holders_await(epoch);
+	PG_RETURN_VOID();
+}

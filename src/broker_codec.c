@@ -1,0 +1,92 @@
+/*
+ * broker_codec.c
+ *		The broker's requests as bytes, and its answers back; key derivation.
+ *
+ * Data keys pass through here, in the reader's buffer, which helper_link.c
+ * wipes; they are turned into working keys and key_checks and never copied.
+ */
+#include "postgres.h"
+
+#include "broker_codec.h"
+#include "cipher.h"
+
+/* Body of KS_OP_UNWRAP. */
+void
+codec_put_unwrap(WireWriter *w, const UnwrapRequest *what)
+{
+	wire_put_str(w, what->installation, strlen(what->installation));
+	wire_put_str(w, what->label, strlen(what->label));
+	wire_put_uint(w, what->own_transaction ? 0 : 1, 1);
+	wire_put_uint(w, what->nkeys, 1);
+	for (int i = 0; i < what->nkeys; i++)
+	{
+		uint8		aad[KEYPLACE_MAX];
+		size_t		aad_len = keyplace_aad(&what->keys[i].place, aad);
+
+		wire_put_str(w, aad, aad_len);
+		wire_put_str(w, what->keys[i].wrapped, what->keys[i].wrapped_len);
+	}
+}
+
+/* Body of KS_OP_CREATE_KEK. */
+void
+codec_put_create(WireWriter *w, const CreateRequest *what)
+{
+	wire_put_str(w, what->installation, strlen(what->installation));
+	wire_put_str(w, what->tenant, strlen(what->tenant));
+	wire_put_uint(w, what->generation, 4);
+	wire_put_uint(w, what->nkeys, 1);
+	for (int i = 0; i < what->nkeys; i++)
+	{
+		uint8		aad[KEYPLACE_MAX];
+		size_t		aad_len = keyplace_aad(&what->places[i], aad);
+
+		wire_put_str(w, aad, aad_len);
+	}
+}
+
+/* Derive the working key of one unwrapped data key; false if it is not it. */
+bool
+codec_working_key(const KeySpec *spec, const uint8 *dek, size_t len,
+				   WorkingKey *out)
+{
+	uint8		check[KEY_CHECK_LEN];
+	bool		ok;
+
+	ok = len == KS_DEK_LEN &&
+		keyplace_check(&spec->place, dek, check) &&
+		cipher_equal(check, spec->key_check, KEY_CHECK_LEN) &&
+		keyplace_working_key(&spec->place, dek, out->bytes);
+	out->lease = lease_start();
+	return ok;
+}
+
+/*
+ * Decode the answer to KS_OP_CREATE_KEK: wrapped keys and the key_checks of
+ * the data keys beside them.  False if it is malformed.
+ */
+bool
+codec_get_create(WireReader *r, const CreateRequest *what, CreateAnswer *answer)
+{
+	bool		ok = true;
+
+	memset(answer, 0, sizeof(*answer));
+	wire_get_cstr(r, answer->serial, sizeof(answer->serial));
+	answer->nkeys = what->nkeys;
+	for (int i = 0; i < what->nkeys && ok; i++)
+	{
+		KeySpec    *spec = &answer->keys[i];
+		const uint8 *dek;
+		const uint8 *wrapped;
+		size_t		dek_len = wire_get_str(r, &dek);
+		size_t		wrapped_len = wire_get_str(r, &wrapped);
+
+		if (r->bad || dek_len != KS_DEK_LEN || wrapped_len > KS_MAX_WRAPPED)
+			return false;
+		spec->place = what->places[i];
+		spec->wrapped_len = (uint16) wrapped_len;
+		memcpy(spec->wrapped, wrapped, wrapped_len);
+		ok = keyplace_check(&spec->place, dek, spec->key_check);
+	}
+	return ok && wire_done(r);
+}

@@ -1,0 +1,564 @@
+/*
+ * catalog.c
+ *		Reads the extension's own tables, the same way everywhere.
+ *
+ * One scan function, one snapshot: the non-historic catalog snapshot, which
+ * is taken anew for relations without a syscache.  Attribute numbers below
+ * are those of nomp_crypt--1.0.sql; the version is compared once per backend.
+ *
+ * Every byte of a row is somebody's input: lengths are checked here, truth is
+ * checked by the key_check after unwrapping.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "errors.h"
+#include "parser/parse_func.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#define SCHEMA_NAME		"nomp_crypt"
+#define SQL_VERSION		"1.0"
+
+/* nomp_crypt.installation */
+#define INST_UUID		1
+/* nomp_crypt.tenant */
+#define TENANT_UUID		1
+#define TENANT_ID		2
+#define TENANT_STATE	3
+/* nomp_crypt.kek */
+#define KEK_UUID		1
+#define KEK_LABEL		5
+/* nomp_crypt.tenant_key */
+#define KEY_ID			1
+#define KEY_TENANT		2
+#define KEY_PURPOSE		3
+#define KEY_VERSION		4
+#define KEY_KEK			6
+#define KEY_WRAPPED		7
+#define KEY_CHECK		8
+#define KEY_STATE		9
+/* nomp_crypt.tenant_right */
+#define RIGHT_ROLE		1
+#define RIGHT_TENANT	2
+#define RIGHT_FIRST		3		/* encrypt, decrypt, search, load */
+
+static bool version_checked = false;
+static Oid	type_oid = InvalidOid;	/* of "encrypted" */
+static Oid	literal_oid = InvalidOid;
+static bool type_known = false;	/* is type_oid current? */
+
+/* A scan of one of our tables, by one of its indexes. */
+typedef struct OwnScan
+{
+	Relation	rel;
+	Snapshot	snapshot;
+	SysScanDesc scan;
+} OwnScan;
+
+static void
+forget_type(Datum arg, int cacheid, uint32 hashvalue)
+{
+	type_known = false;
+	version_checked = false;
+}
+
+/* The extension's row: schema of the type, version.  False if not created. */
+static bool
+extension_row(Oid *schema, char **version)
+{
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found = false;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber,
+				F_NAMEEQ, CStringGetDatum("nomp_crypt"));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+		Datum		datum = heap_getattr(tuple, Anum_pg_extension_extversion,
+										 RelationGetDescr(rel), &isnull);
+
+		*schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+		*version = isnull ? pstrdup("") : TextDatumGetCString(datum);
+		found = true;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
+ * The type's OID, or InvalidOid where the extension does not exist.  Cheap
+ * when nothing changed: hooks ask this for every statement.
+ */
+Oid
+catalog_type(void)
+{
+	static bool registered = false;
+	Oid			schema;
+	char	   *version;
+
+	if (type_known)
+		return type_oid;
+	if (!registered)
+	{
+		CacheRegisterSyscacheCallback(TYPEOID, forget_type, (Datum) 0);
+		registered = true;
+	}
+	type_known = true;			/* a concurrent invalidation resets it */
+	type_oid = literal_oid = InvalidOid;
+	if (extension_row(&schema, &version))
+	{
+		Oid			args[2];
+
+		type_oid = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
+								   CStringGetDatum("encrypted"),
+								   ObjectIdGetDatum(schema));
+		args[0] = type_oid;
+		args[1] = BOOLOID;
+		if (OidIsValid(type_oid))
+			literal_oid = LookupFuncName(list_make2(makeString(SCHEMA_NAME),
+													makeString("_literal")),
+										 2, args, true);
+	}
+	return type_oid;
+}
+
+/* The function that literals are wrapped in; after catalog_type(). */
+Oid
+catalog_literal_function(void)
+{
+	return literal_oid;
+}
+
+/* Our schema; raises if the SQL objects are missing or of another version. */
+Oid
+catalog_schema(void)
+{
+	if (!version_checked)
+	{
+		Oid			schema;
+		char	   *version;
+
+		if (!extension_row(&schema, &version))
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("extension \"nomp_crypt\" does not exist in this database"),
+					 errhint("CREATE EXTENSION nomp_crypt;")));
+		if (strcmp(version, SQL_VERSION) != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("the loaded library of nomp_crypt is for version %s, this database has version %s",
+							SQL_VERSION, version),
+					 errhint("ALTER EXTENSION nomp_crypt UPDATE; or restart the server with the matching library.")));
+		version_checked = true;
+		(void) catalog_type();	/* registers the invalidation callback */
+	}
+	return get_namespace_oid(SCHEMA_NAME, false);
+}
+
+Oid
+catalog_relation(const char *name)
+{
+	Oid			oid = get_relname_relid(name, catalog_schema());
+
+	if (!OidIsValid(oid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s.%s\" does not exist", SCHEMA_NAME, name)));
+	return oid;
+}
+
+static void
+begin_scan(OwnScan *own, const char *table, const char *index,
+		   AttrNumber column, RegProcedure equals, Datum value)
+{
+	ScanKeyData key;
+	Oid			relid = catalog_relation(table);
+
+	own->rel = table_open(relid, AccessShareLock);
+	own->snapshot = RegisterSnapshot(GetNonHistoricCatalogSnapshot(relid));
+	if (index != NULL)
+		ScanKeyInit(&key, column, BTEqualStrategyNumber, equals, value);
+	own->scan = systable_beginscan(own->rel,
+								   index != NULL ? catalog_relation(index) : InvalidOid,
+								   index != NULL, own->snapshot,
+								   index != NULL ? 1 : 0, &key);
+}
+
+static HeapTuple
+next_row(OwnScan *own)
+{
+	return systable_getnext(own->scan);
+}
+
+static void
+end_scan(OwnScan *own)
+{
+	systable_endscan(own->scan);
+	UnregisterSnapshot(own->snapshot);
+	table_close(own->rel, AccessShareLock);
+}
+
+static Datum
+column(OwnScan *own, HeapTuple tuple, AttrNumber number, bool *isnull)
+{
+	return heap_getattr(tuple, number, RelationGetDescr(own->rel), isnull);
+}
+
+/* A text column into a buffer; false if null or too long. */
+static bool
+text_column(OwnScan *own, HeapTuple tuple, AttrNumber number, char *out, size_t size)
+{
+	bool		isnull;
+	Datum		datum = column(own, tuple, number, &isnull);
+	char	   *string;
+
+	if (isnull)
+		return false;
+	string = TextDatumGetCString(datum);
+	return strlcpy(out, string, size) < size;
+}
+
+/* A bytea column into a buffer; its length, or -1 if null or too long. */
+static int
+bytea_column(OwnScan *own, HeapTuple tuple, AttrNumber number, uint8 *out, size_t size)
+{
+	bool		isnull;
+	Datum		datum = column(own, tuple, number, &isnull);
+	bytea	   *bytes;
+	size_t		len;
+
+	if (isnull)
+		return -1;
+	bytes = DatumGetByteaPP(datum);
+	len = VARSIZE_ANY_EXHDR(bytes);
+	if (len > size)
+		return -1;
+	memcpy(out, VARDATA_ANY(bytes), len);
+	return (int) len;
+}
+
+static void
+uuid_column(OwnScan *own, HeapTuple tuple, AttrNumber number, pg_uuid_t *out)
+{
+	bool		isnull;
+	Datum		datum = column(own, tuple, number, &isnull);
+
+	memset(out, 0, sizeof(*out));
+	if (!isnull)
+		*out = *DatumGetUUIDP(datum);
+}
+
+/* The installation this database belongs to; false if it has none yet. */
+bool
+catalog_installation(pg_uuid_t *uuid)
+{
+	OwnScan		own;
+	HeapTuple	tuple;
+	bool		found;
+
+	begin_scan(&own, "installation", NULL, 0, 0, (Datum) 0);
+	tuple = next_row(&own);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+		uuid_column(&own, tuple, INST_UUID, uuid);
+	end_scan(&own);
+	return found;
+}
+
+static TenantState
+parse_state(const char *text)
+{
+	if (strcmp(text, "active") == 0)
+		return TENANT_ACTIVE;
+	if (strcmp(text, "suspended") == 0)
+		return TENANT_SUSPENDED;
+	if (strcmp(text, "fenced") == 0)
+		return TENANT_FENCED;
+	if (strcmp(text, "erased") == 0)
+		return TENANT_ERASED;
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("unknown state \"%s\" in nomp_crypt.tenant", text)));
+}
+
+static void
+read_tenant(OwnScan *own, HeapTuple tuple, TenantRow *row)
+{
+	char		state[32];
+
+	uuid_column(own, tuple, TENANT_UUID, &row->uuid);
+	if (!text_column(own, tuple, TENANT_ID, row->id, sizeof(row->id)) ||
+		!text_column(own, tuple, TENANT_STATE, state, sizeof(state)))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("malformed row in nomp_crypt.tenant")));
+	row->state = parse_state(state);
+}
+
+/*
+ * By id: the living one, else the one erased (an erased school that is
+ * onboarded again is a new tenant with the same id).
+ */
+bool
+catalog_tenant_by_id(const char *id, TenantRow *row)
+{
+	OwnScan		own;
+	HeapTuple	tuple;
+	bool		found = false;
+
+	begin_scan(&own, "tenant", "tenant_id_idx", TENANT_ID, F_TEXTEQ,
+			   CStringGetTextDatum(id));
+	while (HeapTupleIsValid(tuple = next_row(&own)))
+	{
+		TenantRow	candidate;
+
+		read_tenant(&own, tuple, &candidate);
+		if (!found || row->state == TENANT_ERASED)
+			*row = candidate;
+		found = true;
+	}
+	end_scan(&own);
+	return found;
+}
+
+bool
+catalog_tenant_by_uuid(const pg_uuid_t *uuid, TenantRow *row)
+{
+	OwnScan		own;
+	HeapTuple	tuple;
+	bool		found;
+
+	begin_scan(&own, "tenant", "tenant_pkey", TENANT_UUID, F_UUID_EQ,
+			   UUIDPGetDatum(uuid));
+	tuple = next_row(&own);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+		read_tenant(&own, tuple, row);
+	end_scan(&own);
+	return found;
+}
+
+bool
+catalog_any_living_tenant(void)
+{
+	OwnScan		own;
+	HeapTuple	tuple;
+	bool		found = false;
+
+	begin_scan(&own, "tenant", NULL, 0, 0, (Datum) 0);
+	while (!found && HeapTupleIsValid(tuple = next_row(&own)))
+	{
+		TenantRow	row;
+
+		read_tenant(&own, tuple, &row);
+		found = row.state != TENANT_ERASED;
+	}
+	end_scan(&own);
+	return found;
+}
+
+/* Fill in a key's row; false if it is malformed. */
+static bool
+read_key(OwnScan *own, HeapTuple tuple, KeyRow *row)
+{
+	char		purpose[16];
+	uint8		key_id[VALUE_KEY_ID_LEN];
+	bool		isnull;
+	pg_uuid_t	tenant;
+	int			len;
+
+	memset(row, 0, sizeof(*row));
+	uuid_column(own, tuple, KEY_TENANT, &tenant);
+	memcpy(row->spec.place.tenant, tenant.data, UUID_LEN);
+	uuid_column(own, tuple, KEY_KEK, &row->kek);
+	row->spec.place.version = DatumGetInt32(column(own, tuple, KEY_VERSION, &isnull));
+	row->own_transaction =
+		TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
+	len = bytea_column(own, tuple, KEY_WRAPPED, row->spec.wrapped, KS_MAX_WRAPPED);
+	row->has_wrapped = len > 0;
+	row->spec.wrapped_len = (uint16) Max(len, 0);
+	if (isnull || !text_column(own, tuple, KEY_PURPOSE, purpose, sizeof(purpose)))
+		return false;
+	row->spec.place.is_index = strcmp(purpose, "index") == 0;
+	if (!row->spec.place.is_index && strcmp(purpose, "values") != 0)
+		return false;
+	if (bytea_column(own, tuple, KEY_ID, key_id, sizeof(key_id)) != VALUE_KEY_ID_LEN ||
+		bytea_column(own, tuple, KEY_CHECK, row->spec.key_check, KEY_CHECK_LEN) != KEY_CHECK_LEN)
+		return false;
+	return memcmp(key_id, row->spec.key_check, VALUE_KEY_ID_LEN) == 0;
+}
+
+/* The key that a value names.  Raises NC005 for a row that is malformed. */
+bool
+catalog_key_by_id(const uint8 key_id[VALUE_KEY_ID_LEN], KeyRow *row)
+{
+	OwnScan		own;
+	HeapTuple	tuple;
+	bytea	   *id = palloc(VARHDRSZ + VALUE_KEY_ID_LEN);
+	bool		found;
+	bool		good = true;
+
+	SET_VARSIZE(id, VARHDRSZ + VALUE_KEY_ID_LEN);
+	memcpy(VARDATA(id), key_id, VALUE_KEY_ID_LEN);
+	begin_scan(&own, "tenant_key", "tenant_key_pkey", KEY_ID, F_BYTEAEQ,
+			   PointerGetDatum(id));
+	tuple = next_row(&own);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+		good = read_key(&own, tuple, row);
+	end_scan(&own);
+	pfree(id);
+	if (!good)
+		error_integrity();
+	return found;
+}
+
+/* The school's newest key for values that may be written with. */
+bool
+catalog_current_key(const pg_uuid_t *tenant, KeyRow *row)
+{
+	OwnScan		own;
+	HeapTuple	tuple;
+	bool		found = false;
+
+	begin_scan(&own, "tenant_key", "tenant_key_tenant_idx", KEY_TENANT, F_UUID_EQ,
+			   UUIDPGetDatum(tenant));
+	while (HeapTupleIsValid(tuple = next_row(&own)))
+	{
+		KeyRow		candidate;
+		char		state[16];
+
+		if (!read_key(&own, tuple, &candidate) || candidate.spec.place.is_index ||
+			!text_column(&own, tuple, KEY_STATE, state, sizeof(state)) ||
+			strcmp(state, "active") != 0)
+			continue;
+		if (!found || candidate.spec.place.version > row->spec.place.version)
+			*row = candidate;
+		found = true;
+	}
+	end_scan(&own);
+	return found;
+}
+
+static bool
+kek_label(const pg_uuid_t *kek, char *label, size_t size)
+{
+	OwnScan		own;
+	HeapTuple	tuple;
+	bool		found;
+
+	begin_scan(&own, "kek", "kek_pkey", KEK_UUID, F_UUID_EQ, UUIDPGetDatum(kek));
+	tuple = next_row(&own);
+	found = HeapTupleIsValid(tuple) && text_column(&own, tuple, KEK_LABEL, label, size);
+	end_scan(&own);
+	return found;
+}
+
+/*
+ * Ask for a key, and with it for the school's other keys under the same KEK.
+ * False if the rows that belong to it are missing.
+ */
+bool
+catalog_unwrap_request(const KeyRow *wanted, UnwrapRequest *out)
+{
+	OwnScan		own;
+	HeapTuple	tuple;
+	pg_uuid_t	installation;
+	pg_uuid_t	tenant;
+
+	if (!wanted->has_wrapped ||
+		!catalog_installation(&installation) ||
+		!kek_label(&wanted->kek, out->label, sizeof(out->label)))
+		return false;
+	uuid_text(&installation, out->installation);
+	out->own_transaction = wanted->own_transaction;
+	out->nkeys = 1;
+	out->keys[0] = wanted->spec;
+	memcpy(tenant.data, wanted->spec.place.tenant, UUID_LEN);
+
+	begin_scan(&own, "tenant_key", "tenant_key_tenant_idx", KEY_TENANT, F_UUID_EQ,
+			   UUIDPGetDatum(&tenant));
+	while (out->nkeys < KS_MAX_KEYS && HeapTupleIsValid(tuple = next_row(&own)))
+	{
+		KeyRow		row;
+
+		if (read_key(&own, tuple, &row) && row.has_wrapped &&
+			memcmp(&row.kek, &wanted->kek, UUID_LEN) == 0 &&
+			memcmp(row.spec.key_check, wanted->spec.key_check, KEY_CHECK_LEN) != 0)
+			out->keys[out->nkeys++] = row.spec;
+	}
+	end_scan(&own);
+	return true;
+}
+
+/* Does a row of nomp_crypt.kek name that key? */
+bool
+catalog_label_exists(const char *label)
+{
+	OwnScan		own;
+	bool		found;
+
+	begin_scan(&own, "kek", "kek_label_key", KEK_LABEL, F_TEXTEQ,
+			   CStringGetTextDatum(label));
+	found = HeapTupleIsValid(next_row(&own));
+	end_scan(&own);
+	return found;
+}
+
+static void
+rights_of(const pg_uuid_t *tenant, RightCallback callback, void *arg)
+{
+	OwnScan		own;
+	HeapTuple	tuple;
+
+	begin_scan(&own, "tenant_right", "tenant_right_tenant_idx", RIGHT_TENANT,
+			   F_UUID_EQ, UUIDPGetDatum(tenant));
+	while (HeapTupleIsValid(tuple = next_row(&own)))
+	{
+		int			rights = 0;
+		bool		isnull;
+		Datum		role = column(&own, tuple, RIGHT_ROLE, &isnull);
+
+		if (isnull)
+			continue;
+		for (int i = 0; i < 4; i++)
+		{
+			if (DatumGetBool(column(&own, tuple, RIGHT_FIRST + i, &isnull)) && !isnull)
+				rights |= 1 << i;
+		}
+		callback(NameStr(*DatumGetName(role)), rights, arg);
+	}
+	end_scan(&own);
+}
+
+/* Every grant for a tenant, and for all tenants (the zero uuid). */
+void
+catalog_rights(const pg_uuid_t *tenant, RightCallback callback, void *arg)
+{
+	static const pg_uuid_t all = {{0}};
+
+	rights_of(tenant, callback, arg);
+	rights_of(&all, callback, arg);
+}

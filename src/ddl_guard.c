@@ -1,0 +1,287 @@
+/*
+ * ddl_guard.c
+ *		Definitions that would mislead or lose data are refused.
+ *
+ * A column of the type needs a modifier; a unique index, primary key or
+ * foreign key over it would never find an equal; a constant of the type in a
+ * definition would belong to one school; and DROP EXTENSION would take the
+ * keys of living schools with it.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_attribute.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_constraint.h"
+#include "catalog/pg_index.h"
+#include "commands/extension.h"
+#include "guard.h"
+#include "tcop/utility.h"
+#include "type_io.h"
+#include "utils/array.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+static object_access_hook_type next_access = NULL;
+static ProcessUtility_hook_type next_utility = NULL;
+
+/* Does the row, as this command sees it, exist?  Uncommitted ones included. */
+static HeapTuple
+fetch_own(Relation rel, Oid index, AttrNumber column, Oid oid, SysScanDesc *scan)
+{
+	ScanKeyData key;
+
+	ScanKeyInit(&key, column, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(oid));
+	*scan = systable_beginscan(rel, index, true, SnapshotSelf, 1, &key);
+	return systable_getnext(*scan);
+}
+
+static bool
+stores_rows(char relkind)
+{
+	return relkind == RELKIND_RELATION || relkind == RELKIND_PARTITIONED_TABLE ||
+		relkind == RELKIND_FOREIGN_TABLE || relkind == RELKIND_MATVIEW;
+}
+
+static char
+relkind_of(Oid relid)
+{
+	Relation	rel = table_open(RelationRelationId, AccessShareLock);
+	SysScanDesc scan;
+	HeapTuple	tuple = fetch_own(rel, ClassOidIndexId, Anum_pg_class_oid, relid, &scan);
+	char		kind = HeapTupleIsValid(tuple) ?
+	((Form_pg_class) GETSTRUCT(tuple))->relkind : '\0';
+
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return kind;
+}
+
+/* Refuse bare columns of our type; attnum 0 means every column. */
+static void
+check_columns(Oid relid, int attnum, Oid ours)
+{
+	Relation	rel;
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	tuple;
+
+	if (!stores_rows(relkind_of(relid)))
+		return;
+	rel = table_open(AttributeRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_attribute_attrelid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(relid));
+	scan = systable_beginscan(rel, AttributeRelidNumIndexId, true, SnapshotSelf, 1, &key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_attribute att = (Form_pg_attribute) GETSTRUCT(tuple);
+
+		if (att->attisdropped || (attnum != 0 && att->attnum != attnum))
+			continue;
+		if (att->atttypid == ours && att->atttypmod < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_TABLE_DEFINITION),
+					 errmsg("column \"%s\" needs to say what is encrypted", NameStr(att->attname)),
+					 errhint("Declare it encrypted(text); in a query, cast it to that.")));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+}
+
+static Oid
+own_attribute_type(Oid relid, AttrNumber attnum)
+{
+	Relation	rel = table_open(AttributeRelationId, AccessShareLock);
+	ScanKeyData key[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			type = InvalidOid;
+
+	ScanKeyInit(&key[0], Anum_pg_attribute_attrelid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(relid));
+	ScanKeyInit(&key[1], Anum_pg_attribute_attnum, BTEqualStrategyNumber, F_INT2EQ,
+				Int16GetDatum(attnum));
+	scan = systable_beginscan(rel, AttributeRelidNumIndexId, true, SnapshotSelf, 2, key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		type = ((Form_pg_attribute) GETSTRUCT(tuple))->atttypid;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return type;
+}
+
+static void
+refuse_equality(const char *what)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("%s over encrypted values is not supported by this version", what),
+			 errdetail("Two encryptions of the same value differ, so it would never find an equal."),
+			 errhint("A later version knows encrypted(text, searchable).")));
+}
+
+/* Refuse a unique index whose columns are of our type. */
+static void
+check_index(Oid indexid, Oid ours)
+{
+	Relation	rel = table_open(IndexRelationId, AccessShareLock);
+	SysScanDesc scan;
+	HeapTuple	tuple = fetch_own(rel, IndexRelidIndexId, Anum_pg_index_indexrelid,
+								  indexid, &scan);
+	bool		unique = HeapTupleIsValid(tuple) &&
+	(((Form_pg_index) GETSTRUCT(tuple))->indisunique ||
+	 ((Form_pg_index) GETSTRUCT(tuple))->indisexclusion);
+	int			natts = unique ? ((Form_pg_index) GETSTRUCT(tuple))->indnkeyatts : 0;
+
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	for (int i = 1; i <= natts; i++)
+	{
+		if (own_attribute_type(indexid, i) == ours)
+			refuse_equality("a unique or exclusion constraint");
+	}
+}
+
+/* Refuse a foreign key over columns of our type. */
+static void
+check_constraint(Oid constraint, Oid ours)
+{
+	Relation	rel = table_open(ConstraintRelationId, AccessShareLock);
+	SysScanDesc scan;
+	HeapTuple	tuple = fetch_own(rel, ConstraintOidIndexId, Anum_pg_constraint_oid,
+								  constraint, &scan);
+	bool		refuse = false;
+
+	if (HeapTupleIsValid(tuple) &&
+		((Form_pg_constraint) GETSTRUCT(tuple))->contype == CONSTRAINT_FOREIGN)
+	{
+		bool		isnull;
+		Datum		keys = heap_getattr(tuple, Anum_pg_constraint_conkey,
+										RelationGetDescr(rel), &isnull);
+		ArrayType  *array = isnull ? NULL : DatumGetArrayTypeP(keys);
+		int			n = isnull ? 0 : ARR_DIMS(array)[0];
+
+		for (int i = 0; i < n; i++)
+			refuse = refuse ||
+				own_attribute_type(((Form_pg_constraint) GETSTRUCT(tuple))->conrelid,
+								   ((int16 *) ARR_DATA_PTR(array))[i]) == ours;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	if (refuse)
+		refuse_equality("a foreign key");
+}
+
+/*
+ * Dropping the extension drops the tenants' table first, when its rows can
+ * still be read.
+ */
+static void
+check_drop(Oid relid)
+{
+	char	   *name = get_rel_name(relid);
+
+	if (name == NULL || strcmp(name, "tenant") != 0 ||
+		!OidIsValid(get_extension_oid("nomp_crypt", true)) ||
+		catalog_relation("tenant") != relid)
+		return;
+	if (catalog_any_living_tenant())
+		ereport(ERROR,
+				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+				 errmsg("cannot drop extension nomp_crypt while tenants exist"),
+				 errdetail("Their wrapped keys are in its tables; without them their values can never be read again."),
+				 errhint("Erase the tenants first, or drop the database.")));
+}
+
+static void
+object_access(ObjectAccessType access, Oid class, Oid object, int sub, void *arg)
+{
+	Oid			ours;
+
+	if (next_access != NULL)
+		next_access(access, class, object, sub, arg);
+	if (access == OAT_DROP && class == RelationRelationId && sub == 0)
+		check_drop(object);
+	if (access != OAT_POST_CREATE && access != OAT_POST_ALTER)
+		return;
+	if ((class != RelationRelationId && class != ConstraintRelationId) ||
+		!OidIsValid(ours = catalog_type()))
+		return;
+	if (class == ConstraintRelationId)
+		check_constraint(object, ours);
+	else if (access == OAT_POST_CREATE && sub == 0 &&
+			 (relkind_of(object) == RELKIND_INDEX ||
+			  relkind_of(object) == RELKIND_PARTITIONED_INDEX))
+		check_index(object, ours);
+	else
+		check_columns(object, sub, ours);
+}
+
+/* Statements whose expressions are stored. */
+static bool
+stores_expressions(Node *stmt)
+{
+	switch (nodeTag(stmt))
+	{
+		case T_CreateStmt:
+		case T_CreateForeignTableStmt:
+		case T_AlterTableStmt:
+		case T_IndexStmt:
+		case T_CreatePolicyStmt:
+		case T_AlterPolicyStmt:
+		case T_CreateTrigStmt:
+		case T_RuleStmt:
+		case T_ViewStmt:
+		case T_CreateDomainStmt:
+		case T_AlterDomainStmt:
+		case T_CreateStatsStmt:
+		case T_CreateFunctionStmt:
+			return true;
+		default:
+			return false;
+	}
+}
+
+static void
+utility(PlannedStmt *pstmt, const char *source, bool readOnlyTree,
+		ProcessUtilityContext context, ParamListInfo params,
+		QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	volatile bool stores = stores_expressions(pstmt->utilityStmt);
+
+	if (stores)
+		type_refuse_literals++;
+	PG_TRY();
+	{
+		if (next_utility != NULL)
+			next_utility(pstmt, source, readOnlyTree, context, params, env, dest, qc);
+		else
+			standard_ProcessUtility(pstmt, source, readOnlyTree, context, params,
+									env, dest, qc);
+	}
+	PG_FINALLY();
+	{
+		if (stores)
+			type_refuse_literals--;
+	}
+	PG_END_TRY();
+}
+
+void
+ddl_guard_init(void)
+{
+	next_access = object_access_hook;
+	object_access_hook = object_access;
+	next_utility = ProcessUtility_hook;
+	ProcessUtility_hook = utility;
+}

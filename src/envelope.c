@@ -1,0 +1,212 @@
+/*
+ * envelope.c
+ *		Plaintext into values and back: rights, key, cipher, format.
+ *
+ * The one place where a school's state, the role's rights, the key and the
+ * cipher meet; every way into or out of a value passes here.  Order of
+ * refusals: right missing, then erased or suspended, then the keystore's.
+ *
+ * Holds no secret: keys stay in mykeys.c, plaintext belongs to the caller.
+ */
+#include "postgres.h"
+
+#include "catalog.h"
+#include "envelope.h"
+#include "errors.h"
+#include "holders.h"
+#include "mykeys.h"
+#include "request.h"
+#include "rights.h"
+
+/* Revocations and evictions may make us start over; not for ever. */
+#define MAX_TRIES	100
+
+void
+envelope_parse(const bytea *value, ValueView *view)
+{
+	if (!value_parse((const uint8 *) VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value), view))
+		error_integrity();
+}
+
+bool
+envelope_tenant(const ValueView *value, TenantRow *row)
+{
+	int			key = mykeys_find(value->key_id);
+	pg_uuid_t	uuid;
+	KeyRow		key_row;
+
+	if (key >= 0)
+		memcpy(uuid.data, mykeys_place(key)->tenant, UUID_LEN);
+	else if (catalog_key_by_id(value->key_id, &key_row))
+		memcpy(uuid.data, key_row.spec.place.tenant, UUID_LEN);
+	else
+		return false;
+	return catalog_tenant_by_uuid(&uuid, row);
+}
+
+static void
+require_active(const TenantRow *tenant)
+{
+	switch (tenant->state)
+	{
+		case TENANT_ACTIVE:
+			return;
+		case TENANT_ERASED:
+			error_erased(tenant->id);
+		case TENANT_SUSPENDED:
+		case TENANT_FENCED:
+			error_suspended(tenant->id, tenant->state == TENANT_FENCED);
+	}
+}
+
+/*
+ * Refuse a school that is not active.  If the keyring still has its keys,
+ * as on a standby that has just replayed the news, wipe them there and tell
+ * the others.
+ */
+static void
+refuse_inactive(const TenantRow *tenant)
+{
+	if (tenant->state != TENANT_ACTIVE && keyring_holds(tenant->uuid.data))
+	{
+		(void) keyring_revoke(tenant->uuid.data);
+		holders_poke();
+	}
+	require_active(tenant);
+}
+
+/* Have a key loaded; raises whatever prevents it. */
+static void
+load_key(const KeyRow *row, const TenantRow *tenant, uint64 epoch)
+{
+	UnwrapRequest *what = palloc(sizeof(UnwrapRequest));
+	char		reason[REQUEST_REASON_MAX];
+	KsStatus	status;
+
+	if (!catalog_unwrap_request(row, what))
+		error_key_unknown(tenant->id);
+	mykeys_watch(catalog_relation("tenant"));
+	status = mykeys_load(what, epoch, reason);
+	pfree(what);
+	if (status != KS_OK && status != KS_RETRY)
+		error_keystore(status, reason, tenant->id);
+}
+
+/* Make sure that a value's key is here and may be used to read. */
+static void
+prepare_to_open(const ValueView *value)
+{
+	uint64		epoch = keyring_epoch();
+	KeyRow		row;
+	TenantRow	tenant;
+	pg_uuid_t	uuid;
+
+	if (!catalog_key_by_id(value->key_id, &row))
+		error_key_unknown(NULL);
+	memcpy(uuid.data, row.spec.place.tenant, UUID_LEN);
+	if (!catalog_tenant_by_uuid(&uuid, &tenant))
+		error_key_unknown(NULL);
+	rights_require(&tenant, RIGHT_DECRYPT);
+	refuse_inactive(&tenant);
+	if (row.spec.place.is_index)
+		error_integrity();
+	load_key(&row, &tenant, epoch);
+}
+
+char *
+envelope_open(const ValueView *value, size_t *len)
+{
+	char	   *plain = palloc(value->body_len - VALUE_TAG_LEN + 1);
+	uint8		aad[VALUE_MAX_AAD];
+	size_t		aad_len = value_aad(value, aad);
+
+	*len = value->body_len - VALUE_TAG_LEN;
+	for (int try = 0; try < MAX_TRIES; try++)
+	{
+		int			key = mykeys_find(value->key_id);
+		CipherCtx  *ctx;
+		pg_uuid_t	uuid;
+
+		if (key < 0)
+		{
+			prepare_to_open(value);
+			continue;
+		}
+		memcpy(uuid.data, mykeys_place(key)->tenant, UUID_LEN);
+		if (!rights_cached(&uuid, RIGHT_DECRYPT))
+		{
+			prepare_to_open(value); /* says who lacks what */
+			continue;
+		}
+		ctx = mykeys_opener(key, value->nonce);
+		if (ctx == NULL)
+			continue;
+		if (!cipher_open(ctx, value->nonce + CIPHER_PREFIX_LEN, aad, aad_len,
+						 value->body, value->body_len, (uint8 *) plain))
+			error_integrity();
+		plain[*len] = '\0';
+		return plain;
+	}
+	error_keystore(KS_RETRY, "", NULL);
+}
+
+/* Make sure that a school's current key is here; its key_id. */
+static void
+prepare_to_seal(const TenantRow *tenant, uint8 key_id[VALUE_KEY_ID_LEN])
+{
+	uint64		epoch = keyring_epoch();
+	KeyRow		row;
+	TenantRow	now;
+
+	/* the caller's row may be older than the epoch */
+	if (!catalog_tenant_by_uuid(&tenant->uuid, &now))
+		error_key_unknown(tenant->id);
+	refuse_inactive(&now);
+	if (!catalog_current_key(&tenant->uuid, &row))
+		error_key_unknown(tenant->id);
+	memcpy(key_id, row.spec.key_check, VALUE_KEY_ID_LEN);
+	if (mykeys_find(key_id) < 0)
+		load_key(&row, tenant, epoch);
+}
+
+bytea *
+envelope_seal(const TenantRow *tenant, uint8 type_code, const char *payload, size_t len)
+{
+	size_t		size = value_size(len, false);
+	bytea	   *value = palloc(VARHDRSZ + size);
+	uint8		key_id[VALUE_KEY_ID_LEN];
+
+	rights_require(tenant, RIGHT_ENCRYPT);
+	SET_VARSIZE(value, VARHDRSZ + size);
+	for (int try = 0; try < MAX_TRIES; try++)
+	{
+		int			key = mykeys_current(tenant->uuid.data);
+		uint8		nonce[VALUE_NONCE_LEN];
+		uint8		aad[VALUE_MAX_AAD];
+		size_t		aad_len;
+		uint8	   *body;
+		ValueView	view;
+		CipherCtx  *ctx;
+
+		if (key < 0)
+		{
+			prepare_to_seal(tenant, key_id);
+			mykeys_set_current(tenant->uuid.data, key_id);
+			continue;
+		}
+		ctx = mykeys_sealer(key, nonce);
+		if (ctx == NULL)
+			continue;
+		body = value_write_header((uint8 *) VARDATA(value), type_code,
+								  mykeys_id(key), nonce, NULL);
+		memset(body, 0, len + VALUE_TAG_LEN);
+		if (!value_parse((uint8 *) VARDATA(value), size, &view))
+			elog(ERROR, "could not lay out an encrypted value");
+		aad_len = value_aad(&view, aad);
+		if (!cipher_seal(ctx, nonce + CIPHER_PREFIX_LEN, aad, aad_len,
+						 (const uint8 *) payload, len, body))
+			elog(ERROR, "could not encrypt a value");
+		return value;
+	}
+	error_keystore(KS_RETRY, "", tenant->id);
+}

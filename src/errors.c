@@ -1,0 +1,123 @@
+/*
+ * errors.c
+ *		The seven things that can be wrong with a value's key, in words.
+ */
+#include "postgres.h"
+
+#include "errors.h"
+
+typedef struct StatusText
+{
+	const char *what;			/* after "the keystore is unavailable: " */
+	const char *hint;
+} StatusText;
+
+static const StatusText status_texts[] = {
+	[KS_OK] = {"no error", ""},
+	[KS_KEY_ABSENT] = {"it has no such key", "Look for the key in the keystore's backups, or restore the right one."},
+	[KS_INTEGRITY] = {"the wrapped key does not authenticate", "The row in nomp_crypt.tenant_key was changed."},
+	[KS_EXISTS] = {"a key of that name is there already", "Run nomp_crypt.reconcile_keystore()."},
+	[KS_REFUSED] = {"it refused the request", "The server log says why."},
+	[KS_BAD_URI] = {"the keystore setting is not valid", "Check nomp_crypt.keystore; the server log says what is wrong with it."},
+	[KS_MODULE_LOAD] = {"the PKCS#11 module cannot be loaded", "Check module-path in nomp_crypt.keystore, and the server log."},
+	[KS_MODULE_ERROR] = {"the PKCS#11 module reported an error", "The server log has its code."},
+	[KS_MECHANISM_MISSING] = {"the token lacks AES key generation or AES-GCM", "Choose a token that has both; the server log names what is missing."},
+	[KS_TOKEN_MISSING] = {"the token is not there", "Check that it is plugged in or reachable, and the token named in nomp_crypt.keystore."},
+	[KS_TOKEN_WRONG] = {"the token is not this installation's", "The token lacks this installation's canary. Point nomp_crypt.keystore at the right one, or see nomp_crypt.adopt_keystore()."},
+	[KS_PIN_FILE] = {"the PIN file cannot be used", "It must exist, belong to the server's user, and be readable by nobody else (chmod 600)."},
+	[KS_PIN_INCORRECT] = {"the PIN is wrong", "Correct the PIN file; the same PIN is not tried again, so that the token does not lock."},
+	[KS_PIN_LOCKED] = {"the PIN is locked", "The token's security officer must unlock it."},
+	[KS_TIMEOUT] = {"it did not answer in time", "Check the token or its network; the time limit is nomp_crypt.keystore_timeout."},
+	[KS_CRASHED] = {"the keystore helper ended unexpectedly", "It has been replaced. If this repeats, the module crashes: see the server log."},
+	[KS_NOT_CONFIGURED] = {"none is configured", "Set nomp_crypt.keystore."},
+	[KS_NO_HELPER] = {"the keystore helper cannot be started", "Check that nomp_crypt-keystore is installed in the server's library folder."},
+	[KS_RETRY] = {"keys were revoked while this was under way", "Repeat the statement."},
+	[KS_NO_BROKER] = {"the broker is not running", "nomp_crypt must be in shared_preload_libraries; otherwise the server log says why the broker stopped."},
+};
+
+void
+error_erased(const char *tenant)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NC_ERASED),
+			 errmsg("tenant \"%s\" has been erased", tenant),
+			 errhint("Its keys were destroyed; nothing can read its values again.")));
+}
+
+void
+error_suspended(const char *tenant, bool fenced)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NC_SUSPENDED),
+			 errmsg("tenant \"%s\" is suspended", tenant),
+			 fenced ? errhint("Its erasure is under way and cannot be withdrawn.") :
+			 errhint("Its erasure has been requested; see nomp_crypt.erasure.")));
+}
+
+void
+error_key_unknown(const char *tenant)
+{
+	if (tenant == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NC_KEY_UNKNOWN),
+				 errmsg("the key of this value is not known in this database"),
+				 errhint("Its row in nomp_crypt.tenant_key is missing: restore the tables of schema nomp_crypt together with the data.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_NC_KEY_UNKNOWN),
+			 errmsg("the keystore has no key for tenant \"%s\"", tenant),
+			 errhint("The keystore was reached and is this installation's. If the tenant was erased after this database's backup was taken, that is final.")));
+}
+
+/* One message for every integrity failure. */
+void
+error_integrity(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NC_INTEGRITY),
+			 errmsg("encrypted value is damaged or was not written here"),
+			 errhint("It, or its key's row, was changed after it was written. Restore it from a backup.")));
+}
+
+void
+error_no_tenant(const char *what)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NC_NO_TENANT),
+			 errmsg("no tenant is set: %s", what),
+			 errhint("SET LOCAL nomp_crypt.tenant = '...' first, in the same transaction.")));
+}
+
+void
+error_right_missing(const char *right, const char *tenant)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("right \"%s\" missing for tenant \"%s\"", right, tenant),
+			 errhint("SELECT nomp_crypt.grant_tenant('%s', '<role>', '{%s}');", tenant, right)));
+}
+
+const char *
+keystore_status_text(KsStatus status)
+{
+	if ((size_t) status >= lengthof(status_texts) || status_texts[status].what == NULL)
+		return "it answered with an unknown status";
+	return status_texts[status].what;
+}
+
+/* Map a keystore's status; tenant is the school the key belongs to, or NULL. */
+void
+error_keystore(KsStatus status, const char *reason, const char *tenant)
+{
+	bool		known = (size_t) status < lengthof(status_texts) &&
+		status_texts[status].hint != NULL;
+
+	if (status == KS_KEY_ABSENT)
+		error_key_unknown(tenant != NULL ? tenant : "?");
+	if (status == KS_INTEGRITY)
+		error_integrity();
+	ereport(ERROR,
+			(errcode(ERRCODE_NC_UNAVAILABLE),
+			 errmsg("the keystore is unavailable: %s", keystore_status_text(status)),
+			 reason[0] != '\0' ? errdetail_log("%s", reason) : 0,
+			 known ? errhint("%s", status_texts[status].hint) : 0));
+}

@@ -1,0 +1,197 @@
+/*
+ * holders.c
+ *		Which processes hold copies of keys, and how to make them forget.
+ *
+ * One entry per PGPROC, written by its owner only; no lock.  The ordering
+ * that matters: a holder raises its flag, then copies a key, then looks at
+ * the epoch; a revoker raises the epoch, then looks at the flags.  Whichever
+ * comes second sees the other (both are full barriers).
+ *
+ * Reaching a holder: a catch-up interrupt (SIGUSR1), before which an
+ * invalidation message is queued so that the interrupt has something to
+ * process.  Idle sessions and those idle in a transaction wipe when they
+ * process it; a busy one zeroes its key bytes in the signal handler
+ * (mykeys.c), but can free its cipher contexts only at its next value: if it
+ * has not done so in time it is terminated.
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "holders.h"
+#include "keyring.h"
+#include "miscadmin.h"
+#include "port/atomics.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
+#include "storage/procsignal.h"
+#include "storage/shmem.h"
+#include "storage/sinval.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#define POLL_MS				5
+#define TERMINATE_AFTER_MS	2000
+#define GIVE_UP_AFTER_MS	30000
+
+typedef struct Holder
+{
+	pg_atomic_uint32 holding;
+	pg_atomic_uint64 acked;
+	pid_t		pid;
+	BackendId	backend_id;
+} Holder;
+
+static Holder *holders = NULL;
+
+static Size
+shared_size(void)
+{
+	return mul_size(MaxBackends, sizeof(Holder));
+}
+
+void
+holders_shmem_request(void)
+{
+	RequestAddinShmemSpace(shared_size());
+}
+
+void
+holders_shmem_startup(void)
+{
+	bool		found;
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	holders = ShmemInitStruct("nomp_crypt holders", shared_size(), &found);
+	if (!found)
+	{
+		for (int i = 0; i < MaxBackends; i++)
+		{
+			pg_atomic_init_u32(&holders[i].holding, 0);
+			pg_atomic_init_u64(&holders[i].acked, 0);
+			holders[i].pid = 0;
+			holders[i].backend_id = InvalidBackendId;
+		}
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+/* Announce this process; to be called before it copies a key of "epoch". */
+void
+holders_claim(uint64 epoch)
+{
+	Holder	   *me = &holders[MyProc->pgprocno];
+
+	me->pid = MyProcPid;
+	me->backend_id = MyBackendId;
+	pg_atomic_exchange_u64(&me->acked, epoch);
+	pg_atomic_exchange_u32(&me->holding, 1);
+}
+
+/* This process holds nothing any more. */
+void
+holders_release(void)
+{
+	pg_atomic_exchange_u32(&holders[MyProc->pgprocno].holding, 0);
+}
+
+/* This process has wiped everything it had copied before "epoch". */
+void
+holders_ack(uint64 epoch)
+{
+	pg_atomic_exchange_u64(&holders[MyProc->pgprocno].acked, epoch);
+}
+
+/* Has a revocation come that this process has not acknowledged?  Signal-safe. */
+bool
+holders_must_wipe(void)
+{
+	return holders != NULL && MyProc != NULL &&
+		pg_atomic_read_u64(&holders[MyProc->pgprocno].acked) != keyring_epoch();
+}
+
+static bool
+still_holds(Holder *holder, uint64 epoch)
+{
+	return pg_atomic_read_u32(&holder->holding) != 0 &&
+		pg_atomic_read_u64(&holder->acked) < epoch;
+}
+
+/*
+ * Queue an invalidation that matches no relation, for its callbacks alone,
+ * and interrupt every holder that is behind.
+ */
+void
+holders_poke(void)
+{
+	uint64		epoch = keyring_epoch();
+	SharedInvalidationMessage msg;
+
+	memset(&msg, 0, sizeof(msg));
+	msg.rc.id = SHAREDINVALRELCACHE_ID;
+	msg.rc.dbId = InvalidOid;
+	msg.rc.relId = FirstGenbkiObjectId - 1;
+	SendSharedInvalidMessages(&msg, 1);
+
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		Holder	   *holder = &holders[i];
+
+		if (i != MyProc->pgprocno && still_holds(holder, epoch))
+			SendProcSignal(holder->pid, PROCSIG_CATCHUP_INTERRUPT,
+						   holder->backend_id);
+	}
+}
+
+/*
+ * Wait until no other process holds anything from before "epoch"; terminate
+ * those that cannot be reached.  Interruptible.
+ *
+ * Errors: 55006 (object_in_use) if a process outlives its termination.
+ */
+void
+holders_await(uint64 epoch)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	bool		terminated = false;
+
+	for (;;)
+	{
+		int			behind = 0;
+		pid_t		straggler = 0;
+		bool		late = TimestampDifferenceExceeds(start, GetCurrentTimestamp(),
+													  TERMINATE_AFTER_MS);
+
+		for (int i = 0; i < MaxBackends; i++)
+		{
+			Holder	   *holder = &holders[i];
+
+			if (i == MyProc->pgprocno || !still_holds(holder, epoch))
+				continue;
+			behind++;
+			straggler = holder->pid;
+			if (!late || terminated || BackendPidGetProc(straggler) == NULL)
+				continue;
+			ereport(LOG,
+					(errmsg("terminating process %d, which cannot wipe its copies of revoked keys in time",
+							(int) straggler)));
+			(void) kill(straggler, SIGTERM);
+		}
+		if (behind == 0)
+			return;
+		terminated = terminated || late;
+		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(), GIVE_UP_AFTER_MS))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("process %d still holds copies of revoked keys", (int) straggler),
+					 errhint("Find out what it is doing, end it, and repeat the call.")));
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 POLL_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}

@@ -1,0 +1,387 @@
+/*
+ * keyring.c
+ *		The node's bounded table of working keys, in shared memory.
+ *
+ * This is the only place where working keys (k_enc, k_idx) live between
+ * transactions.  It is not a cache of data keys: those exist in the broker
+ * for the moment of derivation only.
+ *
+ * Layout: a hash table from key_check to a slot number; slot metadata (what
+ * the broker needs to ask the keystore again); and the secrets, an array of
+ * its own on its own pages, locked into memory and kept out of core dumps
+ * where the system allows.  KeyringLock guards all three; the epoch is an
+ * atomic.  Full, it evicts by second chance.
+ *
+ * Wiping: on eviction, on expiry, by keyring_revoke, when the broker stops,
+ * and when the postmaster leaves or re-creates its shared memory.
+ */
+#include "postgres.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "cipher.h"
+#include "keyring.h"
+#include "miscadmin.h"
+#include "port/atomics.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+
+typedef struct KeyringSlot
+{
+	bool		in_use;
+	bool		own_transaction;	/* KEK was still provisional when unwrapped */
+	pg_atomic_uint32 used;		/* second chance */
+	Lease		lease;
+	int64		checked_at;		/* CLOCK_BOOTTIME of the last good unwrap */
+	char		installation[37];
+	char		label[KS_MAX_LABEL];
+	KeySpec		spec;
+} KeyringSlot;
+
+typedef struct KeyringIndex
+{
+	uint8		key_check[KEY_CHECK_LEN];	/* hash key */
+	int			slot;
+} KeyringIndex;
+
+typedef struct KeyringShared
+{
+	pg_atomic_uint64 epoch;
+	int			count;
+	int			hand;			/* where eviction looks next */
+	KeyringSlot slots[FLEXIBLE_ARRAY_MEMBER];
+} KeyringShared;
+
+static int	max_cached_keys = 20000;
+
+static KeyringShared *keyring = NULL;
+static HTAB *keyring_index = NULL;
+static uint8 (*keyring_secrets)[WORKING_KEY_LEN] = NULL;
+static LWLock *keyring_lock = NULL;
+
+void
+keyring_init(void)
+{
+	DefineCustomIntVariable("nomp_crypt.max_cached_keys",
+							"How many unwrapped keys the server keeps at most.",
+							"Should exceed the number of keys in use.",
+							&max_cached_keys, 20000, 16, 1000000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+}
+
+static Size
+shared_size(void)
+{
+	return add_size(offsetof(KeyringShared, slots),
+					mul_size(max_cached_keys, sizeof(KeyringSlot)));
+}
+
+/* The secrets, plus room to start and end on a page boundary. */
+static Size
+secrets_size(void)
+{
+	return add_size(mul_size(max_cached_keys, WORKING_KEY_LEN),
+					2 * sysconf(_SC_PAGESIZE));
+}
+
+void
+keyring_shmem_request(void)
+{
+	RequestAddinShmemSpace(shared_size());
+	RequestAddinShmemSpace(secrets_size());
+	RequestAddinShmemSpace(hash_estimate_size(max_cached_keys,
+											  sizeof(KeyringIndex)));
+	RequestNamedLWLockTranche("nomp_crypt_keyring", 1);
+}
+
+static void
+wipe_at_exit(int code, Datum arg)
+{
+	if (keyring_secrets != NULL)
+		cipher_wipe(keyring_secrets, (size_t) max_cached_keys * WORKING_KEY_LEN);
+}
+
+/* Lock the secrets' pages and keep them out of core dumps, if allowed. */
+static void
+protect_secrets(void *pages, Size size)
+{
+	if (mlock(pages, size) != 0)
+		ereport(LOG,
+				(errmsg("could not lock the key memory of nomp_crypt: %m"),
+				 errhint("Raise the server's limit of locked memory (LimitMEMLOCK) to at least %zu kB.",
+						 size / 1024 + 1)));
+#ifdef MADV_DONTDUMP
+	if (madvise(pages, size, MADV_DONTDUMP) != 0)
+		ereport(LOG,
+				(errmsg("could not keep the key memory of nomp_crypt out of core dumps: %m")));
+#endif
+}
+
+void
+keyring_shmem_startup(void)
+{
+	HASHCTL		ctl = {0};
+	bool		found;
+	char	   *raw;
+	Size		page = sysconf(_SC_PAGESIZE);
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	keyring = ShmemInitStruct("nomp_crypt keyring", shared_size(), &found);
+	raw = ShmemInitStruct("nomp_crypt secrets", secrets_size(), &found);
+	keyring_secrets = (void *) TYPEALIGN(page, raw);
+	keyring_lock = &GetNamedLWLockTranche("nomp_crypt_keyring")->lock;
+	ctl.keysize = KEY_CHECK_LEN;
+	ctl.entrysize = sizeof(KeyringIndex);
+	keyring_index = ShmemInitHash("nomp_crypt key index", max_cached_keys,
+								  max_cached_keys, &ctl, HASH_ELEM | HASH_BLOBS);
+	if (!found)
+	{
+		Size		used = TYPEALIGN(page, (Size) max_cached_keys * WORKING_KEY_LEN);
+
+		memset(keyring, 0, shared_size());
+		pg_atomic_init_u64(&keyring->epoch, 1);
+		for (int i = 0; i < max_cached_keys; i++)
+			pg_atomic_init_u32(&keyring->slots[i].used, 0);
+		protect_secrets(keyring_secrets, used);
+		if (!IsUnderPostmaster)
+			on_shmem_exit(wipe_at_exit, 0);
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+uint64
+keyring_epoch(void)
+{
+	return pg_atomic_read_u64(&keyring->epoch);
+}
+
+int
+keyring_count(void)
+{
+	int			count;
+
+	LWLockAcquire(keyring_lock, LW_SHARED);
+	count = keyring->count;
+	LWLockRelease(keyring_lock);
+	return count;
+}
+
+/* Wipe one slot and forget it.  Caller holds the lock exclusively. */
+static void
+drop_slot(int i)
+{
+	KeyringSlot *slot = &keyring->slots[i];
+
+	cipher_wipe(keyring_secrets[i], WORKING_KEY_LEN);
+	hash_search(keyring_index, slot->spec.key_check, HASH_REMOVE, NULL);
+	slot->in_use = false;
+	keyring->count--;
+}
+
+/*
+ * Copy a key out.  The place must match too: key_check binds it, and a row
+ * that claims otherwise is somebody's forgery.  A key that was unwrapped for
+ * the transaction that creates its tenant is for that transaction only.
+ */
+bool
+keyring_lookup(const KeySpec *spec, bool own_transaction, WorkingKey *out)
+{
+	KeyringIndex *entry;
+	bool		found = false;
+
+	LWLockAcquire(keyring_lock, LW_SHARED);
+	entry = hash_search(keyring_index, spec->key_check, HASH_FIND, NULL);
+	if (entry != NULL)
+	{
+		KeyringSlot *slot = &keyring->slots[entry->slot];
+
+		if (memcmp(slot->spec.place.tenant, spec->place.tenant, 16) == 0 &&
+			slot->spec.place.is_index == spec->place.is_index &&
+			slot->spec.place.version == spec->place.version &&
+			(!slot->own_transaction || own_transaction) &&
+			lease_valid(&slot->lease))
+		{
+			memcpy(out->bytes, keyring_secrets[entry->slot], WORKING_KEY_LEN);
+			out->lease = slot->lease;
+			pg_atomic_write_u32(&slot->used, 1);
+			found = true;
+		}
+	}
+	LWLockRelease(keyring_lock);
+	return found;
+}
+
+/* A free slot, by eviction if need be.  Caller holds the lock exclusively. */
+static int
+free_slot(void)
+{
+	for (;;)
+	{
+		int			i = keyring->hand;
+		KeyringSlot *slot = &keyring->slots[i];
+
+		keyring->hand = (i + 1) % max_cached_keys;
+		if (!slot->in_use)
+			return i;
+		if (pg_atomic_exchange_u32(&slot->used, 0) == 0)
+		{
+			drop_slot(i);
+			return i;
+		}
+	}
+}
+
+/*
+ * Put in key number "which" of a request, unless keys were revoked since
+ * "epoch", when its rows were read.
+ */
+bool
+keyring_insert(const UnwrapRequest *from, int which, const WorkingKey *key,
+			   uint64 epoch)
+{
+	const KeySpec *spec = &from->keys[which];
+	KeyringIndex *entry;
+	KeyringSlot *slot;
+
+	LWLockAcquire(keyring_lock, LW_EXCLUSIVE);
+	if (pg_atomic_read_u64(&keyring->epoch) != epoch)
+	{
+		LWLockRelease(keyring_lock);
+		return false;
+	}
+	entry = hash_search(keyring_index, spec->key_check, HASH_FIND, NULL);
+	if (entry == NULL)
+	{
+		int			i = free_slot();
+
+		entry = hash_search(keyring_index, spec->key_check, HASH_ENTER, NULL);
+		entry->slot = i;
+		keyring->count++;
+	}
+	slot = &keyring->slots[entry->slot];
+	slot->in_use = true;
+	slot->own_transaction = from->own_transaction;
+	slot->lease = key->lease;
+	slot->checked_at = lease_boot_now();
+	strlcpy(slot->installation, from->installation, sizeof(slot->installation));
+	strlcpy(slot->label, from->label, sizeof(slot->label));
+	slot->spec = *spec;
+	memcpy(keyring_secrets[entry->slot], key->bytes, WORKING_KEY_LEN);
+	pg_atomic_write_u32(&slot->used, 1);
+	LWLockRelease(keyring_lock);
+	return true;
+}
+
+/*
+ * Revoke: wipe a school's keys here and make every copy of any key void.
+ * Returns the new epoch; whoever needs certainty waits until all holders
+ * have acknowledged it (holders.h).
+ */
+uint64
+keyring_revoke(const uint8 tenant[16])
+{
+	uint64		epoch;
+
+	LWLockAcquire(keyring_lock, LW_EXCLUSIVE);
+	epoch = pg_atomic_add_fetch_u64(&keyring->epoch, 1);
+	for (int i = 0; i < max_cached_keys; i++)
+	{
+		KeyringSlot *slot = &keyring->slots[i];
+
+		if (slot->in_use && memcmp(slot->spec.place.tenant, tenant, 16) == 0)
+			drop_slot(i);
+	}
+	LWLockRelease(keyring_lock);
+	return epoch;
+}
+
+bool
+keyring_holds(const uint8 tenant[16])
+{
+	bool		found = false;
+
+	LWLockAcquire(keyring_lock, LW_SHARED);
+	for (int i = 0; i < max_cached_keys && !found; i++)
+		found = keyring->slots[i].in_use &&
+			memcmp(keyring->slots[i].spec.place.tenant, tenant, 16) == 0;
+	LWLockRelease(keyring_lock);
+	return found;
+}
+
+/* Wipe what has outlived its lease. */
+void
+keyring_expire(void)
+{
+	LWLockAcquire(keyring_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < max_cached_keys; i++)
+	{
+		if (keyring->slots[i].in_use && !lease_valid(&keyring->slots[i].lease))
+			drop_slot(i);
+	}
+	LWLockRelease(keyring_lock);
+}
+
+void
+keyring_wipe_all(void)
+{
+	LWLockAcquire(keyring_lock, LW_EXCLUSIVE);
+	pg_atomic_fetch_add_u64(&keyring->epoch, 1);
+	for (int i = 0; i < max_cached_keys; i++)
+	{
+		if (keyring->slots[i].in_use)
+			drop_slot(i);
+	}
+	LWLockRelease(keyring_lock);
+}
+
+/*
+ * Find, from *cursor on, a key whose last good unwrap is older than
+ * checked_before, as a request that asks the keystore for it again.
+ */
+bool
+keyring_next_check(int *cursor, int64 checked_before, UnwrapRequest *out)
+{
+	bool		found = false;
+
+	LWLockAcquire(keyring_lock, LW_SHARED);
+	for (; *cursor < max_cached_keys && !found; (*cursor)++)
+	{
+		KeyringSlot *slot = &keyring->slots[*cursor];
+
+		if (!slot->in_use || slot->checked_at >= checked_before)
+			continue;
+		memset(out, 0, offsetof(UnwrapRequest, keys));
+		strlcpy(out->installation, slot->installation, sizeof(out->installation));
+		strlcpy(out->label, slot->label, sizeof(out->label));
+		out->own_transaction = slot->own_transaction;
+		out->nkeys = 1;
+		out->keys[0] = slot->spec;
+		found = true;
+	}
+	LWLockRelease(keyring_lock);
+	return found;
+}
+
+/* The KEK of that label opened a key just now: renew what it wraps. */
+void
+keyring_renew(const char *label, Lease lease)
+{
+	int64		now = lease_boot_now();
+
+	LWLockAcquire(keyring_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < max_cached_keys; i++)
+	{
+		KeyringSlot *slot = &keyring->slots[i];
+
+		if (slot->in_use && strcmp(slot->label, label) == 0)
+		{
+			slot->lease = lease;
+			slot->checked_at = now;
+		}
+	}
+	LWLockRelease(keyring_lock);
+}

@@ -1,0 +1,468 @@
+/*
+ * keystore_sql.c
+ *		The keystore's operations as internal SQL functions.
+ *
+ * Building blocks of nomp_crypt--1.0.sql's functions, which alone may call
+ * them: EXECUTE is revoked from everybody.  Each encodes one request of
+ * protocol.h, waits for the broker, decodes, and raises errors.h's errors.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "admin.h"
+#include "broker.h"
+#include "catalog/pg_type.h"
+#include "catalog.h"
+#include "errors.h"
+#include "compat.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "request.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "wire.h"
+
+NC_FUNCTION(nc_keystore_setup);
+NC_FUNCTION(nc_keystore_create);
+NC_FUNCTION(nc_keystore_confirm);
+NC_FUNCTION(nc_keystore_list);
+NC_FUNCTION(nc_keystore_remove);
+NC_FUNCTION(nc_keystore_see);
+NC_FUNCTION(nc_keystore_destroy);
+NC_FUNCTION(nc_keystore_status);
+
+#define BODY_MAX	2048
+
+/* A request under construction, and its answer. */
+typedef struct Exchange
+{
+	uint8		body[BODY_MAX];
+	WireWriter	w;
+	uint8		answer[REQUEST_BODY_MAX];
+	WireReader	r;
+	char		reason[REQUEST_REASON_MAX];
+} Exchange;
+
+/* Labels of keys made in this transaction, to be confirmed when it commits. */
+static List *created_labels = NIL;
+
+static Exchange *
+new_exchange(void)
+{
+	Exchange   *x = palloc0(sizeof(Exchange));
+
+	x->w = (WireWriter) {x->body, sizeof(x->body), 0, false};
+	return x;
+}
+
+static void
+put_uuid(Exchange *x, const pg_uuid_t *uuid)
+{
+	char		text[37];
+
+	uuid_text(uuid, text);
+	wire_put_str(&x->w, text, 36);
+}
+
+static void
+put_text(Exchange *x, const char *text)
+{
+	wire_put_str(&x->w, text, strlen(text));
+}
+
+static KsStatus
+try_exchange(Exchange *x, KsOp op)
+{
+	size_t		len;
+	KsStatus	status;
+
+	if (x->w.bad)
+		return KS_REFUSED;
+	status = request_keystore(op, x->body, x->w.len, x->answer, sizeof(x->answer),
+							  &len, x->reason);
+	x->r = (WireReader) {x->answer, len, 0, false};
+	return status;
+}
+
+static void
+exchange(Exchange *x, KsOp op)
+{
+	KsStatus	status = try_exchange(x, op);
+
+	if (status != KS_OK)
+		error_keystore(status, x->reason, NULL);
+}
+
+static void
+must_be_done(Exchange *x)
+{
+	if (!wire_done(&x->r))
+		error_keystore(KS_MODULE_ERROR, "malformed answer from the keystore helper", NULL);
+}
+
+static char *
+get_text(Exchange *x)
+{
+	const uint8 *data;
+	size_t		len = wire_get_str(&x->r, &data);
+
+	return x->r.bad ? pstrdup("") : pnstrdup((const char *) data, len);
+}
+
+/* ---- what happens to new keys when the transaction ends ---- */
+
+/* Confirm what this transaction made, unless a savepoint took its row back. */
+static void
+confirm_created(void)
+{
+	ListCell   *lc;
+	pg_uuid_t	installation;
+
+	if (created_labels == NIL || !catalog_installation(&installation))
+		return;
+	foreach(lc, created_labels)
+	{
+		char	   *label = lfirst(lc);
+
+		if (!catalog_label_exists(label))
+			label[0] = '\0';
+	}
+}
+
+static void
+post_confirmations(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, created_labels)
+	{
+		char	   *label = lfirst(lc);
+		uint8		body[BODY_MAX];
+		WireWriter	w = {body, sizeof(body), 0, false};
+
+		if (label[0] == '\0')
+			continue;
+		/* nomp_crypt:<installation, 36 characters>:... */
+		wire_put_str(&w, label + strlen("nomp_crypt:"), 36);
+		wire_put_str(&w, label, strlen(label));
+		if (!w.bad)
+			request_post(KS_OP_CONFIRM, body, w.len);
+	}
+}
+
+static void
+at_xact_event(XactEvent event, void *arg)
+{
+	if (created_labels == NIL)
+		return;
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			confirm_created();
+			return;
+		case XACT_EVENT_COMMIT:
+			post_confirmations();
+			break;
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:	/* confirmed at first use */
+			break;
+		default:
+			return;
+	}
+	list_free_deep(created_labels);
+	created_labels = NIL;
+}
+
+void
+keystore_sql_init(void)
+{
+	RegisterXactCallback(at_xact_event, NULL);
+}
+
+static void
+remember_label(const char *label)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	created_labels = lappend(created_labels, pstrdup(label));
+	MemoryContextSwitchTo(old);
+}
+
+/* ---- the functions ---- */
+
+/*
+ * nomp_crypt._keystore_setup(installation uuid) returns text
+ *
+ * Creates the canary unless it is there; the token's serial.
+ */
+Datum
+nc_keystore_setup(PG_FUNCTION_ARGS)
+{
+	Exchange   *x = new_exchange();
+	char	   *serial;
+
+	put_uuid(x, PG_GETARG_UUID_P(0));
+	exchange(x, KS_OP_SETUP);
+	(void) wire_get_uint(&x->r, 1);
+	serial = get_text(x);
+	must_be_done(x);
+	PG_RETURN_TEXT_P(cstring_to_text(serial));
+}
+
+static Datum
+bytea_datum(const uint8 *bytes, size_t len)
+{
+	bytea	   *value = palloc(VARHDRSZ + len);
+
+	SET_VARSIZE(value, VARHDRSZ + len);
+	memcpy(VARDATA(value), bytes, len);
+	return PointerGetDatum(value);
+}
+
+/*
+ * nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int)
+ *		returns setof (label text, keystore text, purpose text, version int,
+ *					   key_id bytea, wrapped bytea, key_check bytea)
+ *
+ * A new KEK, provisional until this transaction has committed, with a first
+ * data key for values and one for the index.
+ */
+Datum
+nc_keystore_create(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *installation = PG_GETARG_UUID_P(0);
+	pg_uuid_t  *tenant = PG_GETARG_UUID_P(1);
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	CreateRequest what = {0};
+	CreateAnswer *answer = palloc0(REQUEST_BODY_MAX);
+	char		reason[REQUEST_REASON_MAX];
+	char		label[KS_MAX_LABEL];
+	size_t		len;
+	KsStatus	status;
+
+	uuid_text(installation, what.installation);
+	uuid_text(tenant, what.tenant);
+	what.generation = (uint32) PG_GETARG_INT32(2);
+	what.nkeys = 2;
+	for (int i = 0; i < 2; i++)
+	{
+		memcpy(what.places[i].tenant, tenant->data, UUID_LEN);
+		what.places[i].is_index = i;
+		what.places[i].version = 1;
+	}
+	InitMaterializedSRF(fcinfo, 0);
+	status = request_keystore(KS_OP_CREATE_KEK, (uint8 *) &what, sizeof(what),
+							  (uint8 *) answer, REQUEST_BODY_MAX, &len, reason);
+	if (status != KS_OK || len != sizeof(CreateAnswer) || answer->nkeys != 2)
+		error_keystore(status != KS_OK ? status : KS_MODULE_ERROR, reason, NULL);
+	snprintf(label, sizeof(label), "nomp_crypt:%s:%s:%u", what.installation,
+			 what.tenant, what.generation);
+	remember_label(label);
+	for (int i = 0; i < 2; i++)
+	{
+		KeySpec    *spec = &answer->keys[i];
+		Datum		values[7];
+		bool		nulls[7] = {false};
+
+		values[0] = CStringGetTextDatum(label);
+		values[1] = CStringGetTextDatum(psprintf("pkcs11:serial=%s", answer->serial));
+		values[2] = CStringGetTextDatum(i == 0 ? "values" : "index");
+		values[3] = Int32GetDatum(1);
+		values[4] = bytea_datum(spec->key_check, VALUE_KEY_ID_LEN);
+		values[5] = bytea_datum(spec->wrapped, spec->wrapped_len);
+		values[6] = bytea_datum(spec->key_check, KEY_CHECK_LEN);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/* nomp_crypt._keystore_confirm(installation uuid, label text) returns void */
+Datum
+nc_keystore_confirm(PG_FUNCTION_ARGS)
+{
+	Exchange   *x = new_exchange();
+
+	put_uuid(x, PG_GETARG_UUID_P(0));
+	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	exchange(x, KS_OP_CONFIRM);
+	PG_RETURN_VOID();
+}
+
+/*
+ * nomp_crypt._keystore_list(installation uuid)
+ *		returns setof (label text, created timestamptz): provisional keys
+ */
+Datum
+nc_keystore_list(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	uint32		offset = 0;
+	uint32		total;
+
+	InitMaterializedSRF(fcinfo, 0);
+	do
+	{
+		Exchange   *x = new_exchange();
+		int			n;
+
+		put_uuid(x, PG_GETARG_UUID_P(0));
+		wire_put_uint(&x->w, offset, 4);
+		exchange(x, KS_OP_LIST);
+		total = (uint32) wire_get_uint(&x->r, 4);
+		n = (int) wire_get_uint(&x->r, 2);
+		for (int i = 0; i < n && !x->r.bad; i++)
+		{
+			char	   *label = get_text(x);
+			pg_time_t	created = (pg_time_t) wire_get_uint(&x->r, 8);
+			Datum		values[2];
+			bool		nulls[2] = {false, false};
+
+			values[0] = CStringGetTextDatum(label);
+			values[1] = TimestampTzGetDatum(time_t_to_timestamptz(created));
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+		}
+		must_be_done(x);
+		offset += n;
+		if (n == 0)
+			break;
+	} while (offset < total);
+	return (Datum) 0;
+}
+
+/*
+ * nomp_crypt._keystore_remove(installation uuid, label text, seconds bigint)
+ *		returns boolean
+ *
+ * Destroys one key that is provisional and at least that old; the helper
+ * checks both.
+ */
+Datum
+nc_keystore_remove(PG_FUNCTION_ARGS)
+{
+	Exchange   *x = new_exchange();
+	bool		removed;
+
+	put_uuid(x, PG_GETARG_UUID_P(0));
+	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	wire_put_uint(&x->w, (uint64) Max(PG_GETARG_INT64(2), 0), 8);
+	exchange(x, KS_OP_REMOVE);
+	removed = wire_get_uint(&x->r, 1) != 0;
+	must_be_done(x);
+	PG_RETURN_BOOL(removed);
+}
+
+static Datum
+text_array(Datum *items, int n)
+{
+	return PointerGetDatum(construct_array(items, n, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+/*
+ * nomp_crypt._keystore_see(installation uuid, tenant uuid,
+ *							OUT serial text, OUT labels text[])
+ *
+ * Every key that the keystore has for a tenant, its canary found before and
+ * after.
+ */
+Datum
+nc_keystore_see(PG_FUNCTION_ARGS)
+{
+	Exchange   *x = new_exchange();
+	TupleDesc	desc;
+	Datum		values[2];
+	bool		nulls[2] = {false, false};
+	Datum	   *labels;
+	int			n;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	put_uuid(x, PG_GETARG_UUID_P(0));
+	put_uuid(x, PG_GETARG_UUID_P(1));
+	exchange(x, KS_OP_SEE);
+	values[0] = CStringGetTextDatum(get_text(x));
+	n = (int) wire_get_uint(&x->r, 2);
+	labels = palloc((n + 1) * sizeof(Datum));
+	for (int i = 0; i < n; i++)
+	{
+		labels[i] = CStringGetTextDatum(get_text(x));
+		(void) wire_get_uint(&x->r, 1);
+	}
+	must_be_done(x);
+	values[1] = text_array(labels, n);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/*
+ * nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text)
+ *		returns text[]
+ *
+ * Destroys every key of the tenant on the token of that serial and sees that
+ * none is left; the labels destroyed now (none, if an earlier call did).
+ */
+Datum
+nc_keystore_destroy(PG_FUNCTION_ARGS)
+{
+	Exchange   *x = new_exchange();
+	Datum	   *labels;
+	int			n;
+
+	put_uuid(x, PG_GETARG_UUID_P(0));
+	put_uuid(x, PG_GETARG_UUID_P(1));
+	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
+	exchange(x, KS_OP_DESTROY);
+	n = (int) wire_get_uint(&x->r, 2);
+	labels = palloc((n + 1) * sizeof(Datum));
+	for (int i = 0; i < n; i++)
+		labels[i] = CStringGetTextDatum(get_text(x));
+	must_be_done(x);
+	return text_array(labels, n);
+}
+
+/*
+ * nomp_crypt._keystore_status(installation uuid)
+ *		returns (keystore text, state text, detail text, token text,
+ *				 serial text, manufacturer text, model text,
+ *				 software boolean, canary boolean)
+ *
+ * Never raises for a keystore in trouble: state says what is wrong.  detail
+ * is for the superuser, who may read the log as well.
+ */
+Datum
+nc_keystore_status(PG_FUNCTION_ARGS)
+{
+	Exchange   *x = new_exchange();
+	TupleDesc	desc;
+	Datum		values[9];
+	bool		nulls[9] = {false};
+	KsStatus	status;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	if (PG_ARGISNULL(0))
+		put_text(x, "");
+	else
+		put_uuid(x, PG_GETARG_UUID_P(0));
+	status = try_exchange(x, KS_OP_STATUS);
+	values[0] = CStringGetTextDatum(broker_keystore());
+	values[1] = CStringGetTextDatum(status == KS_OK ? "ok" : keystore_status_text(status));
+	values[2] = CStringGetTextDatum(x->reason);
+	for (int i = 3; i < 9; i++)
+		nulls[i] = true;
+	if (status == KS_OK)
+	{
+		for (int i = 3; i < 7; i++)
+		{
+			values[i] = CStringGetTextDatum(get_text(x));
+			nulls[i] = false;
+		}
+		values[7] = BoolGetDatum(wire_get_uint(&x->r, 1) != 0);
+		values[8] = BoolGetDatum(wire_get_uint(&x->r, 1) != 0);
+		nulls[7] = false;
+		nulls[8] = PG_ARGISNULL(0);
+		must_be_done(x);
+	}
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}

@@ -1,0 +1,381 @@
+/*
+ * mykeys.c
+ *		This backend's copies of working keys, for one transaction.
+ *
+ * Owns every key byte and every cipher context of a backend, in two places: a
+ * static array of key bytes, which a signal handler can zero, and contexts on
+ * OpenSSL's heap, which it cannot free.  Both go at transaction end, at
+ * PREPARE TRANSACTION, when the epoch has moved (checked at each value), and
+ * when a catch-up interrupt is processed.
+ *
+ * The handler may run between any two instructions.  It sets "zeroed" before
+ * it zeroes; whoever copies key bytes looks at it afterwards and throws the
+ * copy away if it is set, so that nothing is ever derived from a key that was
+ * being wiped.
+ *
+ * Copies and contexts are direct-mapped: a school or a derived key that
+ * collides takes the other's place, at the cost of another look-up.
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/xact.h"
+#include "holders.h"
+#include "miscadmin.h"
+#include "mykeys.h"
+#include "request.h"
+#include "storage/ipc.h"
+#include "storage/proc.h"
+#include "utils/inval.h"
+
+#define NUM_KEYS		256		/* by the first byte of key_id, which is random */
+#define NUM_OPENERS		64
+
+typedef struct MyKey
+{
+	bool		used;
+	KeySpec		spec;			/* its wrapped bytes are not kept */
+	Lease		lease;
+	uint8		nonce[CIPHER_NONCE_LEN];	/* the next one to use */
+	CipherCtx  *sealer;
+} MyKey;
+
+typedef struct Opener
+{
+	uint8		key_id[VALUE_KEY_ID_LEN];
+	uint8		prefix[CIPHER_PREFIX_LEN];
+	CipherCtx  *ctx;
+} Opener;
+
+static MyKey my_keys[NUM_KEYS];
+static Opener openers[NUM_OPENERS];
+static volatile uint8 my_secrets[NUM_KEYS][WORKING_KEY_LEN];
+static volatile sig_atomic_t zeroed = false;
+
+/* Which key the school last written for writes with. */
+static struct
+{
+	bool		known;
+	uint8		tenant[16];
+	uint8		key_id[VALUE_KEY_ID_LEN];
+}			current;
+
+static Oid	watched = InvalidOid;
+static bool holding = false;	/* have we announced ourselves? */
+static uint64 my_epoch = 0;		/* under which the copies were made */
+static pqsigfunc chained_handler = NULL;
+
+/*
+ * Runs before PostgreSQL's own SIGUSR1 handler: zero the key bytes if keys
+ * were revoked.  Only stores to static memory and reads of shared memory.
+ */
+static void
+handle_sigusr1(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	if (holding && holders_must_wipe())
+	{
+		zeroed = true;
+		for (int i = 0; i < NUM_KEYS; i++)
+			for (int j = 0; j < WORKING_KEY_LEN; j++)
+				my_secrets[i][j] = 0;
+	}
+	errno = save_errno;
+	chained_handler(postgres_signal_arg);
+}
+
+/* Wipe all copies and contexts, and acknowledge. */
+static void
+wipe_all(void)
+{
+	uint64		epoch = keyring_epoch();
+
+	for (int i = 0; i < NUM_OPENERS; i++)
+	{
+		if (openers[i].ctx != NULL)
+			cipher_free(openers[i].ctx);
+	}
+	memset(openers, 0, sizeof(openers));
+	for (int i = 0; i < NUM_KEYS; i++)
+	{
+		if (my_keys[i].sealer != NULL)
+			cipher_free(my_keys[i].sealer);
+		my_keys[i].sealer = NULL;
+		my_keys[i].used = false;
+	}
+	cipher_wipe((void *) my_secrets, sizeof(my_secrets));
+	current.known = false;
+	zeroed = false;
+	my_epoch = epoch;
+	holders_ack(epoch);
+}
+
+/* End of transaction, or of the process: hold nothing. */
+void
+mykeys_forget(void)
+{
+	if (!holding)
+		return;
+	wipe_all();
+	holding = false;
+	holders_release();
+}
+
+static void
+at_xact_event(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_PARALLEL_COMMIT:
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PARALLEL_ABORT:
+		case XACT_EVENT_PREPARE:
+			mykeys_forget();
+			break;
+		case XACT_EVENT_PRE_COMMIT:
+		case XACT_EVENT_PARALLEL_PRE_COMMIT:
+		case XACT_EVENT_PRE_PREPARE:
+			break;
+	}
+}
+
+static void
+at_exit(int code, Datum arg)
+{
+	if (MyProc != NULL)
+		mykeys_forget();
+}
+
+/*
+ * Any invalidation is an occasion to look whether keys were revoked.  One of
+ * the tenants' table says that a school's state may have changed: on a
+ * standby, where nobody revokes, that is how the news comes.
+ */
+static void
+at_invalidation(Datum arg, Oid relid)
+{
+	if (holding && (zeroed || keyring_epoch() != my_epoch ||
+					relid == watched || !OidIsValid(relid)))
+		wipe_all();
+}
+
+void
+mykeys_watch(Oid relid)
+{
+	watched = relid;
+}
+
+void
+mykeys_init(void)
+{
+	RegisterXactCallback(at_xact_event, NULL);
+}
+
+/* Announce this process and arrange to be reached, once per transaction. */
+static void
+start_holding(void)
+{
+	if (chained_handler == NULL)
+	{
+		CacheRegisterRelcacheCallback(at_invalidation, (Datum) 0);
+		before_shmem_exit(at_exit, 0);
+		chained_handler = pqsignal(SIGUSR1, handle_sigusr1);
+		if (chained_handler == SIG_DFL || chained_handler == SIG_IGN ||
+			chained_handler == SIG_ERR)
+			elog(FATAL, "nomp_crypt cannot be used in this kind of process");
+	}
+	my_epoch = keyring_epoch();
+	holders_claim(my_epoch);
+	holding = true;
+}
+
+static inline bool
+is_current(void)
+{
+	return holding && !zeroed && keyring_epoch() == my_epoch;
+}
+
+/* The copy for that key_id, or -1.  The check of epoch and lease at each use. */
+int
+mykeys_find(const uint8 key_id[VALUE_KEY_ID_LEN])
+{
+	MyKey	   *key = &my_keys[key_id[0]];
+
+	if (!holding)
+		return -1;
+	if (!is_current())
+	{
+		wipe_all();
+		return -1;
+	}
+	if (!key->used ||
+		memcmp(key->spec.key_check, key_id, VALUE_KEY_ID_LEN) != 0 ||
+		!lease_valid_coarse(&key->lease))
+		return -1;
+	return key_id[0];
+}
+
+/* Drop one copy with everything derived from it. */
+static void
+drop_key(int i)
+{
+	if (!my_keys[i].used)
+		return;
+	for (int j = 0; j < NUM_OPENERS; j++)
+	{
+		if (openers[j].ctx != NULL &&
+			memcmp(openers[j].key_id, my_keys[i].spec.key_check, VALUE_KEY_ID_LEN) == 0)
+		{
+			cipher_free(openers[j].ctx);
+			openers[j].ctx = NULL;
+		}
+	}
+	if (my_keys[i].sealer != NULL)
+		cipher_free(my_keys[i].sealer);
+	my_keys[i].sealer = NULL;
+	my_keys[i].used = false;
+	cipher_wipe((void *) my_secrets[i], WORKING_KEY_LEN);
+}
+
+/*
+ * Get the first of the keys asked for, from the keyring or through the
+ * broker, which puts all of them there.  "epoch" is the one read before the
+ * key's rows were.  KS_OK: mykeys_find will find it, unless keys have been
+ * revoked since, as KS_RETRY says too: then the rows must be read again.
+ */
+KsStatus
+mykeys_load(const UnwrapRequest *what, uint64 epoch, char *reason)
+{
+	const KeySpec *spec = &what->keys[0];
+	int			i = spec->key_check[0];
+	WorkingKey	key;
+
+	reason[0] = '\0';
+	if (!holding)
+		start_holding();
+	else if (!is_current())
+		wipe_all();
+	if (!keyring_lookup(spec, what->own_transaction, &key))
+	{
+		KsStatus	status = request_key(what, epoch, &key, reason);
+
+		if (status != KS_OK)
+			return status;
+	}
+	if (!is_current() || epoch != my_epoch)
+	{
+		cipher_wipe(&key, sizeof(key));
+		wipe_all();
+		return KS_RETRY;
+	}
+	drop_key(i);
+	memcpy(&my_keys[i].spec, spec, offsetof(KeySpec, wrapped));
+	my_keys[i].spec.wrapped_len = 0;
+	my_keys[i].lease = key.lease;
+	memcpy((void *) my_secrets[i], key.bytes, WORKING_KEY_LEN);
+	my_keys[i].used = true;
+	cipher_wipe(&key, sizeof(key));
+	return zeroed ? KS_RETRY : KS_OK;
+}
+
+/*
+ * The copy that a school's new values are written with, or -1.  Remembered
+ * for the last school only: a transaction rarely writes for two in turns.
+ */
+int
+mykeys_current(const uint8 tenant[16])
+{
+	if (!current.known || memcmp(current.tenant, tenant, 16) != 0)
+		return -1;
+	return mykeys_find(current.key_id);
+}
+
+void
+mykeys_set_current(const uint8 tenant[16], const uint8 key_id[VALUE_KEY_ID_LEN])
+{
+	memcpy(current.tenant, tenant, 16);
+	memcpy(current.key_id, key_id, VALUE_KEY_ID_LEN);
+	current.known = true;
+}
+
+const KeyPlace *
+mykeys_place(int key)
+{
+	return &my_keys[key].spec.place;
+}
+
+const uint8 *
+mykeys_id(int key)
+{
+	return my_keys[key].spec.key_check;
+}
+
+/* Derive from a copy, never from a key that is being zeroed. */
+static CipherCtx *
+derive(int key, const uint8 prefix[CIPHER_PREFIX_LEN])
+{
+	uint8		bytes[WORKING_KEY_LEN];
+	CipherCtx  *ctx = NULL;
+
+	memcpy(bytes, (const void *) my_secrets[key], WORKING_KEY_LEN);
+	pg_compiler_barrier();
+	if (!zeroed)
+		ctx = cipher_derive(bytes, prefix);
+	cipher_wipe(bytes, sizeof(bytes));
+	return ctx;
+}
+
+/* A context that opens values of that nonce prefix. */
+CipherCtx *
+mykeys_opener(int key, const uint8 prefix[CIPHER_PREFIX_LEN])
+{
+	const uint8 *key_id = my_keys[key].spec.key_check;
+	Opener	   *opener = &openers[(prefix[0] ^ key_id[1]) % NUM_OPENERS];
+
+	if (opener->ctx != NULL &&
+		memcmp(opener->prefix, prefix, CIPHER_PREFIX_LEN) == 0 &&
+		memcmp(opener->key_id, key_id, VALUE_KEY_ID_LEN) == 0)
+		return opener->ctx;
+	if (opener->ctx != NULL)
+		cipher_free(opener->ctx);
+	opener->ctx = derive(key, prefix);
+	memcpy(opener->prefix, prefix, CIPHER_PREFIX_LEN);
+	memcpy(opener->key_id, key_id, VALUE_KEY_ID_LEN);
+	return opener->ctx;
+}
+
+/* Count the last 12 bytes of a nonce up, big-endian, modulo 2^96. */
+static void
+count_up(uint8 nonce[CIPHER_NONCE_LEN])
+{
+	for (int i = CIPHER_NONCE_LEN - 1; i >= CIPHER_PREFIX_LEN; i--)
+	{
+		if (++nonce[i] != 0)
+			break;
+	}
+}
+
+/*
+ * A context to seal one value with, and its nonce.  24 random bytes per
+ * process, key and transaction; the first 12 stay, the last 12 count up.
+ */
+CipherCtx *
+mykeys_sealer(int key, uint8 nonce[CIPHER_NONCE_LEN])
+{
+	MyKey	   *mine = &my_keys[key];
+
+	if (mine->sealer == NULL)
+	{
+		if (!cipher_random(mine->nonce, CIPHER_NONCE_LEN))
+			return NULL;
+		mine->sealer = derive(key, mine->nonce);
+		if (mine->sealer == NULL)
+			return NULL;
+	}
+	memcpy(nonce, mine->nonce, CIPHER_NONCE_LEN);
+	count_up(mine->nonce);
+	return mine->sealer;
+}

@@ -1,0 +1,261 @@
+/*
+ * register.c
+ *		The folder outside the data directory that says whose keys these are.
+ *
+ * Its file "installation" holds the installation's uuid and the data
+ * directories that may destroy its keys. A copy of a data directory, on
+ * another machine or beside the original, finds no file or is not named in
+ * it, and so can destroy nothing. (The system identifier would not do: a
+ * clone has the same one, an upgraded cluster another.)
+ *
+ * The signed register of erasures will live in the same folder.
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "catalog.h"
+#include "compat.h"
+#include "funcapi.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "register.h"
+#include "storage/fd.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+
+NC_FUNCTION(nc_register_read);
+NC_FUNCTION(nc_register_write);
+
+#define FILE_NAME		"installation"
+#define FILE_HEADER		"nomp_crypt installation 1"
+#define DIRECTORY_KEY	"data_directory "
+#define MAX_FILE_SIZE	65536
+
+static char *register_directory = NULL;
+
+void
+register_init(void)
+{
+	DefineCustomStringVariable("nomp_crypt.register_directory",
+							   "Folder outside the data directory and its backups that identifies the installation.",
+							   NULL,
+							   &register_directory, "/var/lib/nomp_crypt",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+}
+
+static void
+real_data_directory(char out[MAXPGPATH])
+{
+	char		path[PATH_MAX];
+
+	if (realpath(DataDir, path) == NULL || strlen(path) >= MAXPGPATH ||
+		strchr(path, '\n') != NULL)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not resolve the data directory's path: %m")));
+	strlcpy(out, path, MAXPGPATH);
+}
+
+/* The folder must exist, be ours alone to write, and lie outside the data. */
+static void
+check_directory(void)
+{
+	char		data[MAXPGPATH];
+	char		dir[PATH_MAX];
+	struct stat st;
+	size_t		len;
+
+	real_data_directory(data);
+	if (realpath(register_directory, dir) == NULL || stat(dir, &st) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not open the register directory \"%s\": %m", register_directory),
+				 errhint("Create it, owned by the server's user, mode 700, or set nomp_crypt.register_directory.")));
+	if (!S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("register directory \"%s\" has the wrong owner or permissions", register_directory),
+				 errhint("It must belong to the server's user, and nobody else may write to it (chmod 700).")));
+	len = strlen(data);
+	if (strncmp(dir, data, len) == 0 && (dir[len] == '/' || dir[len] == '\0'))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("register directory \"%s\" lies in the data directory", register_directory),
+				 errhint("It must be outside, so that a copy of the data does not carry it along.")));
+}
+
+static void
+file_path(char out[MAXPGPATH], const char *suffix)
+{
+	snprintf(out, MAXPGPATH, "%s/%s%s", register_directory, FILE_NAME, suffix);
+}
+
+/* The file's content, or NULL if there is none. */
+static char *
+read_file(void)
+{
+	char		path[MAXPGPATH];
+	char	   *text;
+	int			fd;
+	ssize_t		n;
+
+	file_path(path, "");
+	fd = OpenTransientFile(path, O_RDONLY);
+	if (fd < 0)
+	{
+		if (errno == ENOENT)
+			return NULL;
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not open file \"%s\": %m", path)));
+	}
+	text = palloc(MAX_FILE_SIZE + 1);
+	n = read(fd, text, MAX_FILE_SIZE);
+	CloseTransientFile(fd);
+	if (n < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not read file \"%s\": %m", path)));
+	text[n] = '\0';
+	return text;
+}
+
+static void
+malformed(void)
+{
+	char		path[MAXPGPATH];
+
+	file_path(path, "");
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("file \"%s\" is malformed", path),
+			 errhint("Restore it from its own backup; nothing will be destroyed without it.")));
+}
+
+bool
+register_read(pg_uuid_t *installation, bool *ours)
+{
+	char		data[MAXPGPATH];
+	char	   *text;
+	char	   *line;
+	char	   *rest;
+	int			number = 0;
+
+	check_directory();
+	real_data_directory(data);
+	*ours = false;
+	text = read_file();
+	if (text == NULL)
+		return false;
+	for (line = strtok_r(text, "\n", &rest); line != NULL; line = strtok_r(NULL, "\n", &rest))
+	{
+		number++;
+		if (number == 1 && strcmp(line, FILE_HEADER) != 0)
+			malformed();
+		if (number == 2 && !uuid_parse(line, installation))
+			malformed();
+		if (number < 3)
+			continue;
+		if (strncmp(line, DIRECTORY_KEY, strlen(DIRECTORY_KEY)) != 0)
+			malformed();
+		if (strcmp(line + strlen(DIRECTORY_KEY), data) == 0)
+			*ours = true;
+	}
+	if (number < 2)
+		malformed();
+	return true;
+}
+
+/* Write the whole file durably under a temporary name, then give it its own. */
+static void
+write_file(const char *text, bool must_be_new)
+{
+	char		path[MAXPGPATH];
+	char		temp[MAXPGPATH];
+	int			fd;
+
+	file_path(path, "");
+	file_path(temp, ".new");
+	(void) unlink(temp);
+	fd = OpenTransientFilePerm(temp, O_WRONLY | O_CREAT | O_EXCL, S_IRUSR | S_IWUSR);
+	if (fd < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not create file \"%s\": %m", temp)));
+	if (write(fd, text, strlen(text)) != (ssize_t) strlen(text) || pg_fsync(fd) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not write file \"%s\": %m", temp)));
+	CloseTransientFile(fd);
+	if (must_be_new && link(temp, path) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not create file \"%s\": %m", path),
+				 errhint("Another session may have created the installation just now: repeat the call.")));
+	if (must_be_new)
+		(void) unlink(temp);
+	else
+		(void) durable_rename(temp, path, ERROR);
+	fsync_fname(register_directory, true);
+}
+
+/*
+ * nomp_crypt._register_read(OUT installation uuid, OUT ours boolean)
+ *
+ * NULL, false where there is no file yet.  Raises the file system's errors
+ * and XX001 for a malformed file.
+ */
+Datum
+nc_register_read(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t	installation;
+	bool		ours;
+	TupleDesc	desc;
+	Datum		values[2];
+	bool		nulls[2] = {false, false};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	nulls[0] = !register_read(&installation, &ours);
+	values[0] = UUIDPGetDatum(&installation);
+	values[1] = BoolGetDatum(ours);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
+
+/*
+ * nomp_crypt._register_write(installation uuid) returns void
+ *
+ * Creates the file, or adds this data directory to it.  Raises 55000 if it
+ * belongs to another installation.
+ */
+Datum
+nc_register_write(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *wanted = PG_GETARG_UUID_P(0);
+	pg_uuid_t	found;
+	bool		ours;
+	char		data[MAXPGPATH];
+	char		text[37];
+	StringInfoData content;
+	bool		exists = register_read(&found, &ours);
+
+	if (exists && memcmp(&found, wanted, UUID_LEN) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("register directory \"%s\" belongs to another installation", register_directory)));
+	if (exists && ours)
+		PG_RETURN_VOID();
+	real_data_directory(data);
+	uuid_text(wanted, text);
+	initStringInfo(&content);
+	if (exists)
+		appendStringInfoString(&content, read_file());
+	else
+		appendStringInfo(&content, "%s\n%s\n", FILE_HEADER, text);
+	appendStringInfo(&content, "%s%s\n", DIRECTORY_KEY, data);
+	write_file(content.data, !exists);
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,159 @@
+/*
+ * rights.c
+ *		May the current role do this with that school?
+ *
+ * Rights are rows of nomp_crypt.tenant_right, by role name.  Nobody has any
+ * by default; a superuser needs them too (he can grant them to himself: an
+ * audit line, not a barrier).  Answers are kept for the transaction, for a
+ * few schools, and are read anew when keys are revoked.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/dbcommands.h"
+#include "catalog/pg_database.h"
+#include "errors.h"
+#include "miscadmin.h"
+#include "rights.h"
+#include "utils/acl.h"
+
+#define CACHE_SIZE	32			/* direct-mapped by the tenant's first byte */
+
+typedef struct CachedRights
+{
+	bool		valid;
+	Oid			role;
+	uint64		epoch;
+	pg_uuid_t	tenant;
+	int			rights;
+} CachedRights;
+
+static CachedRights cache[CACHE_SIZE];
+static bool cache_used = false;
+
+/* Forget what was looked up: rows have changed, or the transaction is over. */
+void
+rights_forget(void)
+{
+	if (cache_used)
+		memset(cache, 0, sizeof(cache));
+	cache_used = false;
+}
+
+static void
+at_xact_event(XactEvent event, void *arg)
+{
+	rights_forget();
+}
+
+static void
+at_subxact_event(SubXactEvent event, SubTransactionId mine,
+				 SubTransactionId parent, void *arg)
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		rights_forget();
+}
+
+void
+rights_init(void)
+{
+	RegisterXactCallback(at_xact_event, NULL);
+	RegisterSubXactCallback(at_subxact_event, NULL);
+}
+
+/* Does the current role act as that one, being a superuser aside? */
+static bool
+acts_as(Oid role)
+{
+	if (superuser())
+		return is_member_of_role_nosuper(GetUserId(), role);
+	return has_privs_of_role(GetUserId(), role);
+}
+
+static void
+add_rights(const char *role, int rights, void *arg)
+{
+	Oid			oid = get_role_oid(role, true);
+
+	if (OidIsValid(oid) && acts_as(oid))
+		*(int *) arg |= rights;
+}
+
+static CachedRights *
+entry_for(const pg_uuid_t *tenant)
+{
+	return &cache[tenant->data[0] % CACHE_SIZE];
+}
+
+static bool
+is_current(const CachedRights *entry, const pg_uuid_t *tenant)
+{
+	return entry->valid && entry->role == GetUserId() &&
+		entry->epoch == keyring_epoch() &&
+		memcmp(&entry->tenant, tenant, UUID_LEN) == 0;
+}
+
+/* Known to be held, without looking anywhere; touches no catalog. */
+bool
+rights_cached(const pg_uuid_t *tenant, int right)
+{
+	CachedRights *entry = entry_for(tenant);
+
+	return is_current(entry, tenant) && (entry->rights & right) != 0;
+}
+
+bool
+rights_has(const pg_uuid_t *tenant, int right)
+{
+	CachedRights *entry = entry_for(tenant);
+	uint64		epoch = keyring_epoch();
+	int			rights = 0;
+
+	if (is_current(entry, tenant) && (entry->rights & right) != 0)
+		return true;
+	catalog_rights(tenant, add_rights, &rights);
+	entry->role = GetUserId();
+	entry->epoch = epoch;
+	entry->tenant = *tenant;
+	entry->rights = rights;
+	entry->valid = true;
+	cache_used = true;
+	return (rights & right) != 0;
+}
+
+static const char *
+right_name(int right)
+{
+	switch (right)
+	{
+		case RIGHT_ENCRYPT:
+			return "encrypt";
+		case RIGHT_DECRYPT:
+			return "decrypt";
+		case RIGHT_SEARCH:
+			return "search";
+		default:
+			return "load";
+	}
+}
+
+/* Raises 42501. */
+void
+rights_require(const TenantRow *tenant, int right)
+{
+	if (!rights_has(&tenant->uuid, right))
+		error_right_missing(right_name(right), tenant->id);
+}
+
+/*
+ * May the current role store ciphertext as it stands?  tenant is NULL if the
+ * value's key is not known here.
+ */
+bool
+rights_may_load(const pg_uuid_t *tenant)
+{
+	if (superuser() || has_rolreplication(GetUserId()) ||
+		pg_database_ownercheck(MyDatabaseId, GetUserId()))
+		return true;
+	return tenant != NULL && rights_has(tenant, RIGHT_LOAD);
+}

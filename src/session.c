@@ -1,0 +1,244 @@
+/*
+ * session.c
+ *		Which school this session is inside, and what that means.
+ *
+ * Owns nomp_crypt.tenant, nomp_crypt.tenant_scope, nomp_crypt.other_tenants.
+ * The tenant may come from SET, SET LOCAL, set_config and connection options
+ * only: a tenant in a file, a role's or a database's settings would make
+ * pg_dump and walsenders emit plaintext.
+ *
+ * tenant_scope = transaction: the number of the transaction in which a value
+ * was set travels with the value (as the setting's "extra", which the GUC
+ * machinery saves and restores with it), and counts only in that
+ * transaction.  Parallel workers set up their settings in a transaction of
+ * their own, so they take the leader's word, from shared memory.
+ */
+#include "postgres.h"
+
+#include "access/parallel.h"
+#include "access/xact.h"
+#include "errors.h"
+#include "miscadmin.h"
+#include "port/atomics.h"
+#include "postmaster/autovacuum.h"
+#include "replication/logicalworker.h"
+#include "replication/walsender.h"
+#include "session.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "utils/guc.h"
+
+typedef enum TenantScope
+{
+	SCOPE_SESSION,
+	SCOPE_TRANSACTION
+} TenantScope;
+
+typedef enum OtherTenants
+{
+	OTHERS_ERROR,
+	OTHERS_CIPHERTEXT
+} OtherTenants;
+
+static const struct config_enum_entry scope_options[] = {
+	{"session", SCOPE_SESSION, false},
+	{"transaction", SCOPE_TRANSACTION, false},
+	{NULL, 0, false}
+};
+
+static const struct config_enum_entry others_options[] = {
+	{"error", OTHERS_ERROR, false},
+	{"ciphertext", OTHERS_CIPHERTEXT, false},
+	{NULL, 0, false}
+};
+
+static char *tenant = NULL;
+static int	tenant_scope = SCOPE_SESSION;
+static int	other_tenants = OTHERS_ERROR;
+
+static uint64 set_in_xact = 0;	/* in which transaction the value was set */
+static uint64 this_xact = 1;	/* counts this backend's transactions */
+
+/* The looked-up tenant, for one transaction and epoch. */
+static TenantRow cached_row;
+static uint64 cached_xact = 0;
+static uint64 cached_epoch = 0;
+
+/* Per PGPROC: the leader's word for its parallel workers. */
+static pg_atomic_uint32 *in_force = NULL;
+
+static bool
+check_tenant(char **newval, void **extra, GucSource source)
+{
+	uint64	   *when;
+
+	if (*newval == NULL || (*newval)[0] == '\0')
+		return true;
+	if (strlen(*newval) >= sizeof(cached_row.id))
+	{
+		GUC_check_errmsg("tenant name too long");
+		return false;
+	}
+	if (source != PGC_S_SESSION && source != PGC_S_CLIENT &&
+		source != PGC_S_INTERACTIVE && source != PGC_S_OVERRIDE)
+	{
+		GUC_check_errmsg("\"nomp_crypt.tenant\" cannot be set for a role, a database, a function or in a file");
+		GUC_check_errhint("Use SET, SET LOCAL, set_config or a connection option. Elsewhere it would make dumps and replication emit plaintext.");
+		return false;
+	}
+	when = malloc(sizeof(uint64));
+	if (when == NULL)
+		return false;
+	*when = IsTransactionState() ? this_xact : 0;
+	*extra = when;
+	return true;
+}
+
+/* Tell parallel workers whether the value counts in this transaction. */
+static void
+publish(void)
+{
+	if (in_force != NULL && MyProc != NULL && MyProc->pgprocno < MaxBackends)
+		pg_atomic_write_u32(&in_force[MyProc->pgprocno], set_in_xact == this_xact);
+}
+
+static void
+assign_tenant(const char *newval, void *extra)
+{
+	set_in_xact = extra != NULL ? *(uint64 *) extra : 0;
+	cached_xact = 0;
+	publish();
+}
+
+static void
+at_xact_event(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_PARALLEL_COMMIT:
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PARALLEL_ABORT:
+		case XACT_EVENT_PREPARE:
+			this_xact++;
+			cached_xact = 0;
+			publish();
+			break;
+		default:
+			break;
+	}
+}
+
+/* A savepoint's end may change which rows exist. */
+static void
+at_subxact_event(SubXactEvent event, SubTransactionId mine,
+				 SubTransactionId parent, void *arg)
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		cached_xact = 0;
+}
+
+void
+session_init(void)
+{
+	DefineCustomStringVariable("nomp_crypt.tenant",
+							   "The school this session works for: inside one, encrypted columns read and take plaintext.",
+							   NULL,
+							   &tenant, "",
+							   PGC_USERSET,
+							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
+							   check_tenant, assign_tenant, NULL);
+	DefineCustomEnumVariable("nomp_crypt.tenant_scope",
+							 "Whether nomp_crypt.tenant lasts for the session or only for the transaction that set it.",
+							 "Use transaction behind a connection pooler.",
+							 &tenant_scope, SCOPE_SESSION, scope_options,
+							 PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomEnumVariable("nomp_crypt.other_tenants",
+							 "What a session inside one school sees of another's values: error or ciphertext.",
+							 NULL,
+							 &other_tenants, OTHERS_ERROR, others_options,
+							 PGC_USERSET, 0, NULL, NULL, NULL);
+	RegisterXactCallback(at_xact_event, NULL);
+	RegisterSubXactCallback(at_subxact_event, NULL);
+}
+
+static Size
+shared_size(void)
+{
+	return mul_size(MaxBackends, sizeof(pg_atomic_uint32));
+}
+
+void
+session_shmem_request(void)
+{
+	RequestAddinShmemSpace(shared_size());
+}
+
+void
+session_shmem_startup(void)
+{
+	bool		found;
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	in_force = ShmemInitStruct("nomp_crypt sessions", shared_size(), &found);
+	for (int i = 0; !found && i < MaxBackends; i++)
+		pg_atomic_init_u32(&in_force[i], 0);
+	LWLockRelease(AddinShmemInitLock);
+}
+
+bool
+session_names_tenant(void)
+{
+	return tenant != NULL && tenant[0] != '\0';
+}
+
+bool
+session_shows_others(void)
+{
+	return other_tenants == OTHERS_CIPHERTEXT;
+}
+
+/* The processes that always work with values as they are stored. */
+static bool
+is_outside_by_nature(void)
+{
+	return am_walsender || IsAutoVacuumWorkerProcess() || IsLogicalWorker();
+}
+
+const char *
+session_tenant(void)
+{
+	PGPROC	   *leader;
+
+	if (!session_names_tenant() || is_outside_by_nature())
+		return NULL;
+	if (tenant_scope == SCOPE_SESSION)
+		return tenant;
+	if (!IsParallelWorker())
+		return set_in_xact == this_xact ? tenant : NULL;
+	leader = MyProc->lockGroupLeader;
+	return leader != NULL &&
+		pg_atomic_read_u32(&in_force[leader->pgprocno]) != 0 ? tenant : NULL;
+}
+
+const TenantRow *
+session_tenant_row(void)
+{
+	const char *name = session_tenant();
+	uint64		epoch = keyring_epoch();
+
+	if (name == NULL)
+		return NULL;
+	if (cached_xact == this_xact && cached_epoch == epoch)
+		return &cached_row;
+	if (!catalog_tenant_by_id(name, &cached_row))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("tenant \"%s\" does not exist", name),
+				 errhint("See nomp_crypt.tenants, or create it with nomp_crypt.create_tenant().")));
+	cached_xact = this_xact;
+	cached_epoch = epoch;
+	return &cached_row;
+}

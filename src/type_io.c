@@ -1,0 +1,271 @@
+/*
+ * type_io.c
+ *		Text and binary form of values, and the session rule that chooses.
+ *
+ * Inside a school text is plaintext, both ways; outside it is ciphertext,
+ * "nc1:" and base64 of the value.  The binary form is the value itself,
+ * whatever the session.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "common/base64.h"
+#include "envelope.h"
+#include "errors.h"
+#include "compat.h"
+#include "lib/stringinfo.h"
+#include "libpq/pqformat.h"
+#include "mb/pg_wchar.h"
+#include "rights.h"
+#include "session.h"
+#include "type_io.h"
+#include "typemod.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+NC_FUNCTION(nc_in);
+NC_FUNCTION(nc_out);
+NC_FUNCTION(nc_recv);
+NC_FUNCTION(nc_send);
+NC_FUNCTION(nc_coerce);
+NC_FUNCTION(nc_from_text);
+NC_FUNCTION(nc_to_text);
+
+#define TEXT_PREFIX		"nc1:"
+#define TEXT_PREFIX_LEN 4
+
+int			type_refuse_literals = 0;
+
+char *
+type_text_form(const bytea *value)
+{
+	int			len = VARSIZE_ANY_EXHDR(value);
+	int			room = pg_b64_enc_len(len);
+	char	   *text = palloc(TEXT_PREFIX_LEN + room + 1);
+	int			n;
+
+	memcpy(text, TEXT_PREFIX, TEXT_PREFIX_LEN);
+	n = pg_b64_encode(VARDATA_ANY(value), len, text + TEXT_PREFIX_LEN, room);
+	if (n < 0)
+		elog(ERROR, "could not encode a value in base64");
+	text[TEXT_PREFIX_LEN + n] = '\0';
+	return text;
+}
+
+/*
+ * Parse the text form.  NULL unless it is exactly what type_text_form would
+ * write for a well-formed value.
+ */
+static bytea *
+parse_text_form(const char *text, size_t len)
+{
+	int			room;
+	int			n;
+	bytea	   *value;
+	ValueView	view;
+	char	   *again;
+	bool		canonical;
+
+	if (len <= TEXT_PREFIX_LEN || len > MaxAllocSize / 2 ||
+		memcmp(text, TEXT_PREFIX, TEXT_PREFIX_LEN) != 0)
+		return NULL;
+	room = pg_b64_dec_len((int) len);
+	value = palloc(VARHDRSZ + room);
+	n = pg_b64_decode(text + TEXT_PREFIX_LEN, (int) len - TEXT_PREFIX_LEN,
+					  VARDATA(value), room);
+	if (n < 0 || !value_parse((uint8 *) VARDATA(value), (size_t) n, &view))
+	{
+		pfree(value);
+		return NULL;
+	}
+	SET_VARSIZE(value, VARHDRSZ + n);
+	again = type_text_form(value);
+	canonical = strlen(again) == len && memcmp(again, text, len) == 0;
+	pfree(again);
+	if (canonical)
+		return value;
+	pfree(value);
+	return NULL;
+}
+
+/* Storing ciphertext as it stands is a right of its own. */
+static void
+require_load(const ValueView *view)
+{
+	TenantRow	tenant;
+	bool		known;
+
+	if (rights_may_load(NULL))
+		return;
+	known = envelope_tenant(view, &tenant);
+	if (!known || !rights_may_load(&tenant.uuid))
+		error_right_missing("load", known ? tenant.id : "(unknown)");
+}
+
+/* A value of another type than the column's is an integrity failure. */
+void
+type_check_modifier(const bytea *value, int32 typmod)
+{
+	ValueView	view;
+
+	envelope_parse(value, &view);
+	if (view.type_code != typemod_type_code(typmod))
+		error_integrity();
+}
+
+bytea *
+type_from_text(const char *text, size_t len, int32 typmod)
+{
+	const TenantRow *tenant = session_tenant_row();
+	bytea	   *value;
+	char	   *utf8;
+
+	if (tenant == NULL)
+	{
+		ValueView	view;
+
+		value = parse_text_form(text, len);
+		if (value == NULL)
+			error_no_tenant("plaintext cannot be encrypted");
+		type_check_modifier(value, typmod);
+		envelope_parse(value, &view);
+		require_load(&view);
+		return value;
+	}
+	if (parse_text_form(text, len) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("value is encrypted already"),
+				 errhint("Inside a tenant, input is plaintext. To store ciphertext, RESET nomp_crypt.tenant first.")));
+	utf8 = pg_server_to_any(text, (int) len, PG_UTF8);
+	value = envelope_seal(tenant, typemod_type_code(typmod), utf8,
+						  utf8 == text ? len : strlen(utf8));
+	if (utf8 != text)
+	{
+		explicit_bzero(utf8, strlen(utf8));
+		pfree(utf8);
+	}
+	return value;
+}
+
+char *
+type_to_text(const bytea *value)
+{
+	ValueView	view;
+	size_t		len;
+	char	   *plain;
+
+	envelope_parse(value, &view);
+	if (view.type_code != VALUE_TYPE_TEXT)
+		error_integrity();
+	plain = envelope_open(&view, &len);
+	if (memchr(plain, 0, len) != NULL || len > INT_MAX)
+		error_integrity();
+	return pg_any_to_server(plain, (int) len, PG_UTF8);
+}
+
+/*
+ * encrypted_in(cstring, oid, int4) returns encrypted.  Raises NC001 to
+ * NC006, 42501, 22023 for ciphertext inside a tenant.
+ */
+Datum
+nc_in(PG_FUNCTION_ARGS)
+{
+	char	   *text = PG_GETARG_CSTRING(0);
+	int32		typmod = PG_GETARG_INT32(2);
+
+	if (type_refuse_literals > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a constant of type encrypted cannot be stored in a definition"),
+				 errhint("It would belong to one tenant. Leave it to the statement that writes the row.")));
+	PG_RETURN_BYTEA_P(type_from_text(text, strlen(text), typmod));
+}
+
+/* encrypted_out(encrypted) returns cstring.  Raises NC001 to NC005, 42501. */
+Datum
+nc_out(PG_FUNCTION_ARGS)
+{
+	bytea	   *value = PG_GETARG_BYTEA_PP(0);
+	const TenantRow *tenant = session_tenant_row();
+	TenantRow	owner;
+	ValueView	view;
+
+	if (tenant == NULL)
+		PG_RETURN_CSTRING(type_text_form(value));
+	envelope_parse(value, &view);
+	if (!envelope_tenant(&view, &owner))
+		error_key_unknown(NULL);
+	if (memcmp(&owner.uuid, &tenant->uuid, UUID_LEN) == 0)
+		PG_RETURN_CSTRING(type_to_text(value));
+	if (session_shows_others())
+		PG_RETURN_CSTRING(type_text_form(value));
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("value belongs to tenant \"%s\", the session is inside \"%s\"",
+					owner.id, tenant->id),
+			 errhint("Select only rows of the session's tenant, or set nomp_crypt.other_tenants to \"ciphertext\".")));
+}
+
+/*
+ * encrypted_recv(internal, oid, int4) returns encrypted: the stored bytes.
+ * Raises 22P03 for anything else, NC005 for the wrong type, 42501.
+ */
+Datum
+nc_recv(PG_FUNCTION_ARGS)
+{
+	StringInfo	buf = (StringInfo) PG_GETARG_POINTER(0);
+	int32		typmod = PG_GETARG_INT32(2);
+	int			len = buf->len - buf->cursor;
+	bytea	   *value = palloc(VARHDRSZ + len);
+	ValueView	view;
+
+	SET_VARSIZE(value, VARHDRSZ + len);
+	pq_copymsgbytes(buf, VARDATA(value), len);
+	if (!value_parse((uint8 *) VARDATA(value), (size_t) len, &view))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
+				 errmsg("binary input of type encrypted is not an encrypted value"),
+				 errhint("In binary, values of this type are always ciphertext. Send plaintext as a text parameter, or declare the parameter as text.")));
+	type_check_modifier(value, typmod);
+	require_load(&view);
+	PG_RETURN_BYTEA_P(value);
+}
+
+/* encrypted_send(encrypted) returns bytea: the stored bytes. */
+Datum
+nc_send(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BYTEA_P(PG_GETARG_BYTEA_P_COPY(0));
+}
+
+/* encrypted(encrypted, int4, boolean): coercion to a column's modifier. */
+Datum
+nc_coerce(PG_FUNCTION_ARGS)
+{
+	bytea	   *value = PG_GETARG_BYTEA_PP(0);
+
+	type_check_modifier(value, PG_GETARG_INT32(1));
+	PG_RETURN_BYTEA_P(value);
+}
+
+/* encrypted(text, int4, boolean) returns encrypted: as the input function. */
+Datum
+nc_from_text(PG_FUNCTION_ARGS)
+{
+	text	   *plain = PG_GETARG_TEXT_PP(0);
+	char	   *copy = text_to_cstring(plain);
+	bytea	   *value = type_from_text(copy, strlen(copy), PG_GETARG_INT32(1));
+
+	explicit_bzero(copy, strlen(copy));
+	pfree(copy);
+	PG_RETURN_BYTEA_P(value);
+}
+
+/* text(encrypted) returns text: decrypts, inside a tenant or not. */
+Datum
+nc_to_text(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(type_to_text(PG_GETARG_BYTEA_PP(0))));
+}

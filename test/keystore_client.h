@@ -1,0 +1,626 @@
+/*
+ * keystore_client.h
+ *		For tests of the keystore helper: tokens to ask, and the broker's side
+ *		of the socket.
+ *
+ * Everything is static.  A reply of ask() stays in "reply" until the next.
+ * Usage of the programs: [helper program [scratch folder [shim module]]].
+ */
+#ifndef NOMP_KEYSTORE_CLIENT_H
+#define NOMP_KEYSTORE_CLIENT_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "protocol.h"
+#include "tap.h"
+#include "wire.h"
+
+#define INST	"11111111-1111-4111-8111-111111111111"
+#define INST2	"22222222-2222-4222-8222-222222222222"
+#define SCHOOL	"aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa"
+#define SCHOOL2 "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
+#define LABEL(inst, school, generation) "nomp_crypt:" inst ":" school ":" generation
+#define KEK1	LABEL(INST, SCHOOL, "1")
+
+#define PIN		"secret-4711"
+
+/* In place of a status: the helper is gone, or does not answer. */
+#define GONE	((KsStatus) -1)
+#define SILENT	((KsStatus) -2)
+
+#define WRAPPED_LEN 61
+#define PATIENCE	20000		/* milliseconds */
+
+typedef struct Helper
+{
+	pid_t		pid;
+	int			fd;
+} Helper;
+
+typedef struct Reply
+{
+	WireReader	r;
+	char		reason[1024];
+	char		stamp[256];
+	uint8_t		buf[KS_MAX_FRAME];
+} Reply;
+
+typedef struct DataKey
+{
+	char		aad[32];
+	uint8_t		key[KS_DEK_LEN];
+	uint8_t		wrapped[KS_MAX_WRAPPED];
+	size_t		wrapped_len;
+	KsStatus	status;
+} DataKey;
+
+static char helper_path[PATH_MAX];
+static char scratch[PATH_MAX];
+static char shim_path[PATH_MAX];
+static char control_path[PATH_MAX + 16];
+static char shim_log[PATH_MAX + 16];
+static bool own_scratch;
+
+static uint8_t body_buf[2 * KS_MAX_FRAME];
+static WireWriter body;
+static Reply reply;
+static int	patience = PATIENCE;
+
+/* ---- files and programs ---- */
+
+static inline void
+write_file(const char *path, const char *text, mode_t mode)
+{
+	int			fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t) strlen(text) ||
+		fchmod(fd, mode) != 0)
+		tap_bail("cannot write %s", path);
+	close(fd);
+}
+
+/* Run a program, its output into a file; returns its exit status. */
+static inline int
+run_program(char *const argv[])
+{
+	char		log[PATH_MAX + 16];
+	int			status;
+	pid_t		pid;
+
+	snprintf(log, sizeof(log), "%s/programs.log", scratch);
+	pid = fork();
+	if (pid == 0)
+	{
+		int			fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
+
+		if (fd < 0 || dup2(fd, 1) < 0 || dup2(fd, 2) < 0)
+			_exit(126);
+		execvp(argv[0], argv);
+		_exit(127);
+	}
+	while (waitpid(pid, &status, 0) < 0)
+	{
+		if (errno != EINTR)
+			tap_bail("cannot run %s", argv[0]);
+	}
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+#define RUN(...) run_program((char *const[]) {__VA_ARGS__, NULL})
+
+static inline const char *
+first_file(const char *const *paths)
+{
+	for (; *paths != NULL; paths++)
+	{
+		if (access(*paths, R_OK) == 0)
+			return *paths;
+	}
+	tap_bail("a module that the tests need is not installed");
+}
+
+static inline const char *
+softhsm_module(void)
+{
+	static const char *const paths[] = {
+		"/usr/lib/softhsm/libsofthsm2.so",
+		"/usr/lib64/softhsm/libsofthsm.so",
+		"/usr/lib64/pkcs11/libsofthsm2.so",
+		"/usr/lib/pkcs11/libsofthsm2.so",
+		NULL
+	};
+
+	return first_file(paths);
+}
+
+static inline const char *
+nss_module(void)
+{
+	static const char *const paths[] = {
+		"/usr/lib/x86_64-linux-gnu/libsoftokn3.so",
+		"/usr/lib/aarch64-linux-gnu/libsoftokn3.so",
+		"/usr/lib64/libsoftokn3.so",
+		"/usr/lib/libsoftokn3.so",
+		NULL
+	};
+
+	return first_file(paths);
+}
+
+/* The path of a file in the scratch folder, in one of four static buffers. */
+static inline char *
+in_scratch(const char *name)
+{
+	static char paths[4][PATH_MAX + 64];
+	static int	next;
+	char	   *path = paths[next++ % 4];
+
+	snprintf(path, sizeof(paths[0]), "%s/%s", scratch, name);
+	return path;
+}
+
+/* Choose the folder of SoftHSM tokens that helpers started from now on see. */
+static inline void
+use_softhsm(const char *name)
+{
+	char		conf[PATH_MAX + 128];
+	char		path[PATH_MAX + 128];
+
+	snprintf(path, sizeof(path), "%s/%s", scratch, name);
+	if (mkdir(path, 0700) != 0 && errno != EEXIST)
+		tap_bail("cannot make %s", path);
+	snprintf(conf, sizeof(conf), "directories.tokendir = %s/%s\n"
+			 "objectstore.backend = file\nlog.level = ERROR\n"
+			 "library.reset_on_fork = true\n", scratch, name);
+	snprintf(path, sizeof(path), "%s/%s.conf", scratch, name);
+	write_file(path, conf, 0600);
+	setenv("SOFTHSM2_CONF", path, 1);
+}
+
+static inline void
+make_softhsm_token(const char *label)
+{
+	if (RUN("softhsm2-util", "--init-token", "--free", "--label", (char *) label,
+			"--pin", PIN, "--so-pin", "officer-1") != 0)
+		tap_bail("softhsm2-util failed, see programs.log");
+}
+
+/* A URI of a SoftHSM token, or of one behind the shim. */
+static inline char *
+softhsm_uri(const char *token, const char *pin_file, bool shim)
+{
+	static char uri[3 * PATH_MAX];
+
+	snprintf(uri, sizeof(uri), "pkcs11:token=%s?module-path=%s&pin-source=file:%s",
+			 token, shim ? shim_path : softhsm_module(), pin_file);
+	return uri;
+}
+
+/* Make an NSS database with a PIN, and give its URI. */
+static inline char *
+make_nss_token(const char *name, const char *pin_file)
+{
+	static char uri[5 * PATH_MAX];
+	char		path[PATH_MAX + 64];
+	char		db[PATH_MAX + 80];
+
+	snprintf(path, sizeof(path), "%s/%s", scratch, name);
+	snprintf(db, sizeof(db), "sql:%s", path);
+	if (mkdir(path, 0700) != 0 ||
+		RUN("certutil", "-N", "-d", db, "-f", (char *) pin_file) != 0)
+		tap_bail("certutil failed, see programs.log");
+	snprintf(uri, sizeof(uri),
+			 "pkcs11:token=NSS%%20Certificate%%20DB?module-path=%s&pin-source=%s"
+			 "&x-init-reserved=configDir%%3D%%27sql:%s%%27%%20certPrefix%%3D%%27%%27"
+			 "%%20keyPrefix%%3D%%27%%27%%20secmod%%3D%%27secmod.db%%27%%20flags%%3D",
+			 nss_module(), pin_file, path);
+	return uri;
+}
+
+/* Tell the shim what to do; "" for nothing. */
+static inline void
+shim(const char *lines)
+{
+	write_file(control_path, lines, 0600);
+}
+
+/* How often was a function called since the log was last cleared? */
+static inline int
+shim_calls(const char *function)
+{
+	char		line[128];
+	int			n = 0;
+	FILE	   *f = fopen(shim_log, "re");
+
+	while (f != NULL && fgets(line, sizeof(line), f) != NULL)
+	{
+		line[strcspn(line, "\n")] = '\0';
+		n += strcmp(line, function) == 0;
+	}
+	if (f != NULL)
+		fclose(f);
+	return n;
+}
+
+/* ---- the helper ---- */
+
+/* Start the helper, without a word. */
+static inline Helper
+start_mute(void)
+{
+	int			fds[2];
+	Helper		h;
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)
+		tap_bail("no socket pair");
+	fflush(stdout);
+	h.pid = fork();
+	if (h.pid == 0)
+	{
+		if (fds[1] == KS_HELPER_FD ? fcntl(fds[1], F_SETFD, 0) < 0 :
+			dup2(fds[1], KS_HELPER_FD) < 0)
+			_exit(126);
+		execl(helper_path, "nomp_crypt-keystore", (char *) NULL);
+		_exit(127);
+	}
+	close(fds[1]);
+	h.fd = fds[0];
+	return h;
+}
+
+/* End the conversation; returns the helper's wait status. */
+static inline int
+stop(Helper *h)
+{
+	int			status = -1;
+
+	close(h->fd);
+	while (waitpid(h->pid, &status, 0) < 0 && errno == EINTR)
+		;
+	return status;
+}
+
+static inline int
+stop_by_force(Helper *h)
+{
+	kill(h->pid, SIGKILL);
+	return stop(h);
+}
+
+static inline bool
+exited_with(int status, int code)
+{
+	return WIFEXITED(status) && WEXITSTATUS(status) == code;
+}
+
+static inline bool
+send_raw(Helper *h, const void *data, size_t len)
+{
+	return send(h->fd, data, len, MSG_NOSIGNAL) == (ssize_t) len;
+}
+
+static inline void
+begin(void)
+{
+	body = (WireWriter) {body_buf, sizeof(body_buf), 0, false};
+}
+
+static inline void
+put(const char *text)
+{
+	wire_put_str(&body, text, strlen(text));
+}
+
+static inline void
+put_uint(uint64_t value, int width)
+{
+	wire_put_uint(&body, value, width);
+}
+
+/* Send the body as one frame. */
+static inline bool
+send_frame(Helper *h, uint64_t id, int op)
+{
+	static uint8_t frame[13 + sizeof(body_buf)];
+	WireWriter	w = {frame, sizeof(frame), 0, false};
+
+	wire_put_uint(&w, 9 + body.len, 4);
+	wire_put_uint(&w, id, 8);
+	wire_put_uint(&w, (uint64_t) op, 1);
+	wire_put(&w, body.buf, body.len);
+	return send_raw(h, frame, w.len);
+}
+
+/* 1 if all was read, 0 at the end of the stream, -1 if nothing comes. */
+static inline int
+receive(Helper *h, uint8_t *buf, size_t len)
+{
+	size_t		done = 0;
+
+	while (done < len)
+	{
+		struct pollfd p = {h->fd, POLLIN, 0};
+		ssize_t		n;
+
+		if (poll(&p, 1, patience) <= 0)
+			return -1;
+		n = recv(h->fd, buf + done, len - done, 0);
+		if (n <= 0)
+			return 0;
+		done += (size_t) n;
+	}
+	return 1;
+}
+
+/* Receive the reply to request "id". */
+static inline KsStatus
+get_reply(Helper *h, uint64_t id)
+{
+	uint8_t		head[13];
+	WireReader	r = {head, sizeof(head), 0, false};
+	size_t		len;
+	KsStatus	status;
+	int			got = receive(h, head, sizeof(head));
+
+	reply.reason[0] = reply.stamp[0] = '\0';
+	if (got <= 0)
+		return got == 0 ? GONE : SILENT;
+	len = (size_t) wire_get_uint(&r, 4);
+	if (len < 9 || len > KS_MAX_FRAME || wire_get_uint(&r, 8) != id)
+		tap_bail("the helper answered with a malformed frame");
+	status = (KsStatus) wire_get_uint(&r, 1);
+	if (receive(h, reply.buf, len - 9) <= 0)
+		return GONE;
+	reply.r = (WireReader) {reply.buf, len - 9, 0, false};
+	if (status != KS_OK)
+	{
+		wire_get_cstr(&reply.r, reply.reason, sizeof(reply.reason));
+		wire_get_cstr(&reply.r, reply.stamp, sizeof(reply.stamp));
+		if (!wire_done(&reply.r))
+			tap_bail("the helper answered with a malformed reason");
+		if (strstr(reply.reason, PIN) != NULL)
+			tap_bail("the PIN is in a reason");
+	}
+	return status;
+}
+
+static inline KsStatus
+ask(Helper *h, KsOp op)
+{
+	static uint64_t id = 0x1122334455667700;
+
+	if (!send_frame(h, ++id, (int) op))
+		return GONE;
+	return get_reply(h, id);
+}
+
+/* Start the helper and greet it. */
+static inline Helper
+start_with_stamp(const char *uri, const char *stamp)
+{
+	Helper		h = start_mute();
+
+	begin();
+	put_uint(KS_PROTOCOL_VERSION, 2);
+	put(uri);
+	put(stamp);
+	if (ask(&h, KS_OP_HELLO) != KS_OK)
+		tap_bail("the helper does not start: %s", reply.reason);
+	return h;
+}
+
+static inline Helper
+start(const char *uri)
+{
+	return start_with_stamp(uri, "");
+}
+
+/* ---- operations ---- */
+
+/* Requests whose body is a row of strings. */
+static inline KsStatus
+ask_strings(Helper *h, KsOp op, const char *a, const char *b, const char *c)
+{
+	begin();
+	put(a);
+	if (b != NULL)
+		put(b);
+	if (c != NULL)
+		put(c);
+	return ask(h, op);
+}
+
+static inline KsStatus
+setup(Helper *h, const char *inst, bool *created)
+{
+	KsStatus	status = ask_strings(h, KS_OP_SETUP, inst, NULL, NULL);
+
+	*created = status == KS_OK && wire_get_uint(&reply.r, 1) == 1;
+	return status;
+}
+
+/* The reply's next string. */
+static inline const char *
+next_string(void)
+{
+	static char texts[4][512];
+	static int	next;
+	char	   *text = texts[next++ % 4];
+
+	wire_get_cstr(&reply.r, text, sizeof(texts[0]));
+	return text;
+}
+
+static inline KsStatus
+create_kek(Helper *h, const char *inst, const char *school, uint32_t generation,
+		   DataKey *keys, int n)
+{
+	KsStatus	status;
+
+	begin();
+	put(inst);
+	put(school);
+	put_uint(generation, 4);
+	put_uint((uint64_t) n, 1);
+	for (int i = 0; i < n; i++)
+	{
+		snprintf(keys[i].aad, sizeof(keys[i].aad), "place %u %d", (unsigned) generation, i);
+		put(keys[i].aad);
+	}
+	status = ask(h, KS_OP_CREATE_KEK);
+	if (status != KS_OK)
+		return status;
+	(void) next_string();
+	for (int i = 0; i < n; i++)
+	{
+		const uint8_t *data;
+
+		if (wire_get_str(&reply.r, &data) != KS_DEK_LEN)
+			tap_bail("a data key of another length");
+		memcpy(keys[i].key, data, KS_DEK_LEN);
+		keys[i].wrapped_len = wire_get_str(&reply.r, &data);
+		if (keys[i].wrapped_len > KS_MAX_WRAPPED)
+			tap_bail("a wrapped key too long");
+		memcpy(keys[i].wrapped, data, keys[i].wrapped_len);
+	}
+	if (!wire_done(&reply.r))
+		tap_bail("a malformed reply to CREATE_KEK");
+	return status;
+}
+
+/* Unwrap; sets each key's status, KS_MODULE_ERROR if the key is another one. */
+static inline KsStatus
+unwrap(Helper *h, const char *inst, const char *label, bool confirm, DataKey *keys, int n)
+{
+	KsStatus	status;
+
+	begin();
+	put(inst);
+	put(label);
+	put_uint(confirm, 1);
+	put_uint((uint64_t) n, 1);
+	for (int i = 0; i < n; i++)
+	{
+		put(keys[i].aad);
+		wire_put_str(&body, keys[i].wrapped, keys[i].wrapped_len);
+	}
+	status = ask(h, KS_OP_UNWRAP);
+	for (int i = 0; status == KS_OK && i < n; i++)
+	{
+		const uint8_t *data;
+		size_t		len;
+
+		keys[i].status = (KsStatus) wire_get_uint(&reply.r, 1);
+		len = wire_get_str(&reply.r, &data);
+		if (keys[i].status != KS_OK ? len != 0 :
+			len != KS_DEK_LEN || memcmp(data, keys[i].key, KS_DEK_LEN) != 0)
+			keys[i].status = KS_MODULE_ERROR;
+	}
+	if (status == KS_OK && !wire_done(&reply.r))
+		tap_bail("a malformed reply to UNWRAP");
+	return status;
+}
+
+/* Unwrap one key: its own status, or the request's if that failed. */
+static inline KsStatus
+unwrap_one(Helper *h, const char *label, DataKey *key)
+{
+	KsStatus	status = unwrap(h, INST, label, false, key, 1);
+
+	return status == KS_OK ? key->status : status;
+}
+
+static inline KsStatus
+remove_key(Helper *h, const char *inst, const char *label, uint64_t seconds, bool *removed)
+{
+	KsStatus	status;
+
+	begin();
+	put(inst);
+	put(label);
+	put_uint(seconds, 8);
+	status = ask(h, KS_OP_REMOVE);
+	*removed = status == KS_OK && wire_get_uint(&reply.r, 1) == 1;
+	return status;
+}
+
+/* How many keys SEE shows; -1 if it fails. */
+static inline int
+see(Helper *h, const char *inst, const char *school)
+{
+	if (ask_strings(h, KS_OP_SEE, inst, school, NULL) != KS_OK)
+		return -1;
+	(void) next_string();
+	return (int) wire_get_uint(&reply.r, 2);
+}
+
+/* Look at one page of LIST: the total, or -1; *n is the page's length. */
+static inline int
+list(Helper *h, const char *inst, uint32_t offset, int *n)
+{
+	int			total;
+
+	begin();
+	put(inst);
+	put_uint(offset, 4);
+	if (ask(h, KS_OP_LIST) != KS_OK)
+		return -1;
+	total = (int) wire_get_uint(&reply.r, 4);
+	*n = (int) wire_get_uint(&reply.r, 2);
+	return total;
+}
+
+/* ---- the program ---- */
+
+static inline void
+begin_tests(int argc, char **argv)
+{
+	char		dir[PATH_MAX - 64];
+	char	   *slash;
+
+	snprintf(dir, sizeof(dir), "%s", argv[0]);
+	slash = strrchr(dir, '/');
+	if (slash != NULL)
+		*slash = '\0';
+	snprintf(helper_path, sizeof(helper_path), "%s",
+			 argc > 1 ? argv[1] : "keystore/nomp_crypt-keystore");
+	snprintf(scratch, sizeof(scratch), "%s", argc > 2 ? argv[2] : "/tmp/nomp_keystore.XXXXXX");
+	own_scratch = argc <= 2;
+	if (own_scratch ? mkdtemp(scratch) == NULL :
+		mkdir(scratch, 0700) != 0 && errno != EEXIST)
+		tap_bail("cannot make the scratch folder %s", scratch);
+	if (argc > 3)
+		snprintf(shim_path, sizeof(shim_path), "%s", argv[3]);
+	else if (realpath(slash != NULL ? dir : ".", shim_path) != NULL)
+		strncat(shim_path, "/pkcs11_shim.so", sizeof(shim_path) - strlen(shim_path) - 1);
+	if (access(helper_path, X_OK) != 0)
+		tap_bail("there is no helper program %s", helper_path);
+	if (access(shim_path, R_OK) != 0)
+		tap_bail("there is no module %s", shim_path);
+	snprintf(control_path, sizeof(control_path), "%s/shim.control", scratch);
+	snprintf(shim_log, sizeof(shim_log), "%s/shim.log", scratch);
+	setenv("NOMP_SHIM_CONTROL", control_path, 1);
+	setenv("NOMP_SHIM_LOG", shim_log, 1);
+	setenv("NOMP_SHIM_MODULE", softhsm_module(), 1);
+	shim("");
+	signal(SIGPIPE, SIG_IGN);
+}
+
+static inline int
+end_tests(void)
+{
+	if (own_scratch && tap_failed == 0)
+		(void) RUN("rm", "-rf", scratch);
+	return tap_done();
+}
+
+#endif							/* NOMP_KEYSTORE_CLIENT_H */

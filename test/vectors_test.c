@@ -1,0 +1,600 @@
+/*
+ * vectors_test.c
+ *		The ciphers compute what the standards say, refuse every change, and
+ *		leave no key behind.
+ *
+ * Run it from the source folder, or name the folder of vector files.
+ *
+ * --quick leaves out a million iterations and the search through memory.
+ */
+#include <inttypes.h>
+
+#include <openssl/evp.h>
+
+#include "cipher.h"
+#include "tap.h"
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define UNDER_ASAN
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#define UNDER_ASAN
+#endif
+
+#define MAX_TEXT		128
+#define SPEC_NONCE		"ABCDEFGHIJKLMNOPQRSTUVWX"
+#define SPEC_PLAIN		"XAES-256-GCM"
+
+static bool quick;
+
+/* ------------------------------------------------------------------------
+ * C2SP's vectors
+ * ------------------------------------------------------------------------ */
+
+typedef struct XaesVector
+{
+	uint8_t		key_byte;		/* 32 times */
+	const char *aad;
+	const char *derived;
+	const char *sealed;
+} XaesVector;
+
+/* The top bit of L, which decides about the 0x87, is 0 in one and 1 in one. */
+static const XaesVector xaes_vectors[] = {
+	{0x01, "",
+		"c8612c9ed53fe43e8e005b828a1631a0bbcb6ab2f46514ec4f439fcfd0fa969b",
+	"ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271"},
+	{0x03, "c2sp.org/XAES-256-GCM",
+		"e9c621d4cdd9b11b00a6427ad7e559aeedd66b3857646677748f8ca796cb3fd8",
+	"986ec1832593df5443a179437fd083bf3fdb41abd740a21f71eb769d"},
+};
+
+static CipherCtx *
+derive_or_bail(const uint8_t *key, const uint8_t *prefix)
+{
+	CipherCtx  *ctx = cipher_derive(key, prefix);
+
+	if (ctx == NULL)
+		tap_bail("no derived key");
+	return ctx;
+}
+
+static void
+test_xaes_vectors(void)
+{
+	const uint8_t *nonce = (const uint8_t *) SPEC_NONCE;
+	size_t		len = strlen(SPEC_PLAIN);
+
+	for (int i = 0; i < 2; i++)
+	{
+		const XaesVector *v = &xaes_vectors[i];
+		const uint8_t *aad = (const uint8_t *) v->aad;
+		uint8_t		key[32],
+					derived[32],
+					sealed[64],
+					opened[64];
+		CipherCtx  *ctx;
+		CipherCtx  *gcm;
+
+		memset(key, v->key_byte, sizeof(key));
+		ctx = derive_or_bail(key, nonce);
+		tap_ok(cipher_seal(ctx, nonce + 12, aad, strlen(v->aad),
+						   (const uint8_t *) SPEC_PLAIN, len, sealed) &&
+			   equals_hex(sealed, len + 16, v->sealed),
+			   "C2SP vector %d seals", i + 1);
+		tap_ok(cipher_open(ctx, nonce + 12, aad, strlen(v->aad),
+						   sealed, len + 16, opened) &&
+			   memcmp(opened, SPEC_PLAIN, len) == 0,
+			   "C2SP vector %d opens", i + 1);
+
+		from_hex(v->derived, derived, sizeof(derived));
+		gcm = cipher_from_gcm_key(derived);
+		tap_ok(gcm != NULL &&
+			   cipher_open(gcm, nonce + 12, aad, strlen(v->aad),
+						   sealed, len + 16, opened),
+			   "C2SP vector %d has the derived key of the specification", i + 1);
+		cipher_free(gcm);
+		cipher_free(ctx);
+	}
+}
+
+/*
+ * One iteration of the accumulated test: the inputs are read from stream,
+ * the sealed text goes into the hash.  Returns how much was read, 0 on error.
+ */
+static size_t
+accumulate(const uint8_t *stream, EVP_MD_CTX *hash)
+{
+	const uint8_t *key = stream;
+	const uint8_t *nonce = key + 32;
+	size_t		plain_len = nonce[24];
+	const uint8_t *plain = nonce + 25;
+	size_t		aad_len = plain[plain_len];
+	const uint8_t *aad = plain + plain_len + 1;
+	uint8_t		sealed[255 + 16],
+				opened[255];
+	CipherCtx  *ctx = cipher_derive(key, nonce);
+	bool		ok;
+
+	ok = ctx != NULL &&
+		cipher_seal(ctx, nonce + 12, aad, aad_len, plain, plain_len, sealed) &&
+		cipher_open(ctx, nonce + 12, aad, aad_len, sealed, plain_len + 16, opened) &&
+		memcmp(opened, plain, plain_len) == 0 &&
+		EVP_DigestUpdate(hash, sealed, plain_len + 16) == 1;
+	cipher_free(ctx);
+	return ok ? (size_t) (aad + aad_len - stream) : 0;
+}
+
+static void
+test_accumulated(int iterations, const char *expected)
+{
+	/* 313 bytes an iteration on average; the stream is always the same. */
+	size_t		size = (size_t) iterations * 320 + 568;
+	uint8_t    *stream = malloc(size);
+	EVP_MD_CTX *source = EVP_MD_CTX_new();
+	EVP_MD_CTX *hash = EVP_MD_CTX_new();
+	uint8_t		digest[32] = {0};
+	size_t		pos = 0;
+	int			done = 0;
+
+	if (stream == NULL ||
+		EVP_DigestInit_ex(source, EVP_shake128(), NULL) != 1 ||
+		EVP_DigestInit_ex(hash, EVP_shake128(), NULL) != 1 ||
+		EVP_DigestFinalXOF(source, stream, size) != 1)
+		tap_bail("no stream for the accumulated test");
+	while (done < iterations && size - pos >= 568)
+	{
+		size_t		used = accumulate(stream + pos, hash);
+
+		if (used == 0)
+			break;
+		pos += used;
+		done++;
+	}
+	tap_ok(done == iterations &&
+		   EVP_DigestFinalXOF(hash, digest, sizeof(digest)) == 1 &&
+		   equals_hex(digest, sizeof(digest), expected),
+		   "C2SP accumulated test, %d iterations", iterations);
+	EVP_MD_CTX_free(source);
+	EVP_MD_CTX_free(hash);
+	free(stream);
+}
+
+/* ------------------------------------------------------------------------
+ * NIST's AES-GCM vectors
+ * ------------------------------------------------------------------------ */
+
+/* "-" is none. */
+static size_t
+vector_field(const char *field, uint8_t out[MAX_TEXT])
+{
+	return strcmp(field, "-") == 0 ? 0 : from_hex(field, out, MAX_TEXT);
+}
+
+/* One line of a vector file: both directions, or a refusal. */
+static bool
+run_gcm_vector(char fields[6][2 * MAX_TEXT + 1])
+{
+	uint8_t		key[MAX_TEXT],
+				iv[MAX_TEXT],
+				aad[MAX_TEXT],
+				plain[MAX_TEXT],
+				sealed[MAX_TEXT + 16],
+				out[MAX_TEXT + 16];
+	bool		must_fail = strcmp(fields[3], "FAIL") == 0;
+	size_t		aad_len = vector_field(fields[2], aad);
+	size_t		len = vector_field(fields[4], sealed);
+	CipherCtx  *ctx;
+	bool		ok;
+
+	if (vector_field(fields[0], key) != 32 || vector_field(fields[1], iv) != 12 ||
+		from_hex(fields[5], sealed + len, 16) != 16)
+		tap_bail("a vector of another shape");
+	memset(out, 0xee, sizeof(out));
+	ctx = cipher_from_gcm_key(key);
+	if (must_fail)
+		ok = !cipher_open(ctx, iv, aad, aad_len, sealed, len + 16, out) &&
+			all_zero(out, len);
+	else
+		ok = vector_field(fields[3], plain) == len &&
+			cipher_open(ctx, iv, aad, aad_len, sealed, len + 16, out) &&
+			memcmp(out, plain, len) == 0 &&
+			cipher_seal(ctx, iv, aad, aad_len, plain, len, out) &&
+			memcmp(out, sealed, len + 16) == 0;
+	cipher_free(ctx);
+	return ok;
+}
+
+static void
+test_gcm_file(const char *folder, const char *name, int expected)
+{
+	char		path[1024];
+	char		line[2048];
+	char		fields[6][2 * MAX_TEXT + 1];
+	int			seen = 0;
+	int			passed = 0;
+	FILE	   *file;
+
+	snprintf(path, sizeof(path), "%s/%s", folder, name);
+	file = fopen(path, "r");
+	if (file == NULL)
+		tap_bail("could not open %s", path);
+	while (fgets(line, sizeof(line), file) != NULL)
+	{
+		if (line[0] == '#')
+			continue;
+		if (sscanf(line, "%256s %256s %256s %256s %256s %256s", fields[0],
+				   fields[1], fields[2], fields[3], fields[4], fields[5]) != 6)
+			tap_bail("%s: not a vector: %s", path, line);
+		seen++;
+		passed += run_gcm_vector(fields);
+	}
+	fclose(file);
+	tap_ok(seen == expected && passed == seen, "%s: %d of %d", name, passed, seen);
+}
+
+/* ------------------------------------------------------------------------
+ * HKDF
+ * ------------------------------------------------------------------------ */
+
+static void
+test_hkdf(void)
+{
+	uint8_t		ikm[255],
+				info[255],
+				out[32];
+
+	memset(ikm, 0x0b, 22);
+	tap_ok(cipher_hkdf(ikm, 22, NULL, 0, out) &&
+		   equals_hex(out, 32, "8da4e775a563c18f715f802a063c5a31"
+					  "b8a11f5c5ee1879ec3454e5f3c738d2d"),
+		   "HKDF: RFC 5869 test case 3, first 32 bytes");
+
+	/* The next two were computed with Python's hmac module. */
+	for (int i = 0; i < 255; i++)
+		ikm[i] = info[i] = (uint8_t) i;
+	tap_ok(cipher_hkdf(ikm, 32, info, 57, out) &&
+		   equals_hex(out, 32, "31c2b274fb1e5216d3f5125f761dea27"
+					  "d9b141deaccb8ee759565e34a287cf29"),
+		   "HKDF: 32-byte key, 57-byte info");
+	tap_ok(cipher_hkdf(ikm, 32, info, 255, out) &&
+		   equals_hex(out, 32, "5abe47813de41880f3386b18135546bb"
+					  "98311c379f5b0cb2bf34033ae3b5fa7f"),
+		   "HKDF: info longer than a block of the hash");
+	tap_ok(!cipher_hkdf(ikm, 0, info, 57, out), "HKDF refuses an empty key");
+}
+
+/* ------------------------------------------------------------------------
+ * Tampering
+ * ------------------------------------------------------------------------ */
+
+#define PLAIN_LEN		32
+
+typedef struct Message
+{
+	uint8_t		key[32];
+	uint8_t		nonce[24];
+	uint8_t		aad[26];
+	uint8_t		sealed[PLAIN_LEN + 16];
+} Message;
+
+static const uint8_t message_plain[PLAIN_LEN + 1] = "thirty-two bytes of private data";
+
+static void
+make_message(Message *m)
+{
+	CipherCtx  *ctx;
+
+	fill((uint8_t *) m, sizeof(*m));
+	ctx = derive_or_bail(m->key, m->nonce);
+	if (!cipher_seal(ctx, m->nonce + 12, m->aad, sizeof(m->aad),
+					 message_plain, PLAIN_LEN, m->sealed))
+		tap_bail("no message to tamper with");
+	cipher_free(ctx);
+}
+
+/* Whether it opens to the plaintext; if it does not, nothing may come out. */
+static bool
+opens(const Message *m, size_t aad_len, size_t sealed_len)
+{
+	uint8_t		out[48];
+	CipherCtx  *ctx = derive_or_bail(m->key, m->nonce);
+	bool		ok;
+
+	memset(out, 0xee, sizeof(out));
+	ok = cipher_open(ctx, m->nonce + 12, m->aad, aad_len,
+					 m->sealed, sealed_len, out);
+	cipher_free(ctx);
+	if (!ok && sealed_len >= 16 && !all_zero(out, sealed_len - 16))
+		tap_bail("a refused message left bytes in the output");
+	return ok && memcmp(out, message_plain, PLAIN_LEN) == 0;
+}
+
+/* Flip each bit of one field in turn; returns how many still opened. */
+static int
+flips_accepted(Message *m, uint8_t *field, size_t len)
+{
+	int			accepted = 0;
+
+	for (size_t bit = 0; bit < 8 * len; bit++)
+	{
+		field[bit / 8] ^= (uint8_t) (1 << bit % 8);
+		accepted += opens(m, sizeof(m->aad), sizeof(m->sealed));
+		field[bit / 8] ^= (uint8_t) (1 << bit % 8);
+	}
+	return accepted;
+}
+
+static void
+test_tampering(void)
+{
+	Message		m;
+	int			accepted = 0;
+
+	make_message(&m);
+	tap_ok(opens(&m, sizeof(m.aad), sizeof(m.sealed)), "the untouched message opens");
+	tap_ok(flips_accepted(&m, m.sealed, 32) == 0, "every flipped bit of the ciphertext is refused");
+	tap_ok(flips_accepted(&m, m.sealed + 32, 16) == 0, "every flipped bit of the tag is refused");
+	tap_ok(flips_accepted(&m, m.aad, sizeof(m.aad)) == 0,
+		   "every flipped bit of the additional data is refused");
+	tap_ok(flips_accepted(&m, m.nonce, sizeof(m.nonce)) == 0,
+		   "every flipped bit of the nonce is refused");
+	tap_ok(flips_accepted(&m, m.key, sizeof(m.key)) == 0, "every flipped bit of the key is refused");
+
+	for (size_t len = 0; len < sizeof(m.sealed); len++)
+		accepted += opens(&m, sizeof(m.aad), len);
+	tap_ok(accepted == 0, "every truncation of ciphertext and tag is refused");
+	accepted = 0;
+	for (size_t len = 0; len < sizeof(m.aad); len++)
+		accepted += opens(&m, len, sizeof(m.sealed));
+	tap_ok(accepted == 0, "every truncation of the additional data is refused");
+	tap_ok(opens(&m, sizeof(m.aad), sizeof(m.sealed)), "and the message still opens");
+}
+
+/* A context is used for many values: none may disturb the next. */
+static void
+test_reuse(void)
+{
+	Message		m;
+	uint8_t		sealed[48],
+				out[32];
+	CipherCtx  *ctx;
+	bool		ok = true;
+
+	make_message(&m);
+	ctx = derive_or_bail(m.key, m.nonce);
+	for (int i = 0; i < 100; i++)
+	{
+		const uint8_t *tail = m.nonce + 12;
+
+		m.sealed[47] ^= 1;
+		ok &= !cipher_open(ctx, tail, m.aad, sizeof(m.aad), m.sealed, 48, out);
+		m.sealed[47] ^= 1;
+		ok &= cipher_open(ctx, tail, m.aad, sizeof(m.aad), m.sealed, 48, out);
+		ok &= memcmp(out, message_plain, 32) == 0;
+		ok &= cipher_seal(ctx, tail, m.aad, sizeof(m.aad), message_plain, 32, sealed);
+		ok &= memcmp(sealed, m.sealed, 48) == 0;
+		ok &= !cipher_open(ctx, tail, m.aad, sizeof(m.aad), m.sealed, 15, out);
+	}
+	tap_ok(ok, "a kept context serves both directions, also after refusals");
+
+	ok = cipher_seal(ctx, m.nonce + 12, NULL, 0, NULL, 0, sealed) &&
+		cipher_open(ctx, m.nonce + 12, NULL, 0, sealed, 16, NULL);
+	sealed[0] ^= 1;
+	ok &= !cipher_open(ctx, m.nonce + 12, NULL, 0, sealed, 16, NULL);
+	tap_ok(ok, "an empty message seals, opens and is protected");
+	cipher_free(ctx);
+	cipher_free(NULL);
+}
+
+static void
+test_helpers(void)
+{
+	static uint8_t big[1 << 20];
+	uint8_t		a[24] = {0},
+				b[24] = {0};
+
+	tap_ok(cipher_equal(a, b, 24) && cipher_equal(a, b, 0), "equal bytes are equal");
+	b[23] = 1;
+	tap_ok(!cipher_equal(a, b, 24) && cipher_equal(a, b, 23), "a last byte that differs is seen");
+	tap_ok(cipher_random(a, 24) && cipher_random(b, 24) && memcmp(a, b, 24) != 0 &&
+		   cipher_random(big, sizeof(big)) && !all_zero(big + sizeof(big) - 64, 64),
+		   "random bytes differ, and a large request is filled to its end");
+	cipher_wipe(a, sizeof(a));
+	tap_ok(all_zero(a, sizeof(a)), "wiped is zero");
+}
+
+/* ------------------------------------------------------------------------
+ * What stays in memory
+ *
+ * The needles are kept masked, so that the search does not find itself.
+ * ------------------------------------------------------------------------ */
+
+#ifndef UNDER_ASAN
+
+#define MASK		0x5a
+#define PIECE		8			/* bytes that are no accident */
+#define DEAD_STACK	32768
+
+static uint8_t needles[4][32];
+static int	needle_count;
+
+static void
+add_needle(const uint8_t *secret)
+{
+	for (int i = 0; i < 32; i++)
+		needles[needle_count][i] = secret[i] ^ MASK;
+	needle_count++;
+}
+
+static bool
+is_piece(const uint8_t *bytes, const uint8_t *masked)
+{
+	for (int i = 0; i < PIECE; i++)
+	{
+		if ((bytes[i] ^ MASK) != masked[i])
+			return false;
+	}
+	return true;
+}
+
+/* Pieces of needles in one range of memory. */
+static int
+find_in(const uint8_t *start, const uint8_t *end)
+{
+	int			found = 0;
+
+	for (const uint8_t *p = start; p + PIECE <= end; p++)
+	{
+		for (int n = 0; n < needle_count; n++)
+		{
+			for (int i = 0; i < 32; i += PIECE)
+				found += is_piece(p, needles[n] + i);
+		}
+	}
+	return found;
+}
+
+/* Pieces of needles in everything that this process can write. */
+static int
+find_everywhere(void)
+{
+	const uint8_t *here = __builtin_frame_address(0);
+	FILE	   *maps;
+	uintptr_t	start,
+				end;
+	char		mode[8];
+	char		line[512];
+	int			found;
+
+	/* The dead part of the stack first, before anything else uses it. */
+	found = find_in(here - DEAD_STACK, here);
+	maps = fopen("/proc/self/maps", "r");
+	if (maps == NULL)
+		tap_bail("could not read the memory map");
+	while (fgets(line, sizeof(line), maps) != NULL)
+	{
+		if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %7s", &start, &end, mode) == 3 &&
+			mode[0] == 'r' && mode[1] == 'w')
+			found += find_in((const uint8_t *) start, (const uint8_t *) end);
+	}
+	fclose(maps);
+	return found;
+}
+
+/* Fill key with a secret that is needle n, byte by byte. */
+static void
+reveal(int n, uint8_t key[32])
+{
+	for (int i = 0; i < 32; i++)
+		key[i] = needles[n][i] ^ MASK;
+}
+
+/* HKDF and the ciphers with needle 0, whose results become needles. */
+__attribute__((noinline))
+static void
+learn_needles(void)
+{
+	uint8_t		key[32],
+				out[32];
+
+	cipher_random(out, 32);
+	add_needle(out);
+	reveal(0, key);
+	cipher_hkdf(key, 32, (const uint8_t *) "x", 1, out);
+	add_needle(out);
+	cipher_wipe(out, sizeof(out));
+	cipher_wipe(key, sizeof(key));
+
+	/* C2SP's derived keys, known without computing them here. */
+	for (int i = 0; i < 2; i++)
+	{
+		from_hex(xaes_vectors[i].derived, out, sizeof(out));
+		add_needle(out);
+	}
+	cipher_wipe(out, sizeof(out));
+}
+
+/* Derive, seal and open with the second C2SP key, and HKDF with needle 0. */
+__attribute__((noinline))
+static CipherCtx *
+use_keys(void)
+{
+	const uint8_t *nonce = (const uint8_t *) SPEC_NONCE;
+	uint8_t		key[32],
+				out[32],
+				sealed[48];
+	CipherCtx  *ctx;
+
+	reveal(0, key);
+	cipher_hkdf(key, 32, (const uint8_t *) "x", 1, out);
+	cipher_free(derive_or_bail(key, nonce));
+	cipher_free(derive_or_bail(out, nonce));
+	cipher_wipe(key, sizeof(key));
+	cipher_wipe(out, sizeof(out));
+
+	memset(key, xaes_vectors[1].key_byte, sizeof(key));
+	ctx = derive_or_bail(key, nonce);
+	cipher_seal(ctx, nonce + 12, NULL, 0, message_plain, 32, sealed);
+	cipher_open(ctx, nonce + 12, NULL, 0, sealed, 48, out);
+	return ctx;
+}
+
+static void
+test_nothing_stays(void)
+{
+	CipherCtx  *ctx;
+	int			pieces;
+
+	learn_needles();
+	/* The first time OpenSSL also loads and binds things. */
+	cipher_free(use_keys());
+	ctx = use_keys();
+	pieces = find_everywhere();
+	tap_ok(pieces >= 8, "a context in use has its key in memory (%d pieces found)", pieces);
+	cipher_free(ctx);
+	pieces = find_everywhere();
+	tap_ok(pieces == 0, "once freed, no key is anywhere in memory (%d pieces found)", pieces);
+}
+
+#endif							/* UNDER_ASAN */
+
+int
+main(int argc, char **argv)
+{
+	const char *folder = "test/vectors";
+
+	for (int i = 1; i < argc; i++)
+	{
+		if (strcmp(argv[i], "--quick") == 0)
+			quick = true;
+		else
+			folder = argv[i];
+	}
+
+#ifdef UNDER_ASAN
+	tap_skip("no key stays in memory", "not with the sanitizer's memory");
+#else
+	if (quick)
+		tap_skip("no key stays in memory", "--quick");
+	else
+		test_nothing_stays();
+#endif
+	test_xaes_vectors();
+	test_accumulated(10000, "e6b9edf2df6cec60c8cbd864e2211b59"
+					 "7fb69a529160cd040d56c0c210081939");
+	if (quick)
+		tap_skip("C2SP accumulated test, 1000000 iterations", "--quick");
+	else
+		test_accumulated(1000000, "2163ae1445985a30b60585ee67daa556"
+						 "74df06901b890593e824b8a7c885ab15");
+	test_gcm_file(folder, "nist_gcm_encrypt256.txt", 125);
+	test_gcm_file(folder, "nist_gcm_decrypt256.txt", 125);
+	test_hkdf();
+	test_tampering();
+	test_reuse();
+	test_helpers();
+	return tap_done();
+}
