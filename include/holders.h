@@ -15,10 +15,11 @@ extern void holders_shmem_request(void);
 extern void holders_shmem_startup(void);
 
 extern void holders_claim(uint64 epoch);
+extern void holders_note(const uint8 tenant[16]);
 extern void holders_release(void);
 extern void holders_ack(uint64 epoch);
 extern bool holders_must_wipe(void);
-extern void holders_poke(void);
-extern void holders_await(uint64 epoch);
+extern void holders_poke(const uint8 tenant[16]);
+extern void holders_await(const uint8 tenant[16], uint64 epoch);
 
 #endif							/* NOMP_HOLDERS_H */

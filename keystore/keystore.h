@@ -15,7 +15,7 @@
 
 #define KS_MAX_SERIAL		64
 #define KS_MAX_PIN_STAMP	120
-#define KS_MAX_URI			3000
+#define KS_MAX_URI			8000
 
 typedef struct Keystore Keystore;
 

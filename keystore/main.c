@@ -32,7 +32,7 @@
 #define EXIT_SETUP		1
 #define EXIT_BAD_FRAME	2
 
-#define CLOSING_SECONDS 5
+#define CLOSING_SECONDS 3
 
 static uint8_t request_frame[KS_MAX_FRAME];
 static uint8_t reply_frame[4 + KS_MAX_FRAME];

@@ -256,24 +256,23 @@ typedef struct UnwrapWork
 
 /*
  * A wrapped key did not open.  Look the KEK up again: its handle may be stale
- * or, worse, another key's by now.  KS_OK with *retry set: try once more.
- * KS_OK without: the KEK is right, the module works, the wrapped key is bad.
+ * or, worse, another key's by now.  If it is the right one, prove that the
+ * module works.  KS_OK: try once more; if that was after the proof, the
+ * wrapped key is bad.
  */
 static KsStatus
-doubt(Keystore *ks, UnwrapWork *w, CryptResult result, bool *retry)
+doubt(Keystore *ks, UnwrapWork *w, CryptResult result)
 {
 	CK_OBJECT_HANDLE old = w->kek->handle;
 	KsStatus	status = KS_OK;
 
-	*retry = false;
 	if (!w->looked_again)
 	{
 		status = p11_find_again(ks, w->label, &w->kek);
 		if (status != KS_OK)
 			return status;
 		w->looked_again = true;
-		*retry = result == CRYPT_STALE || w->kek->handle != old;
-		if (*retry)
+		if (result == CRYPT_STALE || w->kek->handle != old)
 			return KS_OK;
 	}
 	if (result == CRYPT_STALE)
@@ -281,8 +280,6 @@ doubt(Keystore *ks, UnwrapWork *w, CryptResult result, bool *retry)
 		ks->lost = !ks->fresh;
 		return p11_refuse(ks, KS_MODULE_ERROR, "C_DecryptInit: refuses the handle it gave");
 	}
-	if (w->proven)
-		return KS_OK;
 	status = p11_prove_healthy(ks, w->label->inst);
 	if (status == KS_MODULE_ERROR && !ks->fresh)
 		ks->lost = true;
@@ -293,23 +290,23 @@ doubt(Keystore *ks, UnwrapWork *w, CryptResult result, bool *retry)
 static KsStatus
 unwrap_one(Keystore *ks, UnwrapWork *w, KsWrappedKey *key)
 {
-	bool		retry = true;
 	KsStatus	status = KS_OK;
 
 	key->status = KS_INTEGRITY;
 	if (!p11_well_formed(key))
 		return KS_OK;
-	while (status == KS_OK && retry)
+	while (status == KS_OK)
 	{
+		const bool	proven = w->proven;
 		CryptResult result = p11_unwrap(ks, w->kek->handle, key);
 
 		if (result == CRYPT_OK)
 			key->status = KS_OK;
-		if (result == CRYPT_OK)
+		if (result == CRYPT_OK || (result == CRYPT_SUSPECT && proven))
 			return KS_OK;
 		if (result == CRYPT_FAILED)
 			return KS_MODULE_ERROR;
-		status = doubt(ks, w, result, &retry);
+		status = doubt(ks, w, result);
 	}
 	return status;
 }

@@ -103,8 +103,11 @@ collect_handles(Keystore *ks, CK_OBJECT_HANDLE **handles, size_t *n)
 			*handles = bigger;
 		}
 		rv = ks->f->C_FindObjects(ks->session, *handles + *n, FIND_BATCH, &got);
-		if (rv != CKR_OK || got > FIND_BATCH)
+		if (rv != CKR_OK)
 			return p11_failed(ks, "C_FindObjects", rv);
+		if (got > FIND_BATCH)
+			return p11_refuse(ks, KS_MODULE_ERROR,
+							  "C_FindObjects: more handles than asked for");
 		if (got == 0)
 			return KS_OK;
 		*n += got;

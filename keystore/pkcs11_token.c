@@ -200,8 +200,10 @@ find_token(Keystore *ks)
 			matching += slot_matches(ks, slots[i], &blank);
 	}
 	free(slots);
-	if (rv != CKR_OK || n > MAX_SLOTS)
+	if (rv != CKR_OK)
 		return p11_failed(ks, "C_GetSlotList", rv);
+	if (n > MAX_SLOTS)
+		return p11_refuse(ks, KS_MODULE_ERROR, "C_GetSlotList: too many slots");
 	if (matching == 0)
 		return p11_refuse(ks, KS_TOKEN_MISSING,
 						  "no token matches the keystore's URI (%lu tokens present, %zu of them not initialised)",

@@ -82,7 +82,7 @@ nc_wipe(PG_FUNCTION_ARGS)
 	uint64		epoch = keyring_revoke(tenant->data);
 
 	mykeys_forget();
-	holders_poke();
-	holders_await(epoch);
+	holders_poke(tenant->data);
+	holders_await(tenant->data, epoch);
 	PG_RETURN_VOID();
 }

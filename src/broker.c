@@ -136,7 +136,7 @@ revoke_gone(const UnwrapRequest *what)
 			(errmsg("the keystore no longer has the key \"%s\": its school's keys are wiped",
 					what->label)));
 	(void) keyring_revoke(tenant);
-	holders_poke();
+	holders_poke(tenant);
 }
 
 static void
@@ -471,5 +471,5 @@ nomp_crypt_broker_main(Datum arg)
 								 time_to_wait(lease_boot_now()), PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 	}
-	proc_exit(0);
+	proc_exit(1);				/* 0 would mean: do not start me again */
 }

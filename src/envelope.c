@@ -70,7 +70,7 @@ refuse_inactive(const TenantRow *tenant)
 	if (tenant->state != TENANT_ACTIVE && keyring_holds(tenant->uuid.data))
 	{
 		(void) keyring_revoke(tenant->uuid.data);
-		holders_poke();
+		holders_poke(tenant->uuid.data);
 	}
 	require_active(tenant);
 }

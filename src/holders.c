@@ -7,6 +7,10 @@
  * the epoch; a revoker raises the epoch, then looks at the flags.  Whichever
  * comes second sees the other (both are full barriers).
  *
+ * A holder also says whose keys it may hold, as one bit of 256 by the
+ * tenant's first byte: revoking one school's keys must not terminate a busy
+ * session of another.
+ *
  * Reaching a holder: a catch-up interrupt (SIGUSR1), before which an
  * invalidation message is queued so that the interrupt has something to
  * process.  Idle sessions and those idle in a transaction wipe when they
@@ -42,6 +46,7 @@ typedef struct Holder
 {
 	pg_atomic_uint32 holding;
 	pg_atomic_uint64 acked;
+	pg_atomic_uint64 tenants[4];	/* a set of first bytes */
 	pid_t		pid;
 	BackendId	backend_id;
 } Holder;
@@ -73,6 +78,8 @@ holders_shmem_startup(void)
 		{
 			pg_atomic_init_u32(&holders[i].holding, 0);
 			pg_atomic_init_u64(&holders[i].acked, 0);
+			for (int j = 0; j < 4; j++)
+				pg_atomic_init_u64(&holders[i].tenants[j], 0);
 			holders[i].pid = 0;
 			holders[i].backend_id = InvalidBackendId;
 		}
@@ -92,10 +99,26 @@ holders_claim(uint64 epoch)
 	pg_atomic_exchange_u32(&me->holding, 1);
 }
 
+/* This process is about to copy a key of that tenant. */
+void
+holders_note(const uint8 tenant[16])
+{
+	(void) pg_atomic_fetch_or_u64(&holders[MyProc->pgprocno].tenants[tenant[0] / 64],
+								  UINT64CONST(1) << (tenant[0] % 64));
+}
+
+static void
+forget_tenants(Holder *holder)
+{
+	for (int i = 0; i < 4; i++)
+		(void) pg_atomic_exchange_u64(&holder->tenants[i], 0);
+}
+
 /* This process holds nothing any more. */
 void
 holders_release(void)
 {
+	forget_tenants(&holders[MyProc->pgprocno]);
 	pg_atomic_exchange_u32(&holders[MyProc->pgprocno].holding, 0);
 }
 
@@ -103,6 +126,7 @@ holders_release(void)
 void
 holders_ack(uint64 epoch)
 {
+	forget_tenants(&holders[MyProc->pgprocno]);
 	pg_atomic_exchange_u64(&holders[MyProc->pgprocno].acked, epoch);
 }
 
@@ -115,18 +139,20 @@ holders_must_wipe(void)
 }
 
 static bool
-still_holds(Holder *holder, uint64 epoch)
+still_holds(Holder *holder, const uint8 tenant[16], uint64 epoch)
 {
 	return pg_atomic_read_u32(&holder->holding) != 0 &&
-		pg_atomic_read_u64(&holder->acked) < epoch;
+		pg_atomic_read_u64(&holder->acked) < epoch &&
+		(pg_atomic_read_u64(&holder->tenants[tenant[0] / 64]) &
+		 UINT64CONST(1) << (tenant[0] % 64)) != 0;
 }
 
 /*
  * Queue an invalidation that matches no relation, for its callbacks alone,
- * and interrupt every holder that is behind.
+ * and interrupt every holder of the tenant's keys that is behind.
  */
 void
-holders_poke(void)
+holders_poke(const uint8 tenant[16])
 {
 	uint64		epoch = keyring_epoch();
 	SharedInvalidationMessage msg;
@@ -141,20 +167,20 @@ holders_poke(void)
 	{
 		Holder	   *holder = &holders[i];
 
-		if (i != MyProc->pgprocno && still_holds(holder, epoch))
+		if (i != MyProc->pgprocno && still_holds(holder, tenant, epoch))
 			SendProcSignal(holder->pid, PROCSIG_CATCHUP_INTERRUPT,
 						   holder->backend_id);
 	}
 }
 
 /*
- * Wait until no other process holds anything from before "epoch"; terminate
- * those that cannot be reached.  Interruptible.
+ * Wait until no other process holds a key of the tenant from before "epoch";
+ * terminate those that cannot be reached.  Interruptible.
  *
  * Errors: 55006 (object_in_use) if a process outlives its termination.
  */
 void
-holders_await(uint64 epoch)
+holders_await(const uint8 tenant[16], uint64 epoch)
 {
 	TimestampTz start = GetCurrentTimestamp();
 	bool		terminated = false;
@@ -170,7 +196,7 @@ holders_await(uint64 epoch)
 		{
 			Holder	   *holder = &holders[i];
 
-			if (i == MyProc->pgprocno || !still_holds(holder, epoch))
+			if (i == MyProc->pgprocno || !still_holds(holder, tenant, epoch))
 				continue;
 			behind++;
 			straggler = holder->pid;

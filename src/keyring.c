@@ -17,14 +17,11 @@
  */
 #include "postgres.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include "cipher.h"
 #include "keyring.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
-#include "storage/ipc.h"
+#include "secret.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 #include "utils/guc.h"
@@ -80,45 +77,20 @@ shared_size(void)
 					mul_size(max_cached_keys, sizeof(KeyringSlot)));
 }
 
-/* The secrets, plus room to start and end on a page boundary. */
 static Size
 secrets_size(void)
 {
-	return add_size(mul_size(max_cached_keys, WORKING_KEY_LEN),
-					2 * sysconf(_SC_PAGESIZE));
+	return mul_size(max_cached_keys, WORKING_KEY_LEN);
 }
 
 void
 keyring_shmem_request(void)
 {
 	RequestAddinShmemSpace(shared_size());
-	RequestAddinShmemSpace(secrets_size());
+	secret_shmem_request(secrets_size());
 	RequestAddinShmemSpace(hash_estimate_size(max_cached_keys,
 											  sizeof(KeyringIndex)));
 	RequestNamedLWLockTranche("nomp_crypt_keyring", 1);
-}
-
-static void
-wipe_at_exit(int code, Datum arg)
-{
-	if (keyring_secrets != NULL)
-		cipher_wipe(keyring_secrets, (size_t) max_cached_keys * WORKING_KEY_LEN);
-}
-
-/* Lock the secrets' pages and keep them out of core dumps, if allowed. */
-static void
-protect_secrets(void *pages, Size size)
-{
-	if (mlock(pages, size) != 0)
-		ereport(LOG,
-				(errmsg("could not lock the key memory of nomp_crypt: %m"),
-				 errhint("Raise the server's limit of locked memory (LimitMEMLOCK) to at least %zu kB.",
-						 size / 1024 + 1)));
-#ifdef MADV_DONTDUMP
-	if (madvise(pages, size, MADV_DONTDUMP) != 0)
-		ereport(LOG,
-				(errmsg("could not keep the key memory of nomp_crypt out of core dumps: %m")));
-#endif
 }
 
 void
@@ -126,13 +98,10 @@ keyring_shmem_startup(void)
 {
 	HASHCTL		ctl = {0};
 	bool		found;
-	char	   *raw;
-	Size		page = sysconf(_SC_PAGESIZE);
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	keyring = ShmemInitStruct("nomp_crypt keyring", shared_size(), &found);
-	raw = ShmemInitStruct("nomp_crypt secrets", secrets_size(), &found);
-	keyring_secrets = (void *) TYPEALIGN(page, raw);
+	keyring_secrets = secret_shmem_startup("nomp_crypt keyring secrets", secrets_size(), &found);
 	keyring_lock = &GetNamedLWLockTranche("nomp_crypt_keyring")->lock;
 	ctl.keysize = KEY_CHECK_LEN;
 	ctl.entrysize = sizeof(KeyringIndex);
@@ -140,15 +109,10 @@ keyring_shmem_startup(void)
 								  max_cached_keys, &ctl, HASH_ELEM | HASH_BLOBS);
 	if (!found)
 	{
-		Size		used = TYPEALIGN(page, (Size) max_cached_keys * WORKING_KEY_LEN);
-
 		memset(keyring, 0, shared_size());
 		pg_atomic_init_u64(&keyring->epoch, 1);
 		for (int i = 0; i < max_cached_keys; i++)
 			pg_atomic_init_u32(&keyring->slots[i].used, 0);
-		protect_secrets(keyring_secrets, used);
-		if (!IsUnderPostmaster)
-			on_shmem_exit(wipe_at_exit, 0);
 	}
 	LWLockRelease(AddinShmemInitLock);
 }

@@ -2,7 +2,7 @@
  * log_guard.c
  *		Keeps personal data in error messages out of the server log.
  *
- * In a session that names a tenant, an error's DETAIL, CONTEXT, QUERY and
+ * In a session that names a tenant, and for our own errors, an error's DETAIL, CONTEXT, QUERY and
  * statement are not logged, and its message only if its SQLSTATE belongs to
  * a class whose messages name nothing but objects; otherwise the message's
  * untranslated template is logged, without what was filled in.  The client
@@ -43,6 +43,13 @@ names_objects_only(int sqlerrcode)
 	return false;
 }
 
+/* Our own errors: a statement that forgot the tenant has plaintext in it. */
+static bool
+is_ours(int sqlerrcode)
+{
+	return strncmp(unpack_sql_state(sqlerrcode), "NC", 2) == 0;
+}
+
 static void
 guard_log(ErrorData *edata)
 {
@@ -51,7 +58,7 @@ guard_log(ErrorData *edata)
 	if (next_emit != NULL)
 		next_emit(edata);
 	if (inside || edata->elevel < WARNING || !edata->output_to_server ||
-		!session_names_tenant())
+		(!session_names_tenant() && !is_ours(edata->sqlerrcode)))
 		return;
 	edata->hide_stmt = true;
 	edata->hide_ctx = true;

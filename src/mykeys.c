@@ -25,6 +25,7 @@
 #include "miscadmin.h"
 #include "mykeys.h"
 #include "request.h"
+#include "secret.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "utils/inval.h"
@@ -38,6 +39,7 @@ typedef struct MyKey
 	KeySpec		spec;			/* its wrapped bytes are not kept */
 	Lease		lease;
 	uint8		nonce[CIPHER_NONCE_LEN];	/* the next one to use */
+	uint32		sealed;			/* values under the sealer's derived key */
 	CipherCtx  *sealer;
 } MyKey;
 
@@ -50,7 +52,7 @@ typedef struct Opener
 
 static MyKey my_keys[NUM_KEYS];
 static Opener openers[NUM_OPENERS];
-static volatile uint8 my_secrets[NUM_KEYS][WORKING_KEY_LEN];
+static volatile uint8 my_secrets[NUM_KEYS][WORKING_KEY_LEN] pg_attribute_aligned(SECRET_PAGE);
 static volatile sig_atomic_t zeroed = false;
 
 /* Which key the school last written for writes with. */
@@ -180,6 +182,7 @@ start_holding(void)
 {
 	if (chained_handler == NULL)
 	{
+		(void) secret_protect((void *) my_secrets, sizeof(my_secrets));
 		CacheRegisterRelcacheCallback(at_invalidation, (Datum) 0);
 		before_shmem_exit(at_exit, 0);
 		chained_handler = pqsignal(SIGUSR1, handle_sigusr1);
@@ -258,12 +261,14 @@ mykeys_load(const UnwrapRequest *what, uint64 epoch, char *reason)
 		start_holding();
 	else if (!is_current())
 		wipe_all();
+	holders_note(spec->place.tenant);
 	if (!keyring_lookup(spec, what->own_transaction, &key))
 	{
 		KsStatus	status = request_key(what, epoch, &key, reason);
 
 		if (status != KS_OK)
 			return status;
+		holders_note(spec->place.tenant);	/* waiting may have wiped it */
 	}
 	if (!is_current() || epoch != my_epoch)
 	{
@@ -361,14 +366,21 @@ count_up(uint8 nonce[CIPHER_NONCE_LEN])
 /*
  * A context to seal one value with, and its nonce.  24 random bytes per
  * process, key and transaction; the first 12 stay, the last 12 count up.
+ * After 2^32 values, NIST SP 800-38D's limit for one key, they are drawn anew.
  */
 CipherCtx *
 mykeys_sealer(int key, uint8 nonce[CIPHER_NONCE_LEN])
 {
 	MyKey	   *mine = &my_keys[key];
 
+	if (mine->sealer != NULL && mine->sealed == PG_UINT32_MAX)
+	{
+		cipher_free(mine->sealer);
+		mine->sealer = NULL;
+	}
 	if (mine->sealer == NULL)
 	{
+		mine->sealed = 0;
 		if (!cipher_random(mine->nonce, CIPHER_NONCE_LEN))
 			return NULL;
 		mine->sealer = derive(key, mine->nonce);
@@ -377,5 +389,6 @@ mykeys_sealer(int key, uint8 nonce[CIPHER_NONCE_LEN])
 	}
 	memcpy(nonce, mine->nonce, CIPHER_NONCE_LEN);
 	count_up(mine->nonce);
+	mine->sealed++;
 	return mine->sealer;
 }

@@ -14,6 +14,7 @@
 #include "cipher.h"
 #include "miscadmin.h"
 #include "request.h"
+#include "secret.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
@@ -56,21 +57,14 @@ shared_size(void)
 {
 	Size		size = MAXALIGN(sizeof(RequestShared));
 
-	size = add_size(size, MAXALIGN(mul_size(MaxBackends, sizeof(RequestSlot))));
-	return add_size(size, mul_size(MaxBackends, sizeof(WorkingKey)));
+	return add_size(size, mul_size(MaxBackends, sizeof(RequestSlot)));
 }
 
 void
 request_shmem_request(void)
 {
 	RequestAddinShmemSpace(shared_size());
-}
-
-static void
-wipe_at_exit(int code, Datum arg)
-{
-	if (secrets != NULL)
-		cipher_wipe(secrets, MaxBackends * sizeof(WorkingKey));
+	secret_shmem_request(mul_size(MaxBackends, sizeof(WorkingKey)));
 }
 
 void
@@ -83,16 +77,14 @@ request_shmem_startup(void)
 	p = ShmemInitStruct("nomp_crypt requests", shared_size(), &found);
 	shared = (RequestShared *) p;
 	slots = (RequestSlot *) (p + MAXALIGN(sizeof(RequestShared)));
-	secrets = (WorkingKey *) ((char *) slots +
-							  MAXALIGN(MaxBackends * sizeof(RequestSlot)));
+	secrets = secret_shmem_startup("nomp_crypt request secrets",
+								   mul_size(MaxBackends, sizeof(WorkingKey)), &found);
 	if (!found)
 	{
 		memset(p, 0, shared_size());
 		SpinLockInit(&shared->mutex);
 		for (int i = 0; i < MaxBackends; i++)
 			SpinLockInit(&slots[i].mutex);
-		if (!IsUnderPostmaster)
-			on_shmem_exit(wipe_at_exit, 0);
 	}
 	LWLockRelease(AddinShmemInitLock);
 }

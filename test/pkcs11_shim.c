@@ -12,6 +12,8 @@
  *		C_Decrypt hang			never returns
  *		C_Decrypt crash			segmentation fault
  *		C_Decrypt rv=0x30		returns that, without asking the real module
+ *								(an encryption or decryption that had begun
+ *								there is ended, as a module would)
  *		C_Decrypt delay=500		milliseconds, then goes on
  *		hide CKM_AES_GCM		the mechanism is not there (or a number)
  *		iv zero					C_Encrypt uses an IV of zeros, and says so
@@ -160,6 +162,19 @@ before(const char *function)
 		CK_RV		rv_ = before(function); \
 		if (rv_ != NOT_TOLD) \
 			return rv_; \
+	} while (0)
+
+/* As BEFORE, for functions that end an operation whatever they answer. */
+#define BEFORE_END(function, end) \
+	do { \
+		CK_RV		rv_ = before(function); \
+		unsigned char scrap_[4096]; \
+		unsigned long scrap_len_ = sizeof(scrap_); \
+		if (rv_ != NOT_TOLD) \
+		{ \
+			(void) (end)(session, in, in_len, scrap_, &scrap_len_); \
+			return rv_; \
+		} \
 	} while (0)
 
 static bool
@@ -372,7 +387,7 @@ shim_Encrypt(CK_SESSION_HANDLE session, unsigned char *in, unsigned long in_len,
 {
 	CK_RV		rv;
 
-	BEFORE("C_Encrypt");
+	BEFORE_END("C_Encrypt", real->C_Encrypt);
 	rv = real->C_Encrypt(session, in, in_len, out, out_len);
 	if (rv == CKR_OK && iv_out != NULL && iv_told)
 		memcpy(iv_out, iv_now, IV_LEN);
@@ -392,7 +407,7 @@ shim_Decrypt(CK_SESSION_HANDLE session, unsigned char *in, unsigned long in_len,
 {
 	CK_RV		rv;
 
-	BEFORE("C_Decrypt");
+	BEFORE_END("C_Decrypt", real->C_Decrypt);
 	rv = real->C_Decrypt(session, in, in_len, out, out_len);
 	if (rv == CKR_OK && told_to("decrypt", "long"))
 		*out_len = 1000000;

@@ -9,6 +9,7 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use IPC::Run;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -16,7 +17,7 @@ use Test::More;
 our @EXPORT = qw(
   make_token keystore_uri nomp_node nomp_conf create_nomp
   sqlstate in_tenant wait_until helper_pid broker_pid server_pids
-  find_in_memory
+  find_in_memory crash token_labels delete_from_token
 );
 
 our $softhsm = '/usr/lib/softhsm/libsofthsm2.so';
@@ -30,7 +31,7 @@ sub make_token
 	mkdir $dir;
 	mkdir "$dir/tokens";
 	PostgreSQL::Test::Utils::append_to_file("$dir/softhsm2.conf",
-		"directories.tokendir = $dir/tokens\n"
+			"directories.tokendir = $dir/tokens\n"
 		  . "objectstore.backend = file\nlog.level = ERROR\n"
 		  . "library.reset_on_fork = true\n")
 	  unless -e "$dir/softhsm2.conf";
@@ -38,8 +39,10 @@ sub make_token
 	  unless -e "$dir/pin";
 	chmod 0600, "$dir/pin";
 	$ENV{SOFTHSM2_CONF} = "$dir/softhsm2.conf";
-	PostgreSQL::Test::Utils::system_or_bail('softhsm2-util', '--init-token',
-		'--free', '--label', $label, '--pin', '1234', '--so-pin', '4321');
+	PostgreSQL::Test::Utils::system_or_bail(
+		'softhsm2-util', '--init-token', '--free', '--label',
+		$label, '--pin', '1234', '--so-pin',
+		'4321');
 	return $dir;
 }
 
@@ -109,8 +112,10 @@ sub sqlstate
 	my $stderr = '';
 	my $stdout = '';
 
-	$node->psql($options{dbname} // 'postgres', $sql,
-		stderr => \$stderr, stdout => \$stdout,
+	$node->psql(
+		$options{dbname} // 'postgres', $sql,
+		stderr => \$stderr,
+		stdout => \$stdout,
 		extra_params => [ '-v', 'VERBOSITY=sqlstate' ],
 		on_error_stop => 0);
 	return $stderr =~ /(?:ERROR|FATAL|PANIC):\s+(\w{5})/ ? $1 : '';
@@ -158,7 +163,8 @@ sub children
 		open my $fh, '<', $stat or next;
 		my $line = <$fh> // '';
 		close $fh;
-		push @found, $1 if $line =~ /^(\d+) \(.*\) \S (\d+) / && $2 == $parent;
+		push @found, $1
+		  if $line =~ /^(\d+) \(.*\) \S (\d+) / && $2 == $parent;
 	}
 	return @found;
 }
@@ -168,7 +174,8 @@ sub broker_pid
 	my ($node) = @_;
 
 	return $node->safe_psql('postgres',
-		"SELECT pid FROM pg_stat_activity WHERE backend_type = 'nomp_crypt broker'");
+		"SELECT pid FROM pg_stat_activity WHERE backend_type = 'nomp_crypt broker'"
+	);
 }
 
 # helper_pid(NODE): the keystore helper, a child of the broker; undef if none.
@@ -187,6 +194,76 @@ sub server_pids
 	my $postmaster = postmaster_pid($node);
 
 	return ($postmaster, children($postmaster));
+}
+
+# crash(NODE): a power cut, as far as processes go: SIGKILL for all of them at
+# once.  The node is down afterwards and can be started.
+sub crash
+{
+	my ($node) = @_;
+	my $helper = helper_pid($node);
+	my $postmaster = postmaster_pid($node);
+
+	kill 'STOP', $postmaster;    # so that nobody reaps, forks or cleans up
+	my @pids = (children($postmaster), grep { defined } $helper);
+	kill 'KILL', $postmaster, @pids;
+	$node->{_pid} = undef;
+	wait_until(
+		sub {
+			!grep { is_running($_) } $postmaster, @pids;
+		},
+		'killed processes to end');
+	return;
+}
+
+sub is_running
+{
+	my ($pid) = @_;
+
+	open my $fh, '<', "/proc/$pid/stat" or return 0;
+	my $line = <$fh> // '';
+	close $fh;
+	return $line =~ /^\d+ \(.*\) [^ZX] /;
+}
+
+# pkcs11_tool(DIR, LABEL, ARGS...): OpenSC's view of make_token's token.
+sub pkcs11_tool
+{
+	my ($dir, $label, @args) = @_;
+	my ($out, $err) = ('', '');
+
+	local $ENV{SOFTHSM2_CONF} = "$dir/softhsm2.conf";
+	IPC::Run::run(
+		[
+			'pkcs11-tool', '--module', $softhsm, '--token-label',
+			$label, '--login', '--pin', '1234',
+			@args
+		],
+		'>',
+		\$out,
+		'2>',
+		\$err) or die "pkcs11-tool @args: $err";
+	return $out;
+}
+
+# token_labels(DIR, LABEL): the labels of all keys in make_token's token.
+sub token_labels
+{
+	my ($dir, $label) = @_;
+	my $list =
+	  pkcs11_tool($dir, $label, '--list-objects', '--type', 'secrkey');
+
+	return $list =~ /^\s*label:\s+(\S+)\s*$/mg;
+}
+
+# delete_from_token(DIR, LABEL, KEY): somebody deletes a key behind our back.
+sub delete_from_token
+{
+	my ($dir, $label, $key) = @_;
+
+	pkcs11_tool($dir, $label, '--delete-object', '--type', 'secrkey',
+		'--label', $key);
+	return;
 }
 
 # find_in_memory(NODE, NEEDLES...): a hash ref, needle in hex => list of
@@ -208,8 +285,9 @@ sub find_in_memory
 			  $line =~ /^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \S+\s*(.*)$/
 			  or next;
 			next if $rights !~ /^rw/ || $name =~ /^\[v/;
-			search_mapping($mem, hex($from), hex($to), \@needles, \%found,
-				"$pid $name");
+			search_mapping(
+				$mem, hex($from), hex($to), \@needles,
+				\%found, "$pid $name");
 		}
 		close $mem;
 		close $maps;
@@ -225,7 +303,8 @@ sub search_mapping
 
 	for (my $at = $from; $at < $to; $at += $step)
 	{
-		my $length = $to - $at < $step + $overlap ? $to - $at : $step + $overlap;
+		my $length =
+		  $to - $at < $step + $overlap ? $to - $at : $step + $overlap;
 		my $data = '';
 
 		sysseek $mem, $at, 0 or next;
