@@ -5,7 +5,7 @@
 #ifndef NOMP_BROKER_CODEC_H
 #define NOMP_BROKER_CODEC_H
 
-#include "broker.h"
+#include "request.h"
 #include "wire.h"
 
 extern void codec_put_unwrap(WireWriter *w, const UnwrapRequest *what);

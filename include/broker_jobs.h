@@ -5,7 +5,7 @@
 #ifndef NOMP_BROKER_JOBS_H
 #define NOMP_BROKER_JOBS_H
 
-#include "broker.h"
+#include "request.h"
 #include "lib/ilist.h"
 
 typedef struct Waiter

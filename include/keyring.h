@@ -10,31 +10,10 @@
 #ifndef NOMP_KEYRING_H
 #define NOMP_KEYRING_H
 
-#include "keyplace.h"
+#include "keyspec.h"
 #include "lease.h"
-#include "protocol.h"
 
 #define WORKING_KEY_LEN		32
-
-/* A wrapped key and what its unwrapped form must derive to. */
-typedef struct KeySpec
-{
-	KeyPlace	place;
-	uint8		key_check[KEY_CHECK_LEN];
-	uint16		wrapped_len;
-	uint8		wrapped[KS_MAX_WRAPPED];
-} KeySpec;
-
-/* A school's keys under one KEK, the wanted one first. */
-typedef struct UnwrapRequest
-{
-	char		installation[37];
-	char		label[KS_MAX_LABEL];	/* of the KEK */
-	bool		own_transaction;	/* the rows are not committed yet: leave the
-									 * KEK provisional */
-	uint8		nkeys;
-	KeySpec		keys[KS_MAX_KEYS];
-} UnwrapRequest;
 
 /* A copy of a working key; the holder wipes it. */
 typedef struct WorkingKey

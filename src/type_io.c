@@ -201,6 +201,9 @@ nc_out(PG_FUNCTION_ARGS)
 		PG_RETURN_CSTRING(type_to_text(value));
 	if (session_shows_others())
 		PG_RETURN_CSTRING(type_text_form(value));
+	/* this school's own, from before it was erased and onboarded again */
+	if (owner.state == TENANT_ERASED && strcmp(owner.id, tenant->id) == 0)
+		error_erased(owner.id);
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("value belongs to tenant \"%s\", the session is inside \"%s\"",

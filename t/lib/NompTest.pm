@@ -208,22 +208,13 @@ sub crash
 	my @pids = (children($postmaster), grep { defined } $helper);
 	kill 'KILL', $postmaster, @pids;
 	$node->{_pid} = undef;
+	# not even zombies: a dead postmaster that is not reaped keeps its lock file
 	wait_until(
 		sub {
-			!grep { is_running($_) } $postmaster, @pids;
+			!grep { -e "/proc/$_" } $postmaster, @pids;
 		},
-		'killed processes to end');
+		'killed processes to be gone');
 	return;
-}
-
-sub is_running
-{
-	my ($pid) = @_;
-
-	open my $fh, '<', "/proc/$pid/stat" or return 0;
-	my $line = <$fh> // '';
-	close $fh;
-	return $line =~ /^\d+ \(.*\) [^ZX] /;
 }
 
 # pkcs11_tool(DIR, LABEL, ARGS...): OpenSC's view of make_token's token.
