@@ -790,7 +790,8 @@ REVOKE ALL ON PROCEDURE nomp_crypt.erase_tenant(text, text, text) FROM PUBLIC;
 -- ---------------------------------------------------------------------------
 
 -- Let a role administer keys and erase schools: EXECUTE on the functions for
--- it, SELECT on the tables and views. Gives no right to any value.
+-- it, SELECT on the tables and views (as pg_dump needs it too; the keys in
+-- them are wrapped). Gives no right to any value.
 CREATE FUNCTION nomp_crypt.grant_admin(role name) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -803,7 +804,7 @@ BEGIN
 			 OR p.proname LIKE '\_erase\_%') LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);
 	END LOOP;
-	EXECUTE format('GRANT SELECT ON nomp_crypt.tenants, nomp_crypt.rights, nomp_crypt.erasure, nomp_crypt.installation TO %I', role);
+	EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA nomp_crypt TO %I', role);
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.grant_admin(name) FROM PUBLIC;

@@ -70,7 +70,10 @@ remove_workspace() {
 		as_server "${PG_BIN:-$SYSTEM_PG/bin}/pg_ctl" -D "$(dirname "$pidfile")" \
 			-m immediate -w stop >/dev/null 2>&1 || true
 	done < <(find "$WORK" -name postmaster.pid 2>/dev/null)
-	rm -rf "$WORK"
+	rm -rf "$WORK" 2>/dev/null || {
+		chmod -R u+rwx "$WORK"
+		rm -rf "$WORK"
+	}
 	exit "$status"
 }
 
@@ -78,7 +81,7 @@ remove_workspace() {
 copy_tree() {
 	TREE=$WORK/tree
 	as_server mkdir "$TREE"
-	tar -C "$NOMP_ROOT" --exclude=./.git --exclude='*.o' --exclude='*.so' \
+	tar -C "$NOMP_ROOT" --mode=u+rwX --exclude=./.git --exclude='*.o' --exclude='*.so' \
 		--exclude='*.bc' --exclude=./keystore/nomp_crypt-keystore \
 		--exclude='./test/*_test' --exclude='./tmp_*' --exclude=./results \
 		--exclude='./regression.*' --exclude=./log -cf - . |

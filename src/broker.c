@@ -36,7 +36,7 @@
 #include "utils/wait_event.h"
 
 #define TICK_MS			1000	/* leases are swept this often */
-#define START_RETRY_MS	1000
+#define START_RETRY_MS	10000	/* when nobody asks */
 
 static char *keystore_uri = NULL;
 static int	key_check_interval = 300;	/* seconds */
@@ -279,7 +279,8 @@ replace_helper(KsStatus status, const char *why)
 	current = NULL;
 	if (job == NULL)
 		return;
-	if (status == KS_CRASHED && !job->repeated && job->op != KS_OP_CREATE_KEK)
+	if (status == KS_CRASHED && !job->repeated &&
+		job->op != KS_OP_CREATE_KEK && job->op != KS_OP_SETUP)
 	{
 		job->repeated = true;
 		jobs_put_first(job);
@@ -418,10 +419,11 @@ reload_settings(void)
 	ProcessConfigFile(PGC_SIGHUP);
 	next_cycle = Min(next_cycle, lease_boot_now() + key_check_interval * INT64CONST(1000000));
 	if (helper_running() && strcmp(started_uri, keystore_uri) != 0)
-	{
-		pin_stamp[0] = '\0';
 		replace_helper(KS_CRASHED, "belongs to another keystore setting");
-	}
+	else if (helper_running() && pin_stamp[0] != '\0')
+		replace_helper(KS_CRASHED, "was refused its PIN");
+	pin_stamp[0] = '\0';		/* the token's PIN may have been changed */
+	next_start = 0;
 }
 
 static void

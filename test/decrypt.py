@@ -69,8 +69,8 @@ def aes_block(key, block):
     return encryptor.update(block) + encryptor.finalize()
 
 
-def xaes_open(key, nonce, sealed, aad):
-    """XAES-256-GCM with numbers instead of byte loops."""
+def derived_key(key, nonce):
+    """XAES-256-GCM's key for a nonce, with numbers instead of byte loops."""
     subkey = int.from_bytes(aes_block(key, bytes(16)), "big") << 1
     if subkey >> 128:
         subkey = subkey & (1 << 128) - 1 ^ 0x87
@@ -79,8 +79,12 @@ def xaes_open(key, nonce, sealed, aad):
         message = bytes([0, counter]) + b"X\x00" + nonce[:12]
         block = int.from_bytes(message, "big") ^ subkey
         derived += aes_block(key, block.to_bytes(16, "big"))
+    return derived
+
+
+def xaes_open(key, nonce, sealed, aad):
     try:
-        return AESGCM(derived).decrypt(nonce[12:], sealed, aad)
+        return AESGCM(derived_key(key, nonce)).decrypt(nonce[12:], sealed, aad)
     except InvalidTag:
         raise Refused("the value does not authenticate") from None
 

@@ -257,28 +257,33 @@ sub delete_from_token
 	return;
 }
 
-# find_in_memory(NODE, NEEDLES...): a hash ref, needle in hex => list of
-# "PID MAPPING" where its bytes were found, in any process of the server.
-# Shared memory is read once per process that maps it.
+# find_in_memory(NODE, NEEDLES...): a hash ref, needle in hex => list of where
+# its bytes were found, in any process of the server: "PID MAPPING", or
+# "shared MAPPING" for shared memory, which is read once.
 sub find_in_memory
 {
 	my ($node, @needles) = @_;
 	my %found = map { unpack('H*', $_) => [] } @needles;
+	my %seen;
 
 	for my $pid (server_pids($node))
 	{
 		open my $maps, '<', "/proc/$pid/maps" or next;
-		open my $mem, '<:raw', "/proc/$pid/mem"
-		  or die "cannot read the memory of process $pid: $!";
+		open my $mem, '<:raw', "/proc/$pid/mem" or do
+		{
+			next if $!{ENOENT} || $!{ESRCH};
+			die "cannot read the memory of process $pid: $!";
+		};
 		while (my $line = <$maps>)
 		{
-			my ($from, $to, $rights, $name) =
-			  $line =~ /^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \S+\s*(.*)$/
+			my ($from, $to, $rights, $inode, $name) = $line =~
+			  /^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ (\S+ \d+)\s*(.*)$/
 			  or next;
+			my $shared = $rights =~ /s$/;
 			next if $rights !~ /^rw/ || $name =~ /^\[v/;
-			search_mapping(
-				$mem, hex($from), hex($to), \@needles,
-				\%found, "$pid $name");
+			next if $shared && $seen{"$inode $name"}++;
+			search_mapping($mem, hex($from), hex($to), \@needles, \%found,
+				($shared ? 'shared' : $pid) . " $name");
 		}
 		close $mem;
 		close $maps;
