@@ -115,7 +115,7 @@ installcheck: export SOFTHSM2_CONF = $(REGRESS_DIR)/softhsm2.conf
 regress-config:
 	./scripts/regress-config '$(REGRESS_DIR)'
 
-check-tap:
+check-tap: $(TEST_LIBRARIES)
 	$(prove_installcheck)
 
 format:

@@ -81,7 +81,7 @@ CREATE TABLE nomp_crypt.erasure (
 	reference		text CHECK (reference ~ '^[A-Za-z0-9._/-]{1,64}$'),
 	requested_by	name NOT NULL,
 	state			text NOT NULL DEFAULT 'requested'
-					CHECK (state IN ('requested', 'fenced', 'submitted', 'pending',
+					CHECK (state IN ('requested', 'withdrawn', 'fenced', 'submitted', 'pending',
 									 'destroyed', 'certified')),
 	requested_at	timestamptz NOT NULL DEFAULT now(),
 	fenced_at		timestamptz,
@@ -90,9 +90,10 @@ CREATE TABLE nomp_crypt.erasure (
 	keystore_serial	text,
 	keys_seen		text[],
 	keys_destroyed	text[],
-	checked_at		timestamptz
+	checked_at		timestamptz,
+	submitted_lsn	pg_lsn
 );
-CREATE UNIQUE INDEX erasure_one_per_tenant ON nomp_crypt.erasure (tenant);
+CREATE UNIQUE INDEX erasure_one_per_tenant ON nomp_crypt.erasure (tenant) WHERE state <> 'withdrawn';
 
 SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.installation', '');
 SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.tenant', '');
@@ -253,6 +254,15 @@ LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_literal';
 CREATE FUNCTION nomp_crypt._changed() RETURNS void
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_changed';
 REVOKE ALL ON FUNCTION nomp_crypt._changed() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._committed(xid) RETURNS boolean
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_committed';
+REVOKE ALL ON FUNCTION nomp_crypt._committed(xid) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._erasure_grace() RETURNS interval
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_erasure_grace';
+REVOKE ALL ON FUNCTION nomp_crypt._erasure_grace() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._require_synced(lsn pg_lsn) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_require_synced';
+REVOKE ALL ON FUNCTION nomp_crypt._require_synced(pg_lsn) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._acting_role() RETURNS name
 LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_acting_role';
 REVOKE ALL ON FUNCTION nomp_crypt._acting_role() FROM PUBLIC;
@@ -262,7 +272,7 @@ REVOKE ALL ON FUNCTION nomp_crypt._lock_keystore(boolean) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._wipe(tenant uuid) RETURNS void
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_wipe';
 REVOKE ALL ON FUNCTION nomp_crypt._wipe(uuid) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._register_read(OUT installation uuid, OUT ours boolean)
+CREATE FUNCTION nomp_crypt._register_read(OUT installation uuid, OUT ours boolean, OUT neighbour boolean)
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_register_read';
 REVOKE ALL ON FUNCTION nomp_crypt._register_read() FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._register_write(installation uuid) RETURNS void
@@ -327,7 +337,7 @@ BEGIN
 				DETAIL = CASE
 					WHEN reg.installation IS NULL THEN 'The register directory holds no installation.'
 					WHEN reg.installation <> mine THEN 'The register directory belongs to another installation.'
-					ELSE 'The register directory does not name this data directory.' END,
+					ELSE 'The register directory does not name this database of this data directory.' END,
 				HINT = 'A copy must not. If this is the original, or takes its place: SELECT nomp_crypt.adopt_keystore();';
 		END IF;
 		RETURN mine;
@@ -337,7 +347,7 @@ BEGIN
 		mine := gen_random_uuid();
 		PERFORM nomp_crypt._keystore_setup(mine);
 		PERFORM nomp_crypt._register_write(mine);
-	ELSIF NOT reg.ours THEN
+	ELSIF NOT reg.neighbour THEN
 		RAISE EXCEPTION 'the register directory belongs to another server'
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'Give this server its own nomp_crypt.register_directory, or join that installation: SELECT nomp_crypt.adopt_keystore();';
@@ -349,6 +359,7 @@ BEGIN
 				CASE WHEN status.state = 'ok' THEN 'the token is not this installation''s' ELSE status.state END
 				USING ERRCODE = 'NC004', HINT = 'Check nomp_crypt.keystore; see nomp_crypt.keystore_status().';
 		END IF;
+		PERFORM nomp_crypt._register_write(mine);
 	END IF;
 	INSERT INTO nomp_crypt.installation (uuid) VALUES (mine);
 	RETURN mine;
@@ -434,7 +445,12 @@ BEGIN
 		RAISE EXCEPTION 'a tenant''s id must have 1 to 127 bytes'
 			USING ERRCODE = 'invalid_parameter_value';
 	END IF;
-	PERFORM nomp_crypt._lock_keystore(false);
+	IF pg_is_in_recovery() THEN
+		RAISE EXCEPTION 'a tenant cannot be created on a standby'
+			USING ERRCODE = 'read_only_sql_transaction';
+	END IF;
+	-- founding the installation is for one session at a time
+	PERFORM nomp_crypt._lock_keystore(NOT EXISTS (SELECT FROM nomp_crypt.installation));
 	installation := nomp_crypt._require_owner();
 	BEGIN
 		INSERT INTO nomp_crypt.tenant (uuid, id, display_name, agreement)
@@ -496,8 +512,8 @@ DECLARE
 	leftover record;
 	base text;
 BEGIN
-	PERFORM nomp_crypt._lock_keystore(true);
 	installation := nomp_crypt._require_owner();
+	PERFORM nomp_crypt._lock_keystore(true);
 	FOR leftover IN SELECT * FROM nomp_crypt._keystore_list(installation) LOOP
 		base := regexp_replace(leftover.label, ':provisional@.*$', '');
 		label := base;
@@ -633,7 +649,8 @@ BEGIN
 	PERFORM nomp_crypt._require_owner();
 	target := nomp_crypt._tenant_uuid(_erase_request.id);
 	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
-	SELECT * INTO open_case FROM nomp_crypt.erasure e WHERE e.tenant = target;
+	SELECT * INTO open_case FROM nomp_crypt.erasure e
+	WHERE e.tenant = target AND e.state <> 'withdrawn';
 	IF FOUND THEN
 		IF open_case.state = 'destroyed' THEN
 			RAISE NOTICE 'tenant "%" was erased at %', _erase_request.id, open_case.destroyed_at;
@@ -688,16 +705,52 @@ $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_wipe(uuid) FROM PUBLIC;
 
 -- Empty if the erasure may be executed now, else from when on.
-CREATE FUNCTION nomp_crypt._erase_due(case_id uuid, grace_seconds int) RETURNS text
+CREATE FUNCTION nomp_crypt._erase_due(case_id uuid) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(case_id);
-	due timestamptz := c.requested_at + make_interval(secs => grace_seconds);
+	due timestamptz := c.requested_at + nomp_crypt._erasure_grace();
 BEGIN
 	RETURN CASE WHEN c.state <> 'requested' OR clock_timestamp() >= due THEN '' ELSE due::text END;
 END
 $$;
-REVOKE ALL ON FUNCTION nomp_crypt._erase_due(uuid, int) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_due(uuid) FROM PUBLIC;
+
+-- Refuse to go on in the transaction of the step before: each step commits
+-- before the next one acts on it.
+CREATE FUNCTION nomp_crypt._erase_committed(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF NOT (SELECT nomp_crypt._committed(e.xmin) FROM nomp_crypt.erasure e
+			WHERE e.case_id = _erase_committed.case_id) THEN
+		RAISE EXCEPTION 'erasure case % has not committed its last step', case_id
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'CALL nomp_crypt.erase_tenant() goes through all steps.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_committed(uuid) FROM PUBLIC;
+
+-- Take a request back during its grace period: the school is readable again.
+-- Raises 42704, 55000 after the fence.
+CREATE FUNCTION nomp_crypt.withdraw_erasure(id text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	target uuid := nomp_crypt._tenant_uuid(withdraw_erasure.id);
+BEGIN
+	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
+	UPDATE nomp_crypt.erasure e SET state = 'withdrawn' WHERE e.tenant = target AND e.state = 'requested';
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'tenant "%" has no erasure that could be withdrawn', withdraw_erasure.id
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'See nomp_crypt.erasure; from the fence on an erasure is final.';
+	END IF;
+	UPDATE nomp_crypt.tenant t SET state = 'active' WHERE t.uuid = target AND t.state = 'suspended';
+	PERFORM nomp_crypt._changed();
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.withdraw_erasure(text) FROM PUBLIC;
 
 -- The point of no return: every key that the school ever had is seen in the
 -- keystore, and the school is fenced. Repeated, it writes again, so that the
@@ -715,6 +768,11 @@ BEGIN
 		RETURN;
 	END IF;
 	IF c.state = 'requested' THEN
+		PERFORM nomp_crypt._erase_committed(c.case_id);
+		IF nomp_crypt._erase_due(c.case_id) <> '' THEN
+			RAISE EXCEPTION 'erasure case % is not due yet', c.case_id
+				USING ERRCODE = 'object_not_in_prerequisite_state';
+		END IF;
 		SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, c.tenant);
 		SELECT k.label INTO missing FROM nomp_crypt.kek k
 		WHERE k.tenant = c.tenant AND k.state <> 'destroyed'
@@ -744,7 +802,10 @@ DECLARE
 BEGIN
 	PERFORM nomp_crypt._require_owner();
 	IF c.state = 'fenced' THEN
-		UPDATE nomp_crypt.erasure e SET state = 'submitted', submitted_at = clock_timestamp()
+		PERFORM nomp_crypt._erase_committed(c.case_id);
+		-- the fence lies before this point of the WAL
+		UPDATE nomp_crypt.erasure e SET state = 'submitted', submitted_at = clock_timestamp(),
+			submitted_lsn = pg_current_wal_insert_lsn()
 		WHERE e.case_id = c.case_id;
 	END IF;
 END
@@ -769,6 +830,8 @@ BEGIN
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'CALL nomp_crypt.erase_tenant() goes through all steps.';
 	END IF;
+	PERFORM nomp_crypt._erase_committed(c.case_id);
+	PERFORM nomp_crypt._require_synced(c.submitted_lsn);
 	gone := nomp_crypt._keystore_destroy(installation, c.tenant, c.keystore_serial);
 	UPDATE nomp_crypt.erasure e SET state = 'destroyed', destroyed_at = clock_timestamp(), keys_destroyed = gone
 	WHERE e.case_id = c.case_id;
@@ -780,7 +843,8 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_destroy(uuid) FROM PUBLIC;
 
--- Erase a school: see erase.c. Repeat it until it returns without a notice.
+-- Erase a school: see erase.c. With a grace period the first call requests,
+-- and the same call after it executes. Harmless when repeated.
 CREATE PROCEDURE nomp_crypt.erase_tenant(id text, reason text, reference text DEFAULT NULL)
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_tenant';
 REVOKE ALL ON PROCEDURE nomp_crypt.erase_tenant(text, text, text) FROM PUBLIC;
@@ -800,8 +864,9 @@ BEGIN
 	FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'nomp_crypt'::regnamespace
 		AND (p.proname IN ('adopt_keystore', 'keystore_status', 'create_tenant', 'create_tenants',
 						   '_tenant_exists', 'reconcile_keystore', 'grant_tenant', 'grant_all_tenants',
-						   'revoke_tenant', 'revoke_all_tenants', 'erase_tenant')
-			 OR p.proname LIKE '\_erase\_%') LOOP
+						   'revoke_tenant', 'revoke_all_tenants', 'erase_tenant', 'withdraw_erasure')
+			 OR p.proname IN ('_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
+							  '_erase_submit', '_erase_destroy')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);
 	END LOOP;
 	EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA nomp_crypt TO %I', role);

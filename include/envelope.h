@@ -26,4 +26,7 @@ extern void envelope_parse(const bytea *value, ValueView *view);
 /* Whose value is it?  False if its key is not known here.  No rights check. */
 extern bool envelope_tenant(const ValueView *value, TenantRow *row);
 
+/* Known to be that tenant's, its key being here?  Touches no catalog. */
+extern bool envelope_known_owner(const ValueView *value, const pg_uuid_t *tenant);
+
 #endif							/* NOMP_ENVELOPE_H */

@@ -9,7 +9,10 @@
 
 extern void register_init(void);
 
-/* False if there is no file yet; *ours: it names this data directory too. */
-extern bool register_read(pg_uuid_t *installation, bool *ours);
+/*
+ * False if there is no file yet.  *ours: it names this database; *neighbour:
+ * it names some database of this data directory.
+ */
+extern bool register_read(pg_uuid_t *installation, bool *ours, bool *neighbour);
 
 #endif							/* NOMP_REGISTER_H */

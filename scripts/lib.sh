@@ -59,17 +59,29 @@ make_workspace() {
 	cd "$WORK" || exit
 }
 
+# The processes that run a program of the workspace.
+workspace_processes() {
+	local exe
+
+	for exe in /proc/[0-9]*/exe; do
+		[[ $(readlink "$exe" 2>/dev/null) != "$WORK"/* ]] || basename "${exe%/exe}"
+	done
+}
+
 remove_workspace() {
-	local status=$? pidfile
+	local status=$? pidfile pid
 
 	trap '' HUP INT TERM
 	trap - EXIT
 	[ -n "$WORK" ] || exit "$status"
 	cd /
+	# a test that was interrupted may have left a process stopped
+	for pid in $(workspace_processes); do kill -CONT "$pid" 2>/dev/null || true; done
 	while IFS= read -r pidfile; do
 		as_server "${PG_BIN:-$SYSTEM_PG/bin}/pg_ctl" -D "$(dirname "$pidfile")" \
 			-m immediate -w stop >/dev/null 2>&1 || true
 	done < <(find "$WORK" -name postmaster.pid 2>/dev/null)
+	for pid in $(workspace_processes); do kill -KILL "$pid" 2>/dev/null || true; done
 	rm -rf "$WORK" 2>/dev/null || {
 		chmod -R u+rwx "$WORK"
 		rm -rf "$WORK"

@@ -68,7 +68,8 @@ jobs_finish(Job *job, KsStatus status, const char *reason,
 bool
 jobs_wanted(const Job *job)
 {
-	if (job->is_check)
+	/* a confirmation is posted: nobody waits for it, but it must be done */
+	if (job->is_check || job->op == KS_OP_CONFIRM)
 		return true;
 	for (Waiter *waiter = job->waiters; waiter != NULL; waiter = waiter->next)
 	{

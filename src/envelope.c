@@ -29,6 +29,14 @@ envelope_parse(const bytea *value, ValueView *view)
 }
 
 bool
+envelope_known_owner(const ValueView *value, const pg_uuid_t *tenant)
+{
+	int			key = mykeys_find(value->key_id);
+
+	return key >= 0 && memcmp(mykeys_place(key)->tenant, tenant->data, UUID_LEN) == 0;
+}
+
+bool
 envelope_tenant(const ValueView *value, TenantRow *row)
 {
 	int			key = mykeys_find(value->key_id);

@@ -9,9 +9,10 @@
  *
  *		request   suspended, the case is on record        | wipe this node
  *		(grace)
- *		fence     irreversible, keys seen in the keystore  | wipe, standbys
+ *		fence     irreversible, keys seen in the keystore  | wipe
  *		submit    about to destroy                         |
- *		destroy   destroyed and no longer seen; tombstone  | wipe
+ *		destroy   on the standbys? destroyed and no longer
+ *		          seen; tombstone                          | wipe
  *
  * An invoker procedure, because a definer one cannot commit.
  */
@@ -31,8 +32,13 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/pg_lsn.h"
+#include "utils/timestamp.h"
 
 NC_FUNCTION(nc_erase_tenant);
+NC_FUNCTION(nc_require_synced);
+NC_FUNCTION(nc_committed);
+NC_FUNCTION(nc_erasure_grace);
 
 static int	erasure_grace = 24 * 60 * 60;	/* seconds */
 
@@ -76,25 +82,49 @@ commit_step(void)
 }
 
 /*
- * Has everything up to here reached the synchronous standbys?  A cancelled
- * wait is only a warning to PostgreSQL; it is a refusal to us.
+ * nomp_crypt._require_synced(lsn pg_lsn) returns void
+ *
+ * Raises 55000 unless the WAL up to there has reached the synchronous
+ * standbys, if there are any: a cancelled wait for them is only a warning to
+ * PostgreSQL.
  */
-static void
-require_synced(void)
+Datum
+nc_require_synced(PG_FUNCTION_ARGS)
 {
-	XLogRecPtr	fence = XactLastCommitEnd;
+	XLogRecPtr	lsn = PG_GETARG_LSN(0);
 	XLogRecPtr	flushed;
 
 	if (max_wal_senders == 0 || SyncRepStandbyNames == NULL || SyncRepStandbyNames[0] == '\0')
-		return;
+		PG_RETURN_VOID();
 	LWLockAcquire(SyncRepLock, LW_SHARED);
 	flushed = WalSndCtl->lsn[SYNC_REP_WAIT_FLUSH];
 	LWLockRelease(SyncRepLock);
-	if (flushed < fence)
+	if (flushed < lsn)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the erasure has not reached the synchronous standbys"),
 				 errhint("Nothing was destroyed. Repeat the call when they have caught up.")));
+	PG_RETURN_VOID();
+}
+
+/*
+ * nomp_crypt._committed(xid) returns boolean: false for what this transaction
+ * itself has written.
+ */
+Datum
+nc_committed(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(!TransactionIdIsCurrentTransactionId(PG_GETARG_TRANSACTIONID(0)));
+}
+
+/* nomp_crypt._erasure_grace() returns interval */
+Datum
+nc_erasure_grace(PG_FUNCTION_ARGS)
+{
+	Interval   *grace = palloc0(sizeof(Interval));
+
+	grace->time = erasure_grace * USECS_PER_SEC;
+	PG_RETURN_INTERVAL_P(grace);
 }
 
 static bool
@@ -122,7 +152,6 @@ Datum
 nc_erase_tenant(PG_FUNCTION_ARGS)
 {
 	char	   *args[3];
-	char	   *grace[2];
 	char	   *due;
 
 	if (called_atomically(fcinfo))
@@ -135,13 +164,11 @@ nc_erase_tenant(PG_FUNCTION_ARGS)
 	for (int i = 0; i < 3; i++)
 		args[i] = optional_text(fcinfo, i);
 
-	args[0] = run_step("SELECT nomp_crypt._erase_request($1, $2, $3)::text", 3, args);
+	args[0] = run_step("SELECT nomp_crypt._erase_request($1, $2, $3)::pg_catalog.text", 3, args);
 	commit_step();
-	(void) run_step("SELECT nomp_crypt._erase_wipe($1::uuid)::text", 1, args);
+	(void) run_step("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 
-	grace[0] = args[0];
-	grace[1] = psprintf("%d", erasure_grace);
-	due = run_step("SELECT nomp_crypt._erase_due($1::uuid, $2::int)::text", 2, grace);
+	due = run_step("SELECT nomp_crypt._erase_due($1::pg_catalog.uuid)", 1, args);
 	commit_step();
 	if (due != NULL && due[0] != '\0')
 	{
@@ -152,15 +179,14 @@ nc_erase_tenant(PG_FUNCTION_ARGS)
 		PG_RETURN_VOID();
 	}
 
-	(void) run_step("SELECT nomp_crypt._erase_fence($1::uuid)::text", 1, args);
+	(void) run_step("SELECT nomp_crypt._erase_fence($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	commit_step();
-	require_synced();
-	(void) run_step("SELECT nomp_crypt._erase_wipe($1::uuid)::text", 1, args);
-	(void) run_step("SELECT nomp_crypt._erase_submit($1::uuid)::text", 1, args);
+	(void) run_step("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	(void) run_step("SELECT nomp_crypt._erase_submit($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	commit_step();
-	(void) run_step("SELECT nomp_crypt._erase_destroy($1::uuid)::text", 1, args);
+	(void) run_step("SELECT nomp_crypt._erase_destroy($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	commit_step();
-	(void) run_step("SELECT nomp_crypt._erase_wipe($1::uuid)::text", 1, args);
+	(void) run_step("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	commit_step();
 	SPI_finish();
 	PG_RETURN_VOID();

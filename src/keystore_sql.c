@@ -343,12 +343,17 @@ Datum
 nc_keystore_remove(PG_FUNCTION_ARGS)
 {
 	Exchange   *x = new_exchange();
+	KsStatus	status;
 	bool		removed;
 
 	put_uuid(x, PG_GETARG_UUID_P(0));
 	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	wire_put_uint(&x->w, (uint64) Max(PG_GETARG_INT64(2), 0), 8);
-	exchange(x, KS_OP_REMOVE);
+	status = try_exchange(x, KS_OP_REMOVE);
+	if (status == KS_REFUSED)	/* confirmed or too young by now */
+		PG_RETURN_BOOL(false);
+	if (status != KS_OK)
+		error_keystore(status, x->reason, NULL);
 	removed = wire_get_uint(&x->r, 1) != 0;
 	must_be_done(x);
 	PG_RETURN_BOOL(removed);
@@ -405,20 +410,26 @@ nc_keystore_see(PG_FUNCTION_ARGS)
 Datum
 nc_keystore_destroy(PG_FUNCTION_ARGS)
 {
-	Exchange   *x = new_exchange();
-	Datum	   *labels;
+	Datum	   *labels = NULL;
+	int			total = 0;
 	int			n;
 
-	put_uuid(x, PG_GETARG_UUID_P(0));
-	put_uuid(x, PG_GETARG_UUID_P(1));
-	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
-	exchange(x, KS_OP_DESTROY);
-	n = (int) wire_get_uint(&x->r, 2);
-	labels = palloc((n + 1) * sizeof(Datum));
-	for (int i = 0; i < n; i++)
-		labels[i] = CStringGetTextDatum(get_text(x));
-	must_be_done(x);
-	return text_array(labels, n);
+	do							/* a full page may have left more */
+	{
+		Exchange   *x = new_exchange();
+
+		put_uuid(x, PG_GETARG_UUID_P(0));
+		put_uuid(x, PG_GETARG_UUID_P(1));
+		put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
+		exchange(x, KS_OP_DESTROY);
+		n = (int) wire_get_uint(&x->r, 2);
+		labels = labels == NULL ? palloc((n + 1) * sizeof(Datum)) :
+			repalloc(labels, (total + n + 1) * sizeof(Datum));
+		for (int i = 0; i < n; i++)
+			labels[total++] = CStringGetTextDatum(get_text(x));
+		must_be_done(x);
+	} while (n >= KS_LIST_PAGE);
+	return text_array(labels, total);
 }
 
 /*

@@ -2,9 +2,10 @@
  * log_guard.c
  *		Keeps personal data in error messages out of the server log.
  *
- * In a session that names a tenant, and for our own errors, an error's DETAIL, CONTEXT, QUERY and
- * statement are not logged, and its message only if its SQLSTATE belongs to
- * a class whose messages name nothing but objects; otherwise the message's
+ * In a session that names a tenant, and for our own errors, an error's
+ * DETAIL, CONTEXT, QUERY and statement are not logged (but the reason that
+ * the keystore gave is), and its message only if its SQLSTATE belongs to a
+ * class whose messages name nothing but objects; otherwise the message's
  * untranslated template is logged, without what was filled in.  The client
  * sees everything, as without us.
  *
@@ -50,6 +51,15 @@ is_ours(int sqlerrcode)
 	return strncmp(unpack_sql_state(sqlerrcode), "NC", 2) == 0;
 }
 
+/* An application's RAISE may say anything under any SQLSTATE, but ours. */
+static bool
+keeps_message(const ErrorData *edata)
+{
+	return names_objects_only(edata->sqlerrcode) &&
+		(is_ours(edata->sqlerrcode) || edata->funcname == NULL ||
+		 strcmp(edata->funcname, "exec_stmt_raise") != 0);
+}
+
 static void
 guard_log(ErrorData *edata)
 {
@@ -62,9 +72,10 @@ guard_log(ErrorData *edata)
 		return;
 	edata->hide_stmt = true;
 	edata->hide_ctx = true;
-	if (edata->detail != NULL || edata->detail_log != NULL)
+	/* what we write for the log alone is a keystore's reason: never a value */
+	if (edata->detail_log != NULL ? !is_ours(edata->sqlerrcode) : edata->detail != NULL)
 		edata->detail_log = pstrdup("Withheld, as is the statement: the session was inside a tenant.");
-	if (names_objects_only(edata->sqlerrcode) && edata->internalquery == NULL)
+	if (keeps_message(edata) && edata->internalquery == NULL)
 		return;
 
 	/* write the template instead; the client's copy stays as it is */
@@ -74,7 +85,7 @@ guard_log(ErrorData *edata)
 			(errcode(edata->sqlerrcode),
 			 errmsg_internal("%s: %s", edata->elevel >= FATAL ? "FATAL" :
 							 edata->elevel >= ERROR ? "ERROR" : "WARNING",
-							 names_objects_only(edata->sqlerrcode) ? edata->message :
+							 keeps_message(edata) ? edata->message :
 							 edata->message_id != NULL ? edata->message_id : "(message withheld)"),
 			 errdetail_internal("Values, statement and context withheld: the session was inside a tenant."),
 			 errhidestmt(true), errhidecontext(true)));

@@ -2,10 +2,10 @@
  * register.c
  *		The folder outside the data directory that says whose keys these are.
  *
- * Its file "installation" holds the installation's uuid and the data
- * directories that may destroy its keys. A copy of a data directory, on
- * another machine or beside the original, finds no file or is not named in
- * it, and so can destroy nothing. (The system identifier would not do: a
+ * Its file "installation" holds the installation's uuid and the databases, by
+ * oid and data directory, that may destroy its keys.  A copy of a database or
+ * of a whole data directory, on another machine or beside the original, finds
+ * no file or is not named in it, and so can destroy nothing.  (The system identifier would not do: a
  * clone has the same one, an upgraded cluster another.)
  *
  * The signed register of erasures will live in the same folder.
@@ -31,7 +31,7 @@ NC_FUNCTION(nc_register_write);
 
 #define FILE_NAME		"installation"
 #define FILE_HEADER		"nomp_crypt installation 1"
-#define DIRECTORY_KEY	"data_directory "
+#define DATABASE_KEY	"database "
 #define MAX_FILE_SIZE	65536
 
 static char *register_directory = NULL;
@@ -135,18 +135,38 @@ malformed(void)
 			 errhint("Restore it from its own backup; nothing will be destroyed without it.")));
 }
 
-bool
-register_read(pg_uuid_t *installation, bool *ours)
+/* The line that names this database. */
+static char *
+own_line(void)
 {
 	char		data[MAXPGPATH];
+
+	real_data_directory(data);
+	return psprintf("%s%u of %s", DATABASE_KEY, MyDatabaseId, data);
+}
+
+/* Does the line name a database of this data directory? */
+static bool
+is_neighbour(const char *line)
+{
+	const char *of = strstr(line, " of ");
+	char		data[MAXPGPATH];
+
+	real_data_directory(data);
+	return of != NULL && strcmp(of + 4, data) == 0;
+}
+
+bool
+register_read(pg_uuid_t *installation, bool *ours, bool *neighbour)
+{
+	char	   *mine = own_line();
 	char	   *text;
 	char	   *line;
 	char	   *rest;
 	int			number = 0;
 
 	check_directory();
-	real_data_directory(data);
-	*ours = false;
+	*ours = *neighbour = false;
 	text = read_file();
 	if (text == NULL)
 		return false;
@@ -159,10 +179,10 @@ register_read(pg_uuid_t *installation, bool *ours)
 			malformed();
 		if (number < 3)
 			continue;
-		if (strncmp(line, DIRECTORY_KEY, strlen(DIRECTORY_KEY)) != 0)
+		if (strncmp(line, DATABASE_KEY, strlen(DATABASE_KEY)) != 0)
 			malformed();
-		if (strcmp(line + strlen(DIRECTORY_KEY), data) == 0)
-			*ours = true;
+		*ours = *ours || strcmp(line, mine) == 0;
+		*neighbour = *neighbour || is_neighbour(line);
 	}
 	if (number < 2)
 		malformed();
@@ -203,9 +223,11 @@ write_file(const char *text, bool must_be_new)
 }
 
 /*
- * nomp_crypt._register_read(OUT installation uuid, OUT ours boolean)
+ * nomp_crypt._register_read(OUT installation uuid, OUT ours boolean,
+ *							 OUT neighbour boolean)
  *
- * NULL, false where there is no file yet.  Raises the file system's errors
+ * Which installation; does it name this database, or another one of this data
+ * directory?  NULL, false, false where there is no file yet.  Raises the file system's errors
  * and XX001 for a malformed file.
  */
 Datum
@@ -213,22 +235,24 @@ nc_register_read(PG_FUNCTION_ARGS)
 {
 	pg_uuid_t	installation;
 	bool		ours;
+	bool		neighbour;
 	TupleDesc	desc;
-	Datum		values[2];
-	bool		nulls[2] = {false, false};
+	Datum		values[3];
+	bool		nulls[3] = {false};
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	nulls[0] = !register_read(&installation, &ours);
+	nulls[0] = !register_read(&installation, &ours, &neighbour);
 	values[0] = UUIDPGetDatum(&installation);
 	values[1] = BoolGetDatum(ours);
+	values[2] = BoolGetDatum(neighbour);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
 /*
  * nomp_crypt._register_write(installation uuid) returns void
  *
- * Creates the file, or adds this data directory to it.  Raises 55000 if it
+ * Creates the file, or adds this database to it.  Raises 55000 if it
  * belongs to another installation.
  */
 Datum
@@ -237,10 +261,10 @@ nc_register_write(PG_FUNCTION_ARGS)
 	pg_uuid_t  *wanted = PG_GETARG_UUID_P(0);
 	pg_uuid_t	found;
 	bool		ours;
-	char		data[MAXPGPATH];
+	bool		neighbour;
 	char		text[37];
 	StringInfoData content;
-	bool		exists = register_read(&found, &ours);
+	bool		exists = register_read(&found, &ours, &neighbour);
 
 	if (exists && memcmp(&found, wanted, UUID_LEN) != 0)
 		ereport(ERROR,
@@ -248,14 +272,13 @@ nc_register_write(PG_FUNCTION_ARGS)
 				 errmsg("register directory \"%s\" belongs to another installation", register_directory)));
 	if (exists && ours)
 		PG_RETURN_VOID();
-	real_data_directory(data);
 	uuid_text(wanted, text);
 	initStringInfo(&content);
 	if (exists)
 		appendStringInfoString(&content, read_file());
 	else
 		appendStringInfo(&content, "%s\n%s\n", FILE_HEADER, text);
-	appendStringInfo(&content, "%s%s\n", DIRECTORY_KEY, data);
+	appendStringInfo(&content, "%s\n", own_line());
 	write_file(content.data, !exists);
 	PG_RETURN_VOID();
 }

@@ -189,8 +189,14 @@ release_slot(RequestSlot *slot)
 static void
 release_at_exit(int code, Datum arg)
 {
-	if (MyProc != NULL)
-		release_slot(&slots[MyProc->pgprocno]);
+	RequestSlot *slot;
+
+	if (MyProc == NULL)
+		return;
+	slot = &slots[MyProc->pgprocno];
+	if (slot->state == SLOT_SUBMITTED && slot->op == KS_OP_CONFIRM)
+		return;					/* posted; the broker takes it without us */
+	release_slot(slot);
 }
 
 /* Wake the broker; false if there is none. */

@@ -195,6 +195,8 @@ nc_out(PG_FUNCTION_ARGS)
 	if (tenant == NULL)
 		PG_RETURN_CSTRING(type_text_form(value));
 	envelope_parse(value, &view);
+	if (envelope_known_owner(&view, &tenant->uuid))
+		PG_RETURN_CSTRING(type_to_text(value));
 	if (!envelope_tenant(&view, &owner))
 		error_key_unknown(NULL);
 	if (memcmp(&owner.uuid, &tenant->uuid, UUID_LEN) == 0)

@@ -5,7 +5,10 @@
  *
  * Environment: NOMP_SHIM_MODULE, the real module; NOMP_SHIM_CONTROL, the
  * control file, read at every call (none: only pass on); NOMP_SHIM_LOG, a
- * file to which the name of every function called is appended.
+ * file to which the name of every function called is appended;
+ * NOMP_SHIM_REPORT, a file that C_Initialize fills with what the process
+ * around it has: mappings, open descriptors, environment.  (From outside,
+ * /proc does not tell: the helper is not dumpable.)
  *
  * Lines of the control file:
  *
@@ -191,9 +194,52 @@ hidden(CK_MECHANISM_TYPE type)
 	return type == strtoul(name, NULL, 0);
 }
 
+static void
+copy_file(FILE *out, const char *path)
+{
+	FILE	   *in = fopen(path, "re");
+	char		line[4096];
+
+	if (in == NULL)
+		abort();
+	while (fgets(line, sizeof(line), in) != NULL)
+		fprintf(out, "map %s", line);
+	fclose(in);
+}
+
+/* Write down what this process can reach. */
+static void
+report(void)
+{
+	const char *path = getenv("NOMP_SHIM_REPORT");
+	FILE	   *out = path != NULL ? fopen(path, "we") : NULL;
+
+	if (out == NULL)
+		return;
+	fprintf(out, "pid %d\n", (int) getpid());
+	for (int fd = 0; fd < 4096; fd++)
+	{
+		char		link[64];
+		char		target[512];
+		ssize_t		n;
+
+		if (fd == fileno(out))
+			continue;
+		snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+		n = readlink(link, target, sizeof(target) - 1);
+		if (n >= 0)
+			fprintf(out, "fd %d %.*s\n", fd, (int) n, target);
+	}
+	for (char **e = environ; *e != NULL; e++)
+		fprintf(out, "env %s\n", *e);
+	copy_file(out, "/proc/self/maps");
+	fclose(out);
+}
+
 static CK_RV
 shim_Initialize(void *args)
 {
+	report();
 	BEFORE("C_Initialize");
 	return real->C_Initialize(args);
 }

@@ -16,7 +16,9 @@ import ctypes
 import sys
 import uuid
 
-import decrypt
+sys.dont_write_bytecode = True      # leave the tree as it is
+
+import decrypt                      # noqa: E402
 
 CKF_SERIAL_SESSION, CKU_USER, CKA_LABEL, CKM_AES_GCM = 4, 1, 3, 0x1087
 ULONG = ctypes.c_ulong

@@ -276,12 +276,12 @@ sub find_in_memory
 		};
 		while (my $line = <$maps>)
 		{
-			my ($from, $to, $rights, $inode, $name) = $line =~
-			  /^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ (\S+ \d+)\s*(.*)$/
+			my ($from, $to, $rights, $file, $name) =
+			  $line =~ /^([0-9a-f]+)-([0-9a-f]+) (\S+) (\S+ \S+ \d+)\s*(.*)$/
 			  or next;
 			my $shared = $rights =~ /s$/;
 			next if $rights !~ /^rw/ || $name =~ /^\[v/;
-			next if $shared && $seen{"$inode $name"}++;
+			next if $shared && $seen{"$from-$to $file $name"}++;
 			search_mapping($mem, hex($from), hex($to), \@needles, \%found,
 				($shared ? 'shared' : $pid) . " $name");
 		}
