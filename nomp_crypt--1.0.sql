@@ -473,11 +473,12 @@ REVOKE ALL ON FUNCTION nomp_crypt.create_tenant(text, text, text) FROM PUBLIC;
 
 -- Many schools, each in a transaction of its own; those that exist are passed
 -- over, so a call that was interrupted is simply repeated.
+-- It commits, so its search_path is the caller's: every name is qualified.
 CREATE PROCEDURE nomp_crypt.create_tenants(ids text[])
 LANGUAGE plpgsql AS $$
 DECLARE
-	id text;
-	created int := 0;
+	id pg_catalog.text;
+	created pg_catalog.int4 := 0;
 BEGIN
 	FOREACH id IN ARRAY ids LOOP
 		IF NOT nomp_crypt._tenant_exists(id) THEN

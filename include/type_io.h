@@ -24,5 +24,6 @@ extern void type_check_modifier(const bytea *value, int32 typmod);
  * stored in a definition, or in a plan where nothing checks their tenant.
  */
 extern int	type_refuse_literals;
+extern void type_refuse_literal(void) pg_attribute_noreturn();
 
 #endif							/* NOMP_TYPE_IO_H */

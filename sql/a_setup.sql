@@ -1,5 +1,6 @@
 --
--- What the other files rely on: three schools, two roles, one table.
+-- What the other files rely on: three schools, two roles, one table, and
+-- outcome(), which says how a statement ended.
 -- First by name: pg_regress runs the files in order, in one database.
 --
 SELECT state, canary IS NULL AS not_founded_yet FROM nomp_crypt.keystore_status();
@@ -23,3 +24,13 @@ CREATE TABLE pupil (
 GRANT ALL ON pupil TO regress_app, regress_other;
 SELECT id, display_name, agreement, state, key_version, kek_generation FROM nomp_crypt.tenants ORDER BY id;
 SELECT role, tenant, encrypt, decrypt, search, load FROM nomp_crypt.rights ORDER BY tenant;
+
+CREATE FUNCTION outcome(statement text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE statement;
+	RETURN 'ok';
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLSTATE;
+END
+$$;
+SELECT outcome('SELECT 1') AS ok, outcome('SELECT 1/0') AS "22012";

@@ -53,7 +53,7 @@ static int	check_cursor = PG_INT32_MAX;
 static bool
 check_keystore(char **newval, void **extra, GucSource source)
 {
-	if (*newval != NULL && strstr(*newval, "pin-value") != NULL)
+	if (*newval != NULL && strcasestr(*newval, "pin-value") != NULL)
 	{
 		GUC_check_errmsg("a PIN must not stand in \"nomp_crypt.keystore\"");
 		GUC_check_errhint("Write it to a file that only the server's user can read, and name that with pin-source=file:/path.");
@@ -286,6 +286,8 @@ replace_helper(KsStatus status, const char *why)
 		jobs_put_first(job);
 		return;
 	}
+	if (job->is_check && status == KS_TIMEOUT)
+		check_cursor = PG_INT32_MAX;	/* not a timeout for each key in use */
 	finish(job, status, why, NULL, 0, NULL);
 }
 

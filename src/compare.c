@@ -5,8 +5,8 @@
  * For the opclasses that unique checks, sorting, hashing, ANALYZE and replica
  * identity need.  Never raises in those roles and never asks for a key.  Two
  * encryptions of one plaintext differ, so an application's comparison would
- * mislead: the planner refuses it (guard.c), and so does an operator called
- * from a stored expression, which the planner never saw.
+ * mislead: the guards refuse it (compare_guard.c), and so do these functions
+ * when an expression calls them.
  */
 #include "postgres.h"
 
@@ -40,18 +40,26 @@ compare_bytes(FunctionCallInfo fcinfo)
 	return result;
 }
 
-/* An operator written in an expression, as opposed to one an opclass uses. */
-static int
-compare_operands(FunctionCallInfo fcinfo)
+/*
+ * Written in an expression, as opposed to used by an opclass, whose support
+ * functions are called with no expression or with a Const of its options.
+ */
+static void
+refuse_in_expression(FunctionCallInfo fcinfo)
 {
-	Node	   *expr = fcinfo->flinfo->fn_expr;
+	Node	   *expr = fcinfo->flinfo != NULL ? fcinfo->flinfo->fn_expr : NULL;
 
-	if (expr != NULL && (IsA(expr, OpExpr) || IsA(expr, DistinctExpr) ||
-						 IsA(expr, NullIfExpr) || IsA(expr, ScalarArrayOpExpr)))
+	if (expr != NULL && !IsA(expr, Const))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("encrypted values cannot be compared"),
 				 errhint("Compare what is inside: column::text = '...'.")));
+}
+
+static int
+compare_operands(FunctionCallInfo fcinfo)
+{
+	refuse_in_expression(fcinfo);
 	return compare_bytes(fcinfo);
 }
 
@@ -94,16 +102,18 @@ nc_ge(PG_FUNCTION_ARGS)
 Datum
 nc_cmp(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_INT32(compare_bytes(fcinfo));
+	PG_RETURN_INT32(compare_operands(fcinfo));
 }
 
 Datum
 nc_hash(PG_FUNCTION_ARGS)
 {
-	bytea	   *value = PG_GETARG_BYTEA_PP(0);
-	Datum		result = hash_any((unsigned char *) VARDATA_ANY(value),
-								  VARSIZE_ANY_EXHDR(value));
+	bytea	   *value;
+	Datum		result;
 
+	refuse_in_expression(fcinfo);
+	value = PG_GETARG_BYTEA_PP(0);
+	result = hash_any((unsigned char *) VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
 	PG_FREE_IF_COPY(value, 0);
 	return result;
 }
@@ -111,11 +121,13 @@ nc_hash(PG_FUNCTION_ARGS)
 Datum
 nc_hash_extended(PG_FUNCTION_ARGS)
 {
-	bytea	   *value = PG_GETARG_BYTEA_PP(0);
-	Datum		result = hash_any_extended((unsigned char *) VARDATA_ANY(value),
-										   VARSIZE_ANY_EXHDR(value),
-										   PG_GETARG_INT64(1));
+	bytea	   *value;
+	Datum		result;
 
+	refuse_in_expression(fcinfo);
+	value = PG_GETARG_BYTEA_PP(0);
+	result = hash_any_extended((unsigned char *) VARDATA_ANY(value),
+							   VARSIZE_ANY_EXHDR(value), PG_GETARG_INT64(1));
 	PG_FREE_IF_COPY(value, 0);
 	return result;
 }

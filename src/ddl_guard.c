@@ -2,8 +2,9 @@
  * ddl_guard.c
  *		Definitions that would mislead or lose data are refused.
  *
- * A column of the type needs a modifier; a unique index, primary key or
- * foreign key over it would never find an equal; a constant of the type in a
+ * A column of the type needs a modifier; a unique index, primary key, foreign
+ * key or range over it would never find an equal, nor would a comparison in a
+ * stored expression, which no planner hook sees; a constant of the type in a
  * definition would belong to one school; and DROP EXTENSION would take the
  * keys of living schools with it.
  */
@@ -17,15 +18,21 @@
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_attrdef.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_constraint.h"
 #include "catalog/pg_index.h"
+#include "catalog/pg_trigger.h"
+#include "commands/defrem.h"
 #include "commands/extension.h"
+#include "compare_guard.h"
 #include "guard.h"
+#include "parser/parse_type.h"
 #include "tcop/utility.h"
 #include "type_io.h"
 #include "utils/array.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -50,7 +57,8 @@ static bool
 stores_rows(char relkind)
 {
 	return relkind == RELKIND_RELATION || relkind == RELKIND_PARTITIONED_TABLE ||
-		relkind == RELKIND_FOREIGN_TABLE || relkind == RELKIND_MATVIEW;
+		relkind == RELKIND_FOREIGN_TABLE || relkind == RELKIND_MATVIEW ||
+		relkind == RELKIND_COMPOSITE_TYPE;	/* a column may be of it */
 }
 
 static char
@@ -67,16 +75,29 @@ relkind_of(Oid relid)
 	return kind;
 }
 
+/* Does a column hold our type, in a domain or an array perhaps, bare? */
+static bool
+is_bare(Form_pg_attribute att, Oid ours)
+{
+	int32		typmod = att->atttypmod;
+	Oid			type = getBaseTypeAndTypmod(att->atttypid, &typmod);
+	Oid			element = get_element_type(type);
+
+	if (OidIsValid(element))
+		type = getBaseTypeAndTypmod(element, &typmod);
+	return type == ours && typmod < 0;
+}
+
 /* Refuse bare columns of our type; attnum 0 means every column. */
 static void
-check_columns(Oid relid, int attnum, Oid ours)
+check_columns(Oid relid, char relkind, int attnum, Oid ours)
 {
 	Relation	rel;
 	SysScanDesc scan;
 	ScanKeyData key;
 	HeapTuple	tuple;
 
-	if (!stores_rows(relkind_of(relid)))
+	if (!stores_rows(relkind))
 		return;
 	rel = table_open(AttributeRelationId, AccessShareLock);
 	ScanKeyInit(&key, Anum_pg_attribute_attrelid, BTEqualStrategyNumber, F_OIDEQ,
@@ -88,7 +109,7 @@ check_columns(Oid relid, int attnum, Oid ours)
 
 		if (att->attisdropped || (attnum != 0 && att->attnum != attnum))
 			continue;
-		if (att->atttypid == ours && att->atttypmod < 0)
+		if (is_bare(att, ours))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_TABLE_DEFINITION),
 					 errmsg("column \"%s\" needs to say what is encrypted", NameStr(att->attname)),
@@ -147,7 +168,7 @@ check_index(Oid indexid, Oid ours)
 	table_close(rel, AccessShareLock);
 	for (int i = 1; i <= natts; i++)
 	{
-		if (own_attribute_type(indexid, i) == ours)
+		if (compare_guard_holds(own_attribute_type(indexid, i), ours))
 			refuse_equality("a unique or exclusion constraint");
 	}
 }
@@ -173,13 +194,62 @@ check_constraint(Oid constraint, Oid ours)
 
 		for (int i = 0; i < n; i++)
 			refuse = refuse ||
-				own_attribute_type(((Form_pg_constraint) GETSTRUCT(tuple))->conrelid,
-								   ((int16 *) ARR_DATA_PTR(array))[i]) == ours;
+				compare_guard_holds(own_attribute_type(((Form_pg_constraint) GETSTRUCT(tuple))->conrelid,
+													   ((int16 *) ARR_DATA_PTR(array))[i]), ours);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	if (refuse)
 		refuse_equality("a foreign key");
+}
+
+/*
+ * Refuse stored expressions that compare values: they may run without ever
+ * passing the planner hook.  They are in that column of the catalog's rows
+ * that belong to oid.
+ */
+static void
+check_expressions(Oid catalog, Oid index, AttrNumber key, Oid oid,
+				  AttrNumber column, Oid ours)
+{
+	Relation	rel = table_open(catalog, AccessShareLock);
+	List	   *expressions = NIL;
+	ListCell   *lc;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	for (tuple = fetch_own(rel, index, key, oid, &scan);
+		 HeapTupleIsValid(tuple);
+		 tuple = systable_getnext(scan))
+	{
+		bool		isnull;
+		Datum		tree = heap_getattr(tuple, column, RelationGetDescr(rel), &isnull);
+
+		if (!isnull)
+			expressions = lappend(expressions, stringToNode(TextDatumGetCString(tree)));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	foreach(lc, expressions)
+		compare_guard_check(lfirst(lc), ours);
+}
+
+/* What a relation's definition must not hold; sub is a column or 0. */
+static void
+check_relation(ObjectAccessType access, Oid relid, int sub, Oid ours)
+{
+	char		kind = relkind_of(relid);
+
+	if (kind != RELKIND_INDEX && kind != RELKIND_PARTITIONED_INDEX)
+		check_columns(relid, kind, sub, ours);
+	else if (access == OAT_POST_CREATE)
+	{
+		check_index(relid, ours);
+		check_expressions(IndexRelationId, IndexRelidIndexId, Anum_pg_index_indexrelid,
+						  relid, Anum_pg_index_indexprs, ours);
+		check_expressions(IndexRelationId, IndexRelidIndexId, Anum_pg_index_indexrelid,
+						  relid, Anum_pg_index_indpred, ours);
+	}
 }
 
 /*
@@ -214,17 +284,47 @@ object_access(ObjectAccessType access, Oid class, Oid object, int sub, void *arg
 		check_drop(object);
 	if (access != OAT_POST_CREATE && access != OAT_POST_ALTER)
 		return;
-	if ((class != RelationRelationId && class != ConstraintRelationId) ||
-		!OidIsValid(ours = catalog_type()))
+	if (!OidIsValid(ours = catalog_type()))
 		return;
-	if (class == ConstraintRelationId)
-		check_constraint(object, ours);
-	else if (access == OAT_POST_CREATE && sub == 0 &&
-			 (relkind_of(object) == RELKIND_INDEX ||
-			  relkind_of(object) == RELKIND_PARTITIONED_INDEX))
-		check_index(object, ours);
-	else
-		check_columns(object, sub, ours);
+	switch (class)
+	{
+		case RelationRelationId:
+			check_relation(access, object, sub, ours);
+			break;
+		case ConstraintRelationId:
+			check_constraint(object, ours);
+			check_expressions(class, ConstraintOidIndexId, Anum_pg_constraint_oid,
+							  object, Anum_pg_constraint_conbin, ours);
+			break;
+		case AttrDefaultRelationId:
+			/* the object is the table */
+			check_expressions(class, AttrDefaultIndexId, Anum_pg_attrdef_adrelid,
+							  object, Anum_pg_attrdef_adbin, ours);
+			break;
+		case TriggerRelationId:
+			check_expressions(class, TriggerOidIndexId, Anum_pg_trigger_oid,
+							  object, Anum_pg_trigger_tgqual, ours);
+			break;
+		default:
+			break;
+	}
+}
+
+/* A range compares its ends as soon as it is made. */
+static void
+check_range(CreateRangeStmt *stmt)
+{
+	ListCell   *lc;
+	Oid			ours = catalog_type();
+
+	foreach(lc, OidIsValid(ours) ? stmt->params : NIL)
+	{
+		DefElem    *option = lfirst_node(DefElem, lc);
+
+		if (strcmp(option->defname, "subtype") == 0 &&
+			compare_guard_holds(typenameTypeId(NULL, defGetTypeName(option)), ours))
+			refuse_equality("a range");
+	}
 }
 
 /* Statements whose expressions are stored. */
@@ -259,6 +359,8 @@ utility(PlannedStmt *pstmt, const char *source, bool readOnlyTree,
 {
 	volatile bool stores = stores_expressions(pstmt->utilityStmt);
 
+	if (IsA(pstmt->utilityStmt, CreateRangeStmt))
+		check_range((CreateRangeStmt *) pstmt->utilityStmt);
 	if (stores)
 		type_refuse_literals++;
 	PG_TRY();

@@ -18,6 +18,7 @@
 #include "guard.h"
 #include "miscadmin.h"
 #include "session.h"
+#include "tcop/tcopprot.h"
 #include "utils/elog.h"
 
 static emit_log_hook_type next_emit = NULL;
@@ -60,6 +61,13 @@ keeps_message(const ErrorData *edata)
 		 strcmp(edata->funcname, "exec_stmt_raise") != 0);
 }
 
+/* A PIN that somebody wrote where none belongs, and was refused. */
+static bool
+quotes_pin(void)
+{
+	return debug_query_string != NULL && strcasestr(debug_query_string, "pin-value") != NULL;
+}
+
 static void
 guard_log(ErrorData *edata)
 {
@@ -67,6 +75,8 @@ guard_log(ErrorData *edata)
 
 	if (next_emit != NULL)
 		next_emit(edata);
+	if (quotes_pin())
+		edata->hide_stmt = true;
 	if (inside || edata->elevel < WARNING || !edata->output_to_server ||
 		(!session_names_tenant() && !is_ours(edata->sqlerrcode)))
 		return;

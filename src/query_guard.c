@@ -1,12 +1,13 @@
 /*
  * query_guard.c
- *		Literals in plans, and comparisons that ciphertext cannot answer.
+ *		The hooks on queries: literals in plans, comparisons.
  *
  * After parse analysis every constant of the type is wrapped in
  * nomp_crypt._literal, so that a cached plan cannot carry one school's value
  * into another.  Before planning, a query that compares, sorts or groups
- * values of the type is refused: two encryptions of one plaintext differ, so
- * the answer would be wrong without anybody noticing.
+ * values of the type is refused (compare_guard.c); so is the body of an SQL
+ * function that the planner inlines, which passes the first hook but not the
+ * second.
  *
  * Costs one walk over the query tree each, and nothing in a database without
  * the extension.
@@ -16,6 +17,7 @@
 #include "access/xact.h"
 #include "catalog.h"
 #include "catalog/pg_type.h"
+#include "compare_guard.h"
 #include "guard.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
@@ -23,8 +25,11 @@
 #include "parser/analyze.h"
 #include "session.h"
 #include "type_io.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
 #include "utils/lsyscache.h"
 
+static int	planning = 0;		/* how deep */
 static planner_hook_type next_planner = NULL;
 static post_parse_analyze_hook_type next_analyze = NULL;
 
@@ -36,6 +41,30 @@ typedef struct LiteralContext
 	bool		inside;
 } LiteralContext;
 
+/*
+ * Is this constant one of our type?  Refuses arrays and rows of them: they
+ * cannot be wrapped.
+ */
+static bool
+is_literal(Node *node, Oid type)
+{
+	Const	   *constant = (Const *) node;
+
+	if (!IsA(node, Const) || constant->constisnull)
+		return false;
+	if (constant->consttype == type)
+		return true;
+	if (!compare_guard_holds(constant->consttype, type) ||
+		(OidIsValid(get_element_type(constant->consttype)) &&
+		 DatumGetArrayTypeP(constant->constvalue)->ndim == 0))
+		return false;
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("a literal of type %s cannot hold encrypted values",
+					format_type_be(constant->consttype)),
+			 errhint("Write ARRAY[...] or ROW(...), or pass it as a parameter.")));
+}
+
 static Node *
 wrap_literals(Node *node, LiteralContext *context)
 {
@@ -43,8 +72,7 @@ wrap_literals(Node *node, LiteralContext *context)
 		return NULL;
 	if (IsA(node, Query))
 		return (Node *) query_tree_mutator((Query *) node, wrap_literals, context, 0);
-	if (IsA(node, Const) && ((Const *) node)->consttype == context->type &&
-		!((Const *) node)->constisnull)
+	if (is_literal(node, context->type))
 		return (Node *) makeFuncExpr(catalog_literal_function(), context->type,
 									 list_make2(node, makeBoolConst(context->inside, false)),
 									 InvalidOid, InvalidOid, COERCE_EXPLICIT_CALL);
@@ -58,16 +86,14 @@ has_literal(Node *node, Oid *type)
 		return false;
 	if (IsA(node, Query))
 		return query_tree_walker((Query *) node, has_literal, type, 0);
-	if (IsA(node, Const))
-		return ((Const *) node)->consttype == *type && !((Const *) node)->constisnull;
-	return expression_tree_walker(node, has_literal, type);
+	return is_literal(node, *type) || expression_tree_walker(node, has_literal, type);
 }
 
 /* Replace a query's content in place: the caller holds the pointer. */
 static void
 wrap_query(Query *query, Oid type)
 {
-	LiteralContext context;
+	LiteralContext context = {.type = type,.inside = session_tenant() != NULL};
 
 	if (query->commandType == CMD_UTILITY)
 	{
@@ -77,7 +103,18 @@ wrap_query(Query *query, Oid type)
 		if (IsA(stmt, ExplainStmt))
 			inner = ((ExplainStmt *) stmt)->query;
 		else if (IsA(stmt, CreateTableAsStmt))
+		{
 			inner = ((CreateTableAsStmt *) stmt)->query;
+			if (((CreateTableAsStmt *) stmt)->objtype == OBJECT_MATVIEW &&
+				has_literal(inner, &type))
+				type_refuse_literal();
+		}
+		else if (IsA(stmt, CallStmt))
+		{
+			FuncExpr   *call = ((CallStmt *) stmt)->funcexpr;
+
+			call->args = (List *) wrap_literals((Node *) call->args, &context);
+		}
 		else if (IsA(stmt, DeclareCursorStmt))
 			inner = ((DeclareCursorStmt *) stmt)->query;
 		if (inner != NULL && IsA(inner, Query))
@@ -86,8 +123,6 @@ wrap_query(Query *query, Oid type)
 	}
 	if (!has_literal((Node *) query, &type))
 		return;
-	context.type = type;
-	context.inside = session_tenant() != NULL;
 	*query = *query_tree_mutator(query, wrap_literals, &context, 0);
 }
 
@@ -101,160 +136,15 @@ analyze(ParseState *pstate, Query *query, JumbleState *jstate)
 	if (!IsTransactionState())
 		return;
 	type = catalog_type();
-	if (OidIsValid(type) && OidIsValid(catalog_literal_function()))
+	if (!OidIsValid(type))
+		return;
+	if (planning > 0 && query->commandType == CMD_SELECT)
+		compare_guard_check_body(query, type);
+	if (OidIsValid(catalog_literal_function()))
 		wrap_query(query, type);
 }
 
 /* ---- comparisons ---- */
-
-static void
-refuse(const char *what)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("encrypted values cannot be %s", what),
-			 errhint("Use what is inside, for example column::text, inside a tenant.")));
-}
-
-/* The type itself, a domain over it, or an array of either. */
-static bool
-is_encrypted(Oid type, Oid ours)
-{
-	Oid			element;
-
-	if (type == ours)
-		return true;
-	if (!OidIsValid(type) || type < FirstNormalObjectId)
-		return false;
-	type = getBaseType(type);
-	element = get_element_type(type);
-	return type == ours || (OidIsValid(element) && getBaseType(element) == ours);
-}
-
-static bool
-any_encrypted(List *exprs, Oid ours)
-{
-	ListCell   *lc;
-
-	foreach(lc, exprs)
-	{
-		Node	   *expr = lfirst(lc);
-
-		if (IsA(expr, TargetEntry))
-			expr = (Node *) ((TargetEntry *) expr)->expr;
-		if (is_encrypted(exprType(expr), ours))
-			return true;
-	}
-	return false;
-}
-
-/* Is any of these sort or group clauses over our type? */
-static bool
-clauses_encrypted(List *clauses, List *targets, Oid ours)
-{
-	ListCell   *lc;
-
-	foreach(lc, clauses)
-	{
-		SortGroupClause *clause = lfirst_node(SortGroupClause, lc);
-		ListCell   *target;
-
-		foreach(target, targets)
-		{
-			TargetEntry *entry = lfirst_node(TargetEntry, target);
-
-			if (entry->ressortgroupref == clause->tleSortGroupRef &&
-				is_encrypted(exprType((Node *) entry->expr), ours))
-				return true;
-		}
-	}
-	return false;
-}
-
-static void
-check_set_operations(Node *node, Oid ours)
-{
-	SetOperationStmt *op = (SetOperationStmt *) node;
-	ListCell   *lc;
-
-	if (node == NULL || !IsA(node, SetOperationStmt))
-		return;
-	if (!(op->op == SETOP_UNION && op->all))
-	{
-		foreach(lc, op->colTypes)
-		{
-			if (is_encrypted(lfirst_oid(lc), ours))
-				refuse("compared by UNION, INTERSECT or EXCEPT");
-		}
-	}
-	check_set_operations(op->larg, ours);
-	check_set_operations(op->rarg, ours);
-}
-
-static void
-check_query(Query *query, Oid ours)
-{
-	ListCell   *lc;
-
-	if (clauses_encrypted(query->sortClause, query->targetList, ours))
-		refuse("ordered");
-	if (clauses_encrypted(query->groupClause, query->targetList, ours))
-		refuse("grouped");
-	if (clauses_encrypted(query->distinctClause, query->targetList, ours))
-		refuse("made distinct");
-	foreach(lc, query->windowClause)
-	{
-		WindowClause *window = lfirst_node(WindowClause, lc);
-
-		if (clauses_encrypted(window->partitionClause, query->targetList, ours) ||
-			clauses_encrypted(window->orderClause, query->targetList, ours))
-			refuse("ordered or partitioned by a window");
-	}
-	check_set_operations(query->setOperations, ours);
-}
-
-static bool
-check_node(Node *node, Oid *ours)
-{
-	if (node == NULL)
-		return false;
-	switch (nodeTag(node))
-	{
-		case T_Query:
-			check_query((Query *) node, *ours);
-			return query_tree_walker((Query *) node, check_node, ours, 0);
-		case T_OpExpr:
-		case T_DistinctExpr:
-		case T_NullIfExpr:
-			/* operators that take our type are our comparisons, or hide them */
-			if (any_encrypted(((OpExpr *) node)->args, *ours) &&
-				((OpExpr *) node)->opresulttype == BOOLOID)
-				refuse("compared");
-			if (IsA(node, NullIfExpr) && any_encrypted(((OpExpr *) node)->args, *ours))
-				refuse("compared");
-			break;
-		case T_ScalarArrayOpExpr:
-			if (any_encrypted(((ScalarArrayOpExpr *) node)->args, *ours))
-				refuse("compared");
-			break;
-		case T_RowCompareExpr:
-			if (any_encrypted(((RowCompareExpr *) node)->largs, *ours))
-				refuse("compared");
-			break;
-		case T_MinMaxExpr:
-			if (is_encrypted(((MinMaxExpr *) node)->minmaxtype, *ours))
-				refuse("compared");
-			break;
-		case T_Aggref:
-			if (clauses_encrypted(((Aggref *) node)->aggdistinct, ((Aggref *) node)->args, *ours) ||
-				clauses_encrypted(((Aggref *) node)->aggorder, ((Aggref *) node)->args, *ours))
-				refuse("ordered or made distinct");
-			break;
-		default:
-			break;
-	}
-	return expression_tree_walker(node, check_node, ours);
-}
 
 static PlannedStmt *
 plan(Query *query, const char *source, int options, ParamListInfo params)
@@ -262,12 +152,13 @@ plan(Query *query, const char *source, int options, ParamListInfo params)
 	Oid			ours = catalog_type();
 	PlannedStmt *result;
 
-	if (OidIsValid(ours))
-		(void) check_node((Node *) query, &ours);
 	/* a literal in an SQL function that is inlined now would be nobody's */
 	type_refuse_literals++;
+	planning++;
 	PG_TRY();
 	{
+		if (OidIsValid(ours))
+			compare_guard_check((Node *) query, ours);
 		result = next_planner != NULL ?
 			next_planner(query, source, options, params) :
 			standard_planner(query, source, options, params);
@@ -275,6 +166,7 @@ plan(Query *query, const char *source, int options, ParamListInfo params)
 	PG_FINALLY();
 	{
 		type_refuse_literals--;
+		planning--;
 	}
 	PG_END_TRY();
 	return result;

@@ -165,6 +165,15 @@ type_to_text(const bytea *value)
 	return pg_any_to_server(plain, (int) len, PG_UTF8);
 }
 
+void
+type_refuse_literal(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("a constant of type encrypted cannot be stored in a definition"),
+			 errhint("It would belong to one tenant. Leave it to the statement that writes the row.")));
+}
+
 /*
  * encrypted_in(cstring, oid, int4) returns encrypted.  Raises NC001 to
  * NC006, 42501, 22023 for ciphertext inside a tenant.
@@ -176,10 +185,7 @@ nc_in(PG_FUNCTION_ARGS)
 	int32		typmod = PG_GETARG_INT32(2);
 
 	if (type_refuse_literals > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("a constant of type encrypted cannot be stored in a definition"),
-				 errhint("It would belong to one tenant. Leave it to the statement that writes the row.")));
+		type_refuse_literal();
 	PG_RETURN_BYTEA_P(type_from_text(text, strlen(text), typmod));
 }
 

@@ -77,7 +77,8 @@ sub case_of
 	my ($school, $columns) = @_;
 
 	return one("SELECT $columns FROM nomp_crypt.erasure"
-		  . " WHERE tenant = '@{[ uuid_of($school) ]}'");
+		  . " WHERE tenant = '@{[ uuid_of($school) ]}' AND state <> 'withdrawn'"
+	);
 }
 
 sub erase
@@ -240,20 +241,29 @@ for my $school (@crash_schools)
 		is(case_of('graced', 'state'), 'requested', 'the case is on record');
 		is(keys_in_token($uuid), 1, 'nothing is destroyed');
 	}
+	is(sqlstate($node, sprintf $step, 'fence', 'graced'),
+		'55000', 'nor does it help to run the next step by hand');
+	is(sqlstate($node, "SELECT nomp_crypt.withdraw_erasure('graced')"),
+		'', 'within the grace period the request can be withdrawn');
+	is(reading('graced'), 'Anna i graced', 'the school is readable again');
+	is(sqlstate($node, "SELECT nomp_crypt.withdraw_erasure('graced')"),
+		'55000', 'there is nothing more to withdraw');
+	is(erase('graced'), '', 'it can be requested again');
+	is(reading('graced'), 'NC002', 'and is suspended again');
+
 	one("ALTER SYSTEM SET nomp_crypt.erasure_grace = 0");
 	$node->reload;
 	$node->poll_query_until('postgres', 'SHOW nomp_crypt.erasure_grace', '0')
 	  or die 'the setting did not change';
 	is(erase('graced'), '', 'after the grace period it is executed');
 	erased_ok('graced', 'grace period');
-	is(case_of('graced', 'reason'),
-		'test', 'the reason is that of the first call');
+	is(sqlstate($node, "SELECT nomp_crypt.withdraw_erasure('graced')"),
+		'55000', 'an erasure cannot be withdrawn');
 }
 
 # Erasing twice.
 {
-	my $case = one("SELECT md5(e::text) FROM nomp_crypt.erasure e"
-		  . " WHERE tenant = '@{[ uuid_of('graced') ]}'");
+	my $case = case_of('graced', 'md5(erasure::text)');
 	my ($out, $err) = ('', '');
 
 	is( $node->psql(
@@ -263,10 +273,8 @@ for my $school (@crash_schools)
 		0,
 		'erasing an erased school succeeds');
 	like($err, qr/NOTICE: .*"graced" was erased at/, 'and says when it was');
-	is( one(    "SELECT md5(e::text) FROM nomp_crypt.erasure e"
-			  . " WHERE tenant = '@{[ uuid_of('graced') ]}'"),
-		$case,
-		'its case is as it was');
+	is(case_of('graced', 'md5(erasure::text)'),
+		$case, 'its case is as it was');
 }
 
 # Where it cannot commit, it does not begin.
@@ -303,6 +311,17 @@ for my $school (@crash_schools)
 			  . " WHERE tenant = '@{[ uuid_of('refused') ]}'"),
 		'0',
 		'no refused call left a case');
+	is( sqlstate(
+			$node,
+			join ' ',
+			'BEGIN;',
+			sprintf("$request;", 'refused'),
+			sprintf("$step;", 'fence', 'refused'),
+			sprintf("$step;", 'submit', 'refused'),
+			sprintf("$step;", 'destroy', 'refused'),
+			'ROLLBACK;'),
+		'55000',
+		'the steps cannot be run in one transaction and rolled back');
 	is(reading('refused'), 'Anna i refused', 'the school reads on');
 	is(keys_in_token(uuid_of('refused')), 1, 'and has its key');
 }
@@ -357,7 +376,9 @@ for my $school (@crash_schools)
 		'a standby that has not got the fence: refused');
 	like($session->{stderr}, qr/Nothing was destroyed/, 'and says so');
 	$session->quit;
-	is(case_of('synced', 'state'), 'fenced', 'the case is fenced');
+	like(case_of('synced', 'state'),
+		qr/^(?:fenced|submitted)$/,
+		'the case is past the point of no return');
 	is(reading('synced'), 'NC002', 'the school is not readable');
 	is(keys_in_token($uuid), 1, 'its key is there');
 

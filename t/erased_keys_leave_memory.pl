@@ -163,7 +163,7 @@ sub start_statement
 	$session{$name}->{run}->pump_nb;
 	wait_until(
 		sub {
-			$session{$name}->{run}->pump_nb if $name ne 'stalled';
+			$session{$name}->{run}->pump_nb;
 			return one(
 				"SELECT $wait_for FROM pg_stat_activity WHERE pid = $pid{$name}"
 			) eq 't';
@@ -221,13 +221,28 @@ start_statement(
 	  . " LOOP n := n + 1; END LOOP; END\$\$;",
 	"application_name = 'looping'");
 
-# psql stops reading when nobody reads what it prints
-open_session('stalled');
-start_statement(
-	'stalled',
-	"BEGIN; $enter; COPY (SELECT name, repeat('x', 1000) FROM pupil,"
-	  . " generate_series(1, 1000000) WHERE school = 'erased') TO STDOUT;",
-	"wait_event = 'ClientWrite'");
+# A client that never reads: psql would, so this one speaks for itself.  One
+# row that is larger than all buffers, so that the session stays where it is.
+my $stalled = $node->raw_connect;
+{
+	my $startup = pack 'NZ*Z*Z*Z*Z*Z*x', 196608,
+	  user => one('SELECT user'),
+	  database => 'postgres',
+	  application_name => 'stalled';
+	my $query = pack 'Z*',
+	  "BEGIN; $enter; COPY (SELECT name, repeat('x', 20000000) FROM pupil"
+	  . " WHERE school = 'erased' AND id = 1) TO STDOUT";
+
+	$stalled->syswrite(pack('N', 4 + length $startup) . $startup);
+	$stalled->syswrite('Q' . pack('N', 4 + length $query) . $query);
+	$node->poll_query_until('postgres',
+			"SELECT EXISTS (SELECT FROM pg_stat_activity"
+		  . " WHERE application_name = 'stalled' AND wait_event = 'ClientWrite')"
+	) or die 'the session did not stall';
+	$pid{stalled} = one(
+		"SELECT pid FROM pg_stat_activity WHERE application_name = 'stalled'"
+	);
+}
 
 for my $name ('other_in_transaction', 'other_busy')
 {
@@ -400,8 +415,8 @@ is( state_of(
 		'', 'and none of the keys is in any process');
 }
 
-$session{$_}->{run}->kill_kill for qw(sleeping busy stalled stopped);
-$session{$_}->quit
-  for grep { !/^(sleeping|busy|stalled|stopped)$/ } keys %session;
+$session{$_}->{run}->kill_kill for qw(sleeping busy stopped);
+$session{$_}->quit for grep { !/^(sleeping|busy|stopped)$/ } keys %session;
+$stalled->close;
 $node->stop;
 done_testing();

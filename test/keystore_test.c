@@ -4,8 +4,8 @@
  *		know nothing of each other: SoftHSM and NSS.
  *
  * What must not work comes first: other people's labels, changed bytes, keys
- * that are gone, tokens that are not ours.  Tokens that misbehave, PINs and
- * malformed frames are in keystore_faults_test.c.
+ * that are gone, tokens that are not ours.  Tokens that misbehave are in
+ * keystore_faults_test.c; frames, settings and PINs in keystore_input_test.c.
  */
 #include "keystore_client.h"
 

@@ -13,6 +13,7 @@
  * Lines of the control file:
  *
  *		C_Decrypt hang			never returns
+ *		C_Decrypt hold			waits until the file says so no longer
  *		C_Decrypt crash			segmentation fault
  *		C_Decrypt rv=0x30		returns that, without asking the real module
  *								(an encryption or decryption that had begun
@@ -153,6 +154,8 @@ before(const char *function)
 		raise(SIGSEGV);
 	while (strcmp(what, "hang") == 0)
 		pause();
+	while (strcmp(what, "hold") == 0 && told_to(function, "hold"))
+		usleep(10000);
 	if (strncmp(what, "delay=", 6) == 0)
 		usleep(1000 * (useconds_t) atoi(what + 6));
 	if (strncmp(what, "rv=", 3) == 0)

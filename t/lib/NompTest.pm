@@ -9,7 +9,9 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use FindBin;
 use IPC::Run;
+use JSON::PP ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -18,16 +20,19 @@ our @EXPORT = qw(
   make_token keystore_uri nomp_node nomp_conf create_nomp
   sqlstate in_tenant wait_until helper_pid broker_pid server_pids
   find_in_memory crash token_labels delete_from_token
+  shim_module shim_says shim_calls set_keystore keystore_state failure
+  start_query end_query libpq_calls
 );
 
 our $softhsm = '/usr/lib/softhsm/libsofthsm2.so';
 
-# make_token(DIR, LABEL): a SoftHSM2 token and a PIN file in DIR; sets
+# make_token(DIR, LABEL, PIN): a SoftHSM2 token and a PIN file in DIR; sets
 # SOFTHSM2_CONF for servers that are started from now on.
 sub make_token
 {
-	my ($dir, $label) = @_;
+	my ($dir, $label, $pin) = @_;
 
+	$pin //= '1234';
 	mkdir $dir;
 	mkdir "$dir/tokens";
 	PostgreSQL::Test::Utils::append_to_file("$dir/softhsm2.conf",
@@ -35,13 +40,13 @@ sub make_token
 		  . "objectstore.backend = file\nlog.level = ERROR\n"
 		  . "library.reset_on_fork = true\n")
 	  unless -e "$dir/softhsm2.conf";
-	PostgreSQL::Test::Utils::append_to_file("$dir/pin", "1234\n")
+	PostgreSQL::Test::Utils::append_to_file("$dir/pin", "$pin\n")
 	  unless -e "$dir/pin";
 	chmod 0600, "$dir/pin";
 	$ENV{SOFTHSM2_CONF} = "$dir/softhsm2.conf";
 	PostgreSQL::Test::Utils::system_or_bail(
 		'softhsm2-util', '--init-token', '--free', '--label',
-		$label, '--pin', '1234', '--so-pin',
+		$label, '--pin', $pin, '--so-pin',
 		'4321');
 	return $dir;
 }
@@ -53,6 +58,69 @@ sub keystore_uri
 
 	$module //= $softhsm;
 	return "pkcs11:token=$label?module-path=$module&pin-source=file:$dir/pin";
+}
+
+# shim_module(DIR): a PKCS#11 module that does what shim_says tells it, in front
+# of SoftHSM2, for servers that are started from now on. See
+# test/pkcs11_shim.c.
+our $shim_dir;
+
+sub shim_module
+{
+	my ($dir) = @_;
+	my $module = "$FindBin::RealBin/../test/pkcs11_shim.so";
+
+	die "$module is not built: make test-programs" unless -e $module;
+	$shim_dir = $dir;
+	$ENV{NOMP_SHIM_MODULE} = $softhsm;
+	$ENV{NOMP_SHIM_CONTROL} = "$dir/shim.control";
+	$ENV{NOMP_SHIM_LOG} = "$dir/shim.log";
+	$ENV{NOMP_SHIM_REPORT} = "$dir/shim.report";
+	return $module;
+}
+
+# shim_says(LINES...): from now on; none, for an honest module.
+sub shim_says
+{
+	my (@lines) = @_;
+
+	unlink "$shim_dir/shim.new";
+	PostgreSQL::Test::Utils::append_to_file("$shim_dir/shim.new",
+		join '', map { "$_\n" } @lines);
+	rename "$shim_dir/shim.new", "$shim_dir/shim.control" or die $!;
+	return;
+}
+
+# shim_calls(FUNCTION): how often it was called.
+sub shim_calls
+{
+	my ($function) = @_;
+	my $log = "$shim_dir/shim.log";
+
+	return 0 unless -e $log;
+	return
+	  scalar grep { $_ eq $function } split /\n/,
+	  PostgreSQL::Test::Utils::slurp_file($log);
+}
+
+# set_keystore(NODE, URI): by reload; the broker follows in its own time.
+sub set_keystore
+{
+	my ($node, $uri) = @_;
+
+	$node->safe_psql('postgres',
+		"ALTER SYSTEM SET nomp_crypt.keystore = '$uri'");
+	$node->reload;
+	return;
+}
+
+# keystore_state(NODE): what keystore_status() says, 'ok' or the trouble.
+sub keystore_state
+{
+	my ($node) = @_;
+
+	return $node->safe_psql('postgres',
+		'SELECT state FROM nomp_crypt.keystore_status()');
 }
 
 # nomp_conf(NODE, DIR, LABEL): preload and settings; the register directory is
@@ -74,15 +142,17 @@ CONF
 }
 
 # nomp_node(NAME, %options of init): an initialised node with a token, not
-# yet started. Its token's folder is $node->{nomp_dir}, the label 'nomp'.
+# yet started. Its token's folder is $node->{nomp_dir}, the label 'nomp'; its
+# PIN may be given as the option "pin".
 sub nomp_node
 {
 	my ($name, %options) = @_;
+	my $pin = delete $options{pin};
 	my $node = PostgreSQL::Test::Cluster->new($name);
 	my $dir = PostgreSQL::Test::Utils::tempdir();
 
 	$node->init(extra => [ '--encoding=UTF8', '--no-locale' ], %options);
-	make_token($dir, 'nomp');
+	make_token($dir, 'nomp', $pin);
 	nomp_conf($node, $dir, 'nomp');
 	$node->{nomp_dir} = $dir;
 	return $node;
@@ -127,6 +197,109 @@ sub in_tenant
 	my ($id, $sql) = @_;
 
 	return "BEGIN; SET LOCAL nomp_crypt.tenant = '$id'; $sql; COMMIT;";
+}
+
+# failure(NODE, SQL): its first error in full, "SQLSTATE: message, HINT: ..."
+# as psql prints it, '' if there is none.
+sub failure
+{
+	my ($node, $sql) = @_;
+	my $stderr = '';
+
+	$node->psql(
+		'postgres', $sql,
+		stderr => \$stderr,
+		extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+	return $stderr =~ /(?:ERROR|FATAL|PANIC):\s+(.*)/s ? $1 : '';
+}
+
+# start_query(NODE, SQL): in a session of its own, without waiting.
+# end_query(QUERY): waits; its first error's SQLSTATE ('' if there is none)
+# and what it printed.
+sub start_query
+{
+	my ($node, $sql) = @_;
+	my $query = { out => '', err => '' };
+
+	$query->{run} = IPC::Run::start(
+		[
+			'psql', '-XAtq', '-v', 'VERBOSITY=sqlstate', '-d',
+			$node->connstr('postgres'), '-c', $sql
+		],
+		'<',
+		\'',
+		'>',
+		\$query->{out},
+		'2>',
+		\$query->{err},
+		IPC::Run::timeout(180));
+	return $query;
+}
+
+sub end_query
+{
+	my ($query) = @_;
+
+	$query->{run}->finish;
+	chomp $query->{out};
+	return ($query->{err} =~ /(?:ERROR|FATAL|PANIC):\s+(\w{5})/ ? $1 : '',
+		$query->{out});
+}
+
+# libpq_calls(CONNINFO, CALLS...): an answer for each, in one connection. Calls
+# and answers as test/libpq_calls.py describes them.
+sub libpq_calls
+{
+	my ($conninfo, @calls) = @_;
+	my $json = JSON::PP->new->canonical;
+	my $in = join '', map { $json->encode($_) . "\n" } @calls;
+	my ($out, $err) = ('', '');
+
+	IPC::Run::run(
+		[
+			'/usr/bin/python3', "$FindBin::RealBin/../test/libpq_calls.py",
+			$conninfo
+		],
+		'<',
+		\$in,
+		'>',
+		\$out,
+		'2>',
+		\$err,
+		IPC::Run::timeout(180)) or die "libpq_calls.py: $err";
+	return map { $json->decode($_) } split /\n/, $out;
+}
+
+# open_session(NODE): a session to talk to, which survives errors.
+sub open_session
+{
+	my ($node) = @_;
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+
+	$session->query_safe('\set VERBOSITY sqlstate');
+	return $session;
+}
+
+# says(SESSION, SQL): what it prints, or its first error's SQLSTATE.  With
+# empty SQL, the answer to what it was told with "starts".
+sub says
+{
+	my ($session, $sql) = @_;
+	my $out = $session->query($sql);
+	my $err = $session->{stderr};
+
+	$session->{stderr} = '';
+	return $err =~ /(?:ERROR|FATAL|PANIC):\s+(\w{5})/ ? $1 : $out;
+}
+
+# starts(SESSION, SQL): without waiting for an answer.
+sub starts
+{
+	my ($session, $sql) = @_;
+
+	$session->{stdin} .= "$sql;\n";
+	$session->{run}->pump_nb;
+	return;
 }
 
 # wait_until(CODE, WHAT): poll until CODE is true; dies after three minutes.
@@ -217,6 +390,15 @@ sub crash
 	return;
 }
 
+sub pin_of
+{
+	my ($dir) = @_;
+	my $pin = PostgreSQL::Test::Utils::slurp_file("$dir/pin");
+
+	chomp $pin;
+	return $pin;
+}
+
 # pkcs11_tool(DIR, LABEL, ARGS...): OpenSC's view of make_token's token.
 sub pkcs11_tool
 {
@@ -227,7 +409,7 @@ sub pkcs11_tool
 	IPC::Run::run(
 		[
 			'pkcs11-tool', '--module', $softhsm, '--token-label',
-			$label, '--login', '--pin', '1234',
+			$label, '--login', '--pin', pin_of($dir),
 			@args
 		],
 		'>',

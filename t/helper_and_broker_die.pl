@@ -1,0 +1,345 @@
+# The keystore's module is somebody else's code, in a process of its own, so
+# that it may crash, hang or be killed without any session noticing more than
+# a delay; and whoever waits for it can be cancelled like any other query.
+# Only the broker is attached to the server's shared memory: killed hard, it
+# is an ordinary crash restart, after which everything reads.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use NompTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $kills = 100;
+
+my $node = nomp_node('main');
+my $dir = $node->{nomp_dir};
+my $uri = keystore_uri($dir, 'nomp', shim_module($dir));
+
+shim_says();
+$node->append_conf('postgresql.conf', <<"CONF");
+nomp_crypt.keystore = '$uri'
+restart_after_crash = on
+CONF
+$node->start;
+
+# Schools whose keys are not in the server's memory until they are read.
+my @cold = map { "cold$_" } 1 .. $kills + 40;
+create_nomp($node, @cold);
+$node->safe_psql('postgres',
+		'INSERT INTO pupil (id, school, name)'
+	  . " SELECT row_number() OVER (), id, nomp_crypt.encrypt('Anna i ' || id, id)"
+	  . ' FROM nomp_crypt.tenants');
+$node->restart;
+
+sub read_school
+{
+	my ($school) = @_;
+
+	return in_tenant($school,
+		"SELECT name FROM pupil WHERE school = '$school'");
+}
+
+sub reads
+{
+	my ($school, $name) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return is($node->safe_psql('postgres', read_school($school)),
+		"Anna i $school", $name);
+}
+
+# A session that must live through all but the broker's crash.
+my $session = open_session($node);
+my $session_pid = says($session, 'SELECT pg_backend_pid()');
+
+# Have it enter a school, and return the statement that reads it.
+sub session_enters
+{
+	my ($school) = @_;
+
+	says($session, "SET nomp_crypt.tenant = '$school'");
+	return "SELECT name FROM pupil WHERE school = '$school'";
+}
+
+my $started = "SELECT pg_postmaster_start_time()";
+my $broker = broker_pid($node);
+
+sub wait_for_calls
+{
+	my ($function, $n) = @_;
+
+	wait_until(sub { shim_calls($function) >= $n }, "call $n of $function");
+	return;
+}
+
+sub is_waiting
+{
+	my ($what) = @_;
+
+	$node->poll_query_until('postgres',
+		"SELECT count(*) = 1 FROM pg_stat_activity WHERE $what"
+		  . " AND state = 'active' AND wait_event_type = 'Extension'")
+	  or die "nobody waits: $what";
+	return;
+}
+
+# ---- what the helper can reach ----
+
+reads(shift @cold, 'a school reads');
+{
+	my $helper = helper_pid($node);
+	my @report = split /\n/, slurp_file("$dir/shim.report");
+	my %open = map { /^fd (\d+) (.*)/ ? ($1 => $2) : () } @report;
+	my @maps = grep { /^map / } @report;
+	my $theirs = slurp_file("/proc/$broker/maps");
+	my $shared = qr{\srw-s\s|/dev/zero|/SYSV|/dev/shm/PostgreSQL|/pgdata/};
+
+	is($report[0], "pid $helper", 'the helper tells what it has');
+	is_deeply([ sort keys %open ],
+		[ 0 .. 3 ], 'it has four open descriptors and no more');
+	is_deeply([ @open{ 0, 1 } ],
+		[ '/dev/null', '/dev/null' ], 'two lead nowhere');
+	like($open{3}, qr/^socket:/, 'one to the broker');
+	unlike($open{2}, qr{/pgdata/|socket:}, 'one to the log');
+	like($theirs, $shared, 'shared memory shows in a map of the broker');
+	is_deeply([ grep { /$shared/ } @maps ],
+		[], 'and not in one of the helper');
+	is_deeply([ grep { m{/postgres$|nomp_crypt\.so} } @maps ],
+		[], 'which is not a copy of the server');
+	cmp_ok(scalar(@maps), '>', 10, 'there was something to look at');
+}
+
+# ---- the helper dies while nobody needs it ----
+
+for my $signal ('KILL', 'SEGV', 'TERM')
+{
+	my $helper = helper_pid($node);
+	my $school = shift @cold;
+
+	kill $signal, $helper;
+	wait_until(sub { !-e "/proc/$helper" }, 'the helper to be gone');
+	is(says($session, session_enters($school)),
+		"Anna i $school", "after SIG$signal of the idle helper a school reads");
+	isnt(helper_pid($node), $helper, 'through another helper');
+}
+
+# ---- the helper dies over a request ----
+
+for my $signal ('KILL', 'SEGV')
+{
+	my $school = shift @cold;
+	my $calls = shim_calls('C_Decrypt');
+	my $query;
+
+	shim_says('C_Decrypt hang once');
+	$query = start_query($node, read_school($school));
+	wait_for_calls('C_Decrypt', $calls + 1);
+	kill $signal, helper_pid($node);
+	is_deeply([ end_query($query) ],
+		[ '', "Anna i $school" ],
+		"SIG$signal over a request: it is repeated and answered");
+}
+{
+	my $school = shift @cold;
+	my $calls = shim_calls('C_Decrypt');
+	my $query;
+
+	shim_says('C_Decrypt hang');
+	$query = start_query($node, read_school($school));
+	for my $attempt (1 .. 2)
+	{
+		my $helper;
+
+		wait_for_calls('C_Decrypt', $calls + $attempt);
+		$helper = helper_pid($node);
+		kill 'KILL', $helper;
+	}
+	is((end_query($query))[0],
+		'NC004', 'killed again over the same request: it fails cleanly');
+	is(shim_calls('C_Decrypt') - $calls, 2, 'after two attempts');
+	shim_says();
+	reads($school, 'asked again, it is answered');
+}
+{
+	my $calls = shim_calls('C_Decrypt');
+	my @schools = splice @cold, 0, 5;
+	my @queries;
+
+	shim_says('C_Decrypt hang once');
+	@queries = map { start_query($node, read_school($_)) } @schools;
+	wait_for_calls('C_Decrypt', $calls + 1);
+	kill 'KILL', helper_pid($node);
+	is_deeply(
+		[ map { [ end_query($_) ] } @queries ],
+		[ map { [ '', "Anna i $_" ] } @schools ],
+		'requests behind the one that was under way are answered too');
+}
+
+# Creating a key is not repeated: nobody knows how far it came.
+{
+	my $calls = shim_calls('C_GenerateKey');
+	my $query;
+
+	shim_says('C_GenerateKey hang once');
+	$query =
+	  start_query($node, q(SELECT nomp_crypt.create_tenant('interrupted')));
+	wait_for_calls('C_GenerateKey', $calls + 1);
+	kill 'KILL', helper_pid($node);
+	is((end_query($query))[0], 'NC004', 'a school half created is refused');
+	is(shim_calls('C_GenerateKey') - $calls, 1, 'its key is not made twice');
+	$node->safe_psql('postgres',
+		q(SELECT nomp_crypt.create_tenant('interrupted')));
+	is( $node->safe_psql(
+			'postgres',
+			in_tenant(
+				'interrupted',
+				q(INSERT INTO pupil (id, school, name) VALUES (0, 'interrupted', 'Bo');
+			  SELECT name FROM pupil WHERE id = 0))),
+		'Bo',
+		'created again, it works');
+	is( $node->safe_psql('postgres',
+			'SELECT count(*) FROM nomp_crypt.reconcile_keystore()'),
+		0,
+		'and no key is left over');
+}
+
+# ---- helpers die all the time ----
+
+{
+	my @wrong;
+	my %seen;
+
+	for my $i (1 .. $kills)
+	{
+		my $school = shift @cold;
+		my ($helper) = NompTest::children($broker);
+		my $got;
+
+		kill 'KILL', $helper if $helper;
+		$seen{ $helper // '' } = 1;
+		$got = says($session, session_enters($school));
+		push @wrong, "$school: $got" if $got ne "Anna i $school";
+	}
+	is_deeply(\@wrong, [], "$kills helpers killed, and $kills schools read");
+	is(scalar(keys %seen), $kills, 'each of them through another helper');
+}
+
+# ---- those who wait are not stuck ----
+
+{
+	my ($first, $second, $third, $fourth) = splice @cold, 0, 4;
+	my $calls = shim_calls('C_Decrypt');
+	my $sql;
+	my $query;
+
+	shim_says('C_Decrypt hang once');
+	$sql = session_enters($first);
+	starts($session, $sql);
+	wait_for_calls('C_Decrypt', $calls + 1);
+	is_waiting("pid = $session_pid");
+	$node->safe_psql('postgres', "SELECT pg_cancel_backend($session_pid)");
+	is(says($session, ''),
+		'57014', 'pg_cancel_backend ends the wait for a hung keystore');
+
+	$sql = session_enters($second);
+	says($session, "SET statement_timeout = '200ms'");
+	is(says($session, $sql), '57014', 'so does statement_timeout');
+	says($session, 'RESET statement_timeout');
+
+	$query = start_query($node, '/* doomed */ ' . read_school($third));
+	is_waiting("query LIKE '/* doomed */%'");
+	$node->safe_psql('postgres',
+			'SELECT pg_terminate_backend(pid) FROM pg_stat_activity'
+		  . " WHERE query LIKE '/* doomed */%'");
+	is((end_query($query))[0], '57P01', 'so does pg_terminate_backend');
+
+	is(says($session, session_enters($fourth)),
+		"Anna i $fourth", 'the same session is served when the keystore is back');
+	reads($_, "$_ reads") for $first, $second, $third;
+}
+
+# An answer that comes too late must not be taken for the next one's.
+for my $n (1 .. 3)
+{
+	my ($given_up, $asked_next) = splice @cold, 0, 2;
+	my $calls = shim_calls('C_Decrypt');
+
+	shim_says('C_Decrypt delay=500 once');
+	starts($session, session_enters($given_up));
+	wait_for_calls('C_Decrypt', $calls + 1);
+	is_waiting("pid = $session_pid");
+	$node->safe_psql('postgres', "SELECT pg_cancel_backend($session_pid)");
+	is(says($session, ''), '57014', 'a request is given up');
+	is(says($session, session_enters($asked_next)),
+		"Anna i $asked_next", 'the next one gets its own answer');
+}
+
+# ---- the broker is told to go ----
+
+{
+	my ($school, $other) = splice @cold, 0, 2;
+	my $calls = shim_calls('C_Decrypt');
+	my $started_at = $node->safe_psql('postgres', $started);
+	my $helper;
+	my $query;
+
+	shim_says('C_Decrypt hang once');
+	$query = start_query($node, read_school($school));
+	wait_for_calls('C_Decrypt', $calls + 1);
+	$helper = helper_pid($node);
+	is( $node->safe_psql('postgres', "SELECT pg_terminate_backend($broker)"),
+		't', 'the broker is sent SIGTERM over a request');
+	is_deeply(
+		[ end_query($query) ],
+		[ '', "Anna i $school" ],
+		'who waited is answered by the next broker');
+	isnt(broker_pid($node), $broker, 'which is another process');
+	ok(!-e "/proc/$helper", 'with another helper');
+	reads($other, 'and serves the next');
+	is($node->safe_psql('postgres', $started),
+		$started_at, 'the server did not restart');
+	$broker = broker_pid($node);
+}
+
+is(says($session, 'SELECT pg_backend_pid()'),
+	$session_pid, 'through all of this, no session was lost');
+
+# ---- the broker is killed ----
+
+{
+	my $log_start = -s $node->logfile;
+	my $started_at = $node->safe_psql('postgres', $started);
+	my $helper = helper_pid($node);
+	my $schools = $node->safe_psql('postgres',
+		q(SELECT string_agg(school, ' ' ORDER BY id) FROM pupil WHERE id > 0)
+	);
+	my $all =
+	  q(SELECT string_agg(nomp_crypt.decrypt(name), ' ' ORDER BY id) FROM pupil WHERE id > 0);
+
+	kill 'KILL', $broker;
+	$node->wait_for_log(
+		qr/all server processes terminated; reinitializing/, $log_start);
+	wait_until(sub { !-e "/proc/$helper" }, 'the helper to go with it');
+	wait_until(
+		sub { $node->psql('postgres', 'SELECT 1') == 0 },
+		'the server to be back');
+	is($node->safe_psql('postgres', $started),
+		$started_at, 'SIGKILL of the broker: the server restarts by itself');
+	is($node->safe_psql('postgres', $all),
+		join(' ', map { "Anna i $_" } split / /, $schools),
+		'and every school reads');
+	is(keystore_state($node), 'ok', 'the keystore is there');
+	$node->safe_psql('postgres', q(SELECT nomp_crypt.create_tenant('new')));
+	pass('and schools can be created');
+}
+
+# the crash took it away: that is no failure
+$session->{run}->kill_kill;
+$node->stop;
+done_testing();
