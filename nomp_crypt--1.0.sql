@@ -9,6 +9,7 @@ GRANT USAGE ON SCHEMA nomp_crypt TO PUBLIC;
 -- ---------------------------------------------------------------------------
 -- Tables. catalog.c reads them by column number: append only.
 -- Keys are uuids or derived; roles are stored by name; no row is inserted here.
+-- No foreign keys: pg_restore -j would load the tables in no order, and lose keys.
 -- ---------------------------------------------------------------------------
 
 CREATE TABLE nomp_crypt.installation (
@@ -31,7 +32,7 @@ CREATE UNIQUE INDEX tenant_living_id ON nomp_crypt.tenant (id) WHERE state <> 'e
 
 CREATE TABLE nomp_crypt.kek (
 	uuid			uuid PRIMARY KEY,
-	tenant			uuid NOT NULL REFERENCES nomp_crypt.tenant,
+	tenant			uuid NOT NULL,
 	generation		int NOT NULL CHECK (generation > 0),
 	keystore		text NOT NULL,
 	label			text NOT NULL CONSTRAINT kek_label_key UNIQUE,
@@ -45,11 +46,11 @@ CREATE TABLE nomp_crypt.kek (
 
 CREATE TABLE nomp_crypt.tenant_key (
 	key_id		bytea PRIMARY KEY CHECK (octet_length(key_id) = 8),
-	tenant		uuid NOT NULL REFERENCES nomp_crypt.tenant,
+	tenant		uuid NOT NULL,
 	purpose		text NOT NULL CHECK (purpose IN ('values', 'index')),
 	version		int NOT NULL CHECK (version > 0),
 	scope		text NOT NULL DEFAULT '',
-	kek			uuid NOT NULL REFERENCES nomp_crypt.kek,
+	kek			uuid NOT NULL,
 	wrapped		bytea,
 	key_check	bytea NOT NULL CHECK (octet_length(key_check) = 32),
 	state		text NOT NULL DEFAULT 'active'
@@ -75,7 +76,7 @@ CREATE INDEX tenant_right_tenant_idx ON nomp_crypt.tenant_right (tenant);
 
 CREATE TABLE nomp_crypt.erasure (
 	case_id			uuid PRIMARY KEY,
-	tenant			uuid NOT NULL REFERENCES nomp_crypt.tenant,
+	tenant			uuid NOT NULL,
 	reason			text NOT NULL CHECK (reason IN
 					('agreement_ended', 'controller_request', 'school_closed', 'test')),
 	reference		text CHECK (reference ~ '^[A-Za-z0-9._/-]{1,64}$'),

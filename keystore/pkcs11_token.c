@@ -367,5 +367,7 @@ p11_is_new(const Keystore *ks)
 	struct timespec now;
 
 	(void) clock_gettime(CLOCK_MONOTONIC, &now);
-	return !ks->open || now.tv_sec - ks->opened_at.tv_sec < 1;
+	return !ks->open || now.tv_sec - ks->opened_at.tv_sec < 1 ||
+		(now.tv_sec - ks->opened_at.tv_sec == 1 &&
+		 now.tv_nsec < ks->opened_at.tv_nsec);
 }

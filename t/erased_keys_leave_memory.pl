@@ -63,39 +63,6 @@ for my $school ('erased', 'living', 'held')
 			  . " (SELECT count(*) FROM pupil) + 10) n"));
 }
 
-# What the keys are, by name.
-sub school_keys
-{
-	my ($school, %values) = @_;
-	my $lines =
-	  one(  "SELECT concat_ws(' ', 'key', k.purpose, e.label, k.tenant,"
-		  . " k.purpose, k.version, encode(k.wrapped, 'hex'))"
-		  . " FROM nomp_crypt.tenant_key k JOIN nomp_crypt.kek e ON e.uuid = k.kek"
-		  . " JOIN nomp_crypt.tenant t ON t.uuid = k.tenant"
-		  . " WHERE t.id = '$school' ORDER BY k.purpose");
-	my ($out, $err) = ('', '');
-	my %keys;
-
-	$lines .= "\nvalue $_ $values{$_}" for sort keys %values;
-	IPC::Run::run(
-		[
-			"$FindBin::RealBin/../test/school_keys.py", $NompTest::softhsm,
-			'nomp', "$dir/pin"
-		],
-		'<',
-		\$lines,
-		'>',
-		\$out,
-		'2>',
-		\$err) or die "school_keys.py: $err";
-	for my $line (split /\n/, $out)
-	{
-		my ($name, $hex) = split / /, $line;
-		$keys{$name} = pack 'H*', $hex;
-	}
-	return %keys;
-}
-
 # search(KEYS): which of them, and which of their halves and round keys, are
 # where.  Names => places.
 sub search
@@ -273,8 +240,9 @@ my $stored = one("SELECT encode(encrypted_send(name), 'hex') FROM pupil"
 	  . " WHERE school = 'erased' AND id = 1");
 my $others = one("SELECT encode(encrypted_send(name), 'hex') FROM pupil"
 	  . " WHERE school = 'living' LIMIT 1");
-my %keys = school_keys('erased', stored => $stored, written => $written);
-my %other_keys = school_keys('living', stored => $others);
+my %keys =
+  school_keys($node, $dir, 'erased', stored => $stored, written => $written);
+my %other_keys = school_keys($node, $dir, 'living', stored => $others);
 
 # Before.
 {
@@ -403,7 +371,7 @@ is( state_of(
 		'the cancelled call');
 	like($eraser->{stderr}, qr/ERROR:\s+57014/,
 		'while a process cannot wipe, erasing waits, and can be cancelled');
-	my %held = school_keys('held');
+	my %held = school_keys($node, $dir, 'held');
 	ok((grep { /^$pid{stopped} / } places(search(%held), 'values.work')),
 		'that process has the key');
 	is(one("SELECT state FROM nomp_crypt.tenant WHERE id = 'held'"),

@@ -60,17 +60,6 @@ sub plaintext
 
 is(plaintext('warm'), 'Anna i warm', 'before any trouble, a school reads');
 
-# The next request gets a helper that has opened nothing yet.
-sub restart_helper
-{
-	my $helper = helper_pid($node);
-
-	return unless $helper;
-	kill 'KILL', $helper;
-	wait_until(sub { !-e "/proc/$helper" }, 'the helper to be gone');
-	return;
-}
-
 sub write_pin
 {
 	my ($value, $mode) = @_;
@@ -164,7 +153,7 @@ trouble(
 	log => qr/softhsm2\.conf/);
 trouble(
 	'module does not start',
-	break => sub { shim_says('C_Initialize rv=0x5'); restart_helper() },
+	break => sub { shim_says('C_Initialize rv=0x5'); restart_helper($node) },
 	repair => sub { shim_says() },
 	state => 'the PKCS#11 module cannot be loaded',
 	log => qr/C_Initialize: .*0x5/);
@@ -189,13 +178,13 @@ sub put_back_token
 {
 	system_or_bail('rm', '-rf', "$dir/tokens");
 	rename "$dir/tokens.away", "$dir/tokens" or die $!;
-	restart_helper();
+	restart_helper($node);
 	return;
 }
 
 trouble(
 	'token folder empty',
-	break => sub { put_away_token(); restart_helper() },
+	break => sub { put_away_token(); restart_helper($node) },
 	repair => \&put_back_token,
 	state => 'the token is not there',
 	log => qr/no token matches/);
@@ -204,7 +193,7 @@ trouble(
 	break => sub {
 		put_away_token();
 		make_token($dir, 'nomp', $pin);
-		restart_helper();
+		restart_helper($node);
 	},
 	repair => \&put_back_token,
 	state => q(the token is not this installation's),
@@ -220,7 +209,7 @@ trouble(
 	break => sub {
 		put_away_token();
 		make_token($dir, 'nomp', $pin);
-		restart_helper();
+		restart_helper($node);
 		$node->safe_psql('postgres',
 			'SELECT nomp_crypt._keystore_setup(gen_random_uuid())');
 	},
@@ -233,14 +222,14 @@ trouble(
 		PostgreSQL::Test::RecursiveCopy::copypath("$dir/tokens",
 			"$dir/tokens.away");
 		make_token($dir, 'nomp', $pin);
-		restart_helper();
+		restart_helper($node);
 	},
 	repair => \&put_back_token,
 	state => 'the token is not there',
 	log => qr/2 tokens match .* name the serial too/);
 trouble(
 	'mechanism missing',
-	break => sub { shim_says('hide CKM_AES_GCM'); restart_helper() },
+	break => sub { shim_says('hide CKM_AES_GCM'); restart_helper($node) },
 	repair => sub { shim_says() },
 	state => 'the token lacks AES key generation or AES-GCM',
 	log => qr/lacks CKM_AES_GCM/);
@@ -249,19 +238,19 @@ trouble(
 
 trouble(
 	'PIN file missing',
-	break => sub { rename "$dir/pin", "$dir/pin.away"; restart_helper() },
+	break => sub { rename "$dir/pin", "$dir/pin.away"; restart_helper($node) },
 	repair => sub { rename "$dir/pin.away", "$dir/pin" },
 	state => 'the PIN file cannot be used',
 	log => qr/PIN file ".*" cannot be opened: No such file/);
 trouble(
 	'PIN file readable by the group',
-	break => sub { write_pin("$pin\n", 0640); restart_helper() },
+	break => sub { write_pin("$pin\n", 0640); restart_helper($node) },
 	repair => sub { chmod 0600, "$dir/pin" },
 	state => 'the PIN file cannot be used',
 	log => qr/PIN file ".*" is accessible to group or others/);
 trouble(
 	'PIN file empty',
-	break => sub { write_pin('', 0600); restart_helper() },
+	break => sub { write_pin('', 0600); restart_helper($node) },
 	repair => sub { write_pin("$pin\n", 0600) },
 	state => 'the PIN file cannot be used',
 	log => qr/PIN file ".*" is empty/);
@@ -270,7 +259,7 @@ trouble(
 	break => sub {
 		unlink "$dir/pin";
 		mkdir "$dir/pin", 0700;
-		restart_helper();
+		restart_helper($node);
 	},
 	repair => sub { rmdir "$dir/pin"; write_pin("$pin\n", 0600) },
 	state => 'the PIN file cannot be used',
@@ -284,7 +273,7 @@ trouble(
 		break => sub {
 			$logins = shim_calls('C_Login');
 			write_pin("$wrong_pin\n", 0600);
-			restart_helper();
+			restart_helper($node);
 		},
 		meanwhile => sub {
 			for my $helper (1 .. 3)
@@ -292,7 +281,7 @@ trouble(
 				is(sqlstate($node, read_school($schools[0])),
 					'NC004', "helper $helper has no PIN either")
 				  for 1 .. 5;
-				restart_helper();
+				restart_helper($node);
 			}
 			is(keystore_state($node), 'the PIN is wrong', 'so says the status');
 			is(shim_calls('C_Login') - $logins,
@@ -305,7 +294,7 @@ trouble(
 
 trouble(
 	'PIN locked',
-	break => sub { shim_says('C_Login rv=0xa4'); restart_helper() },
+	break => sub { shim_says('C_Login rv=0xa4'); restart_helper($node) },
 	repair => sub { shim_says() },
 	state => 'the PIN is locked',
 	log => qr/the token has locked its PIN/);
@@ -356,7 +345,7 @@ trouble(
 	log => qr/keystore helper did not answer in time; it is replaced/);
 trouble(
 	'module hangs while it starts',
-	break => sub { shim_says('C_Initialize hang'); restart_helper() },
+	break => sub { shim_says('C_Initialize hang'); restart_helper($node) },
 	repair => sub { shim_says() },
 	state => 'it did not answer in time',
 	log => qr/keystore helper did not answer in time; it is replaced/);
@@ -392,67 +381,12 @@ is_deeply(
 
 	system_or_bail('rm', '-rf', "$dir/tokens");
 	rename "$dir/backup", "$dir/tokens" or die $!;
-	restart_helper();
+	restart_helper($node);
 	is(plaintext($school), "Anna i $school",
 		'restored from its backup, the token reads again');
 }
 
 # ---- rows of wrapped keys that somebody changed ----
-
-# tampered(TABLE EXPRESSION of set clauses): how often each SQLSTATE came when
-# the school is read after each change, and 'data' if it ever read.
-sub tampered
-{
-	my ($school, $changes) = @_;
-
-	$node->safe_psql('postgres', <<"SQL");
-CREATE TABLE outcome (change text, state text);
-DO \$\$
-DECLARE
-	change text;
-	owner uuid := (SELECT uuid FROM nomp_crypt.tenant WHERE id = '$school');
-	secret encrypted := (SELECT name FROM pupil WHERE school = '$school');
-	whole nomp_crypt.tenant_key;
-	got text;
-BEGIN
-	SELECT * INTO whole FROM nomp_crypt.tenant_key k
-	WHERE k.tenant = owner AND k.purpose = 'values';
-	FOR change IN $changes LOOP
-		EXECUTE 'UPDATE nomp_crypt.tenant_key SET ' || change || ' WHERE key_id = \$1'
-		USING whole.key_id;
-		COMMIT;
-		BEGIN
-			got := nomp_crypt.decrypt(secret);
-			INSERT INTO outcome VALUES (change, 'data');
-		EXCEPTION WHEN OTHERS THEN
-			INSERT INTO outcome VALUES (change, SQLSTATE);
-		END;
-		UPDATE nomp_crypt.tenant_key
-		SET tenant = whole.tenant, purpose = whole.purpose, version = whole.version,
-			kek = whole.kek, wrapped = whole.wrapped, key_check = whole.key_check
-		WHERE key_id = whole.key_id;
-		COMMIT;
-	END LOOP;
-END
-\$\$;
-SQL
-	my $outcome = $node->safe_psql('postgres',
-		"SELECT state, count(*) FROM outcome GROUP BY 1 ORDER BY 1");
-	$node->safe_psql('postgres', 'DROP TABLE outcome');
-	return $outcome;
-}
-
-# Every byte of a column, with one bit changed, and with all.
-sub flips
-{
-	my ($column, $length) = @_;
-
-	return
-	    "SELECT format('$column = set_byte($column, %s, get_byte($column, %s) # %s)', i, i, bits)"
-	  . ' FROM generate_series(0, '
-	  . ($length - 1)
-	  . ') i, unnest(ARRAY[1, 128, 255]) bits';
-}
 
 {
 	my $school = shift @schools;
@@ -460,23 +394,23 @@ sub flips
 		'SELECT max(octet_length(wrapped)) FROM nomp_crypt.tenant_key');
 
 	is($length, 61, 'a wrapped key has 61 bytes');
-	is(tampered($school, flips('wrapped', $length)),
+	is(tampered($node, $school, flips('wrapped', $length)),
 		'NC005|183', 'every byte changed of a wrapped key is an error');
 	is( tampered(
-			$school,
+			$node, $school,
 			"VALUES ('wrapped = wrapped || ''\\x00''::bytea'),"
 			  . " ('wrapped = substr(wrapped, 1, 60)'), ('wrapped = ''\\x01''')"),
 		'NC005|3',
 		'so is a wrapped key cut or prolonged');
-	is(tampered($school, flips('key_check', 32)),
+	is(tampered($node, $school, flips('key_check', 32)),
 		'NC005|96', 'and every byte changed of a key_check');
 	is( tampered(
-			$school,
+			$node, $school,
 			"VALUES ('version = 2'), ('purpose = ''index'', version = 2')"),
 		'NC005|2',
 		'and another version or purpose');
 	is(plaintext($school), "Anna i $school", 'unchanged again, it reads');
-	is(tampered($school, flips('key_check', 32)),
+	is(tampered($node, $school, flips('key_check', 32)),
 		'NC005|96', 'key_check counts for a key in use, too');
 
 	$node->safe_psql('postgres',
@@ -501,7 +435,7 @@ for my $temperature ('cold', 'in use')
 
 	plaintext($theirs) if $temperature eq 'in use';
 	is( tampered(
-			$theirs,
+			$node, $theirs,
 			"VALUES ('tenant = $other, version = 2'),"
 			  . " ('tenant = $other, version = 2, kek = $my_kek'),"
 			  . " ('tenant = $other, version = 2, kek = $my_kek, wrapped = $my_key')"
@@ -516,7 +450,7 @@ for my $temperature ('cold', 'in use')
 	my $other = "(SELECT uuid FROM nomp_crypt.tenant WHERE id = ''$mine'')";
 
 	is( tampered(
-			$theirs,
+			$node, $theirs,
 			"VALUES ('wrapped = (SELECT wrapped FROM nomp_crypt.tenant_key"
 			  . " WHERE tenant = $other AND purpose = ''values'')'),"
 			  . " ('kek = (SELECT uuid FROM nomp_crypt.kek WHERE tenant = $other)')"

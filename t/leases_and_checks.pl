@@ -115,14 +115,12 @@ sub set_and_reload
 	return;
 }
 
-my $check_failed =
-  qr/could not check the keys in use|helper did not answer in time|helper ended unexpectedly/;
-
 # ---- a key destroyed in the keystore stops working here ----
 
 {
 	my $log_start = -s $node->logfile;
 	my $label = label_of('deleted');
+	my $new = shift @cold;
 	my $inside = enter('deleted');
 	my $fetching = open_session($node);
 	my $busy = enter('kept');
@@ -156,7 +154,7 @@ my $check_failed =
 	is(again($busy, 'kept'),
 		'Anna i kept', 'a token that lost its canary wipes nothing');
 	is(reading('kept'), 'Anna i kept', 'for new sessions either');
-	is(reading($cold[0]), 'NC004', 'but gives no new key');
+	is(reading($new), 'NC004', 'but gives no new key');
 	unlike(
 		slurp_file($node->logfile, $log_start),
 		qr/no longer has the key/,
@@ -164,20 +162,20 @@ my $check_failed =
 
 	system_or_bail('rm', '-rf', "$dir/tokens");
 	rename "$dir/backup", "$dir/tokens" or die $!;
-	kill 'KILL', helper_pid($node);
+	restart_helper($node);
 	wait_until(sub { reading('deleted') eq 'Anna i deleted' },
 		'the restored token to read');
 	pass('with the token restored from its backup, all read again');
-	is(reading($_), "Anna i $_", "$_ reads") for 'kept', $cold[0];
+	is(reading($_), "Anna i $_", "$_ reads") for 'kept', $new;
 	$busy->quit;
 }
 
 # ---- a keystore that cannot be asked ----
 
-# outage(NAME, BREAK, REPAIR)
+# outage(NAME, BREAK, REPAIR, what the log says of a check that failed)
 sub outage
 {
-	my ($name, $break, $repair) = @_;
+	my ($name, $break, $repair, $check_failed) = @_;
 	my $new = shift @cold;
 	my $inside;
 	my $log_start;
@@ -222,25 +220,35 @@ sub token_back
 my @all = map { "$_ %s" }
   qw(C_Initialize C_FindObjectsInit C_DecryptInit C_Decrypt);
 
-outage('module hangs', sub { shim_says(map { sprintf $_, 'hang' } @all) },
-	sub { shim_says() });
-outage('module crashes',
+outage(
+	'module hangs',
+	sub { shim_says(map { sprintf $_, 'hang' } @all) },
+	sub { shim_says() },
+	qr/helper did not answer in time/);
+outage(
+	'module crashes',
 	sub { shim_says(map { sprintf $_, 'crash' } @all) },
-	sub { shim_says() });
-outage('module fails', sub { shim_says(map { sprintf $_, 'rv=0x30' } @all) },
-	sub { shim_says() });
+	sub { shim_says() },
+	qr/helper ended unexpectedly/);
+outage(
+	'module fails',
+	sub { shim_says(map { sprintf $_, 'rv=0x30' } @all) },
+	sub { shim_says() },
+	qr/could not check the keys in use/);
 outage(
 	'token gone',
-	sub { empty_token(); kill 'KILL', helper_pid($node) },
-	sub { token_back(); kill 'KILL', helper_pid($node) // () });
+	sub { empty_token(); restart_helper($node) },
+	sub { token_back(); restart_helper($node) },
+	qr/could not check the keys in use/);
 outage(
 	'token replaced by an empty one',
 	sub {
 		empty_token();
 		make_token($dir, 'nomp');
-		kill 'KILL', helper_pid($node);
+		restart_helper($node);
 	},
-	sub { token_back(); kill 'KILL', helper_pid($node) // () });
+	sub { token_back(); restart_helper($node) },
+	qr/could not check the keys in use/);
 
 # ---- leases end ----
 

@@ -19,6 +19,12 @@ my @schools = qw(replayed paused leased later living);
 
 my $primary = nomp_node('primary', allows_streaming => 1);
 my $dir = $primary->{nomp_dir};
+
+# little memory to search
+$primary->append_conf('postgresql.conf', <<'CONF');
+shared_buffers = 2MB
+nomp_crypt.max_cached_keys = 100
+CONF
 $primary->start;
 create_nomp($primary, @schools);
 for my $i (0 .. $#schools)
@@ -90,6 +96,15 @@ sub next_state
 	return $session->{stderr} =~ /(?:ERROR|FATAL):\s+(\w{5})/ ? $1 : '';
 }
 
+# In how many places of the standby's memory a school's keys are.
+sub traces
+{
+	my (%keys) = @_;
+	my $found = find_in_memory($standby, grep { length == 32 } values %keys);
+
+	return scalar map { @$_ } values %$found;
+}
+
 sub pause_replay
 {
 	$standby->safe_psql('postgres', 'SELECT pg_wal_replay_pause()');
@@ -143,12 +158,22 @@ is(reading($standby, $_), 'Anna', "the standby reads $_")
 	  map { reader('replayed', $_) } ('READ COMMITTED', 'REPEATABLE READ');
 	my $other = reader('living', 'READ COMMITTED');
 
+	my %keys = school_keys($primary, $dir, 'replayed');
+
+	cmp_ok(traces(%keys), '>=', 3,
+		'its keys are in the shared memory and those sessions');
 	is(erase($primary, 'replayed'), '', 'a school is erased on the primary');
 	$primary->wait_for_catchup($standby);
+	is(reading($standby, 'replayed'),
+		'NC001', 'a new session on the standby says erased');
+	# it tells the others, which need not do anything for it
+	ok( wait_until(
+			sub { traces(%keys) == 0 },
+			'the sessions on the standby to wipe'),
+		'no process of the standby has its keys any more');
 	is(next_state($_, read_sql('replayed')),
-		'NC001', 'a session on the standby that had read it says erased')
+		'NC001', 'a session that had read it says erased too')
 	  for @sessions;
-	is(reading($standby, 'replayed'), 'NC001', 'so does a new one');
 	is(next_state($other, read_sql('living')),
 		'', "another school's session reads on");
 	$_->quit for @sessions, $other;

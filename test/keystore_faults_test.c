@@ -77,6 +77,29 @@ unwrap_afresh(const char *lines, const char *label, DataKey *key)
 	return status;
 }
 
+/*
+ * The canary must be there before and after.  A helper that has the token open
+ * for more than a second opens it anew before it says so, and then sees that
+ * all is well: so it is asked again if this machine was too slow.
+ */
+static bool
+canary_counts_before(const char *absent, DataKey *key)
+{
+	bool		doubted = false;
+
+	for (int i = 0; i < 5 && !doubted; i++)
+	{
+		Helper		h = start(shim_uri);
+
+		(void) ask_strings(&h, KS_OP_STATUS, INST, NULL, NULL);
+		shim("label junk once\n");
+		doubted = unwrap_one(&h, absent, key) == KS_TOKEN_WRONG;
+		shim("");
+		stop(&h);
+	}
+	return doubted;
+}
+
 static void
 test_search_faults(DataKey *key)
 {
@@ -94,6 +117,8 @@ test_search_faults(DataKey *key)
 		   "labels longer than their buffer are nobody's");
 	tap_ok(unwrap_afresh("label junk\n", absent, key) == KS_TOKEN_WRONG,
 		   "so are labels of junk");
+	tap_ok(canary_counts_before(absent, key),
+		   "a canary that is seen only afterwards is not enough");
 	tap_ok(unwrap_afresh("C_GetAttributeValue rv=0x5\n", absent, key) == KS_MODULE_ERROR,
 		   "labels that cannot be read prove nothing");
 	tap_ok(unwrap_afresh("hide CKM_AES_GCM\n", KEK1, key) == KS_MECHANISM_MISSING &&
@@ -135,20 +160,21 @@ typedef struct CreateFault
 	const char *lines;
 	KsStatus	expected;
 	int			left;			/* keys of the school afterwards */
+	int			keys;			/* data keys asked for */
 	const char *what;
 } CreateFault;
 
 static const CreateFault create_faults[] = {
-	{"iv zero\n", KS_MODULE_ERROR, 0, "an IV of zeros"},
-	{"iv repeat\n", KS_MODULE_ERROR, 0, "an IV used twice"},
-	{"iv hidden\n", KS_MODULE_ERROR, 0, "an IV of the token's own that it does not tell"},
-	{"extractable\n", KS_REFUSED, 0, "a key that could leave the token"},
-	{"C_GenerateKey rv=0x5\n", KS_MODULE_ERROR, 0, "no key is made"},
-	{"C_Encrypt rv=0x5\n", KS_MODULE_ERROR, 0, "the new key does not encrypt"},
-	{"C_Decrypt rv=0x5\n", KS_MODULE_ERROR, 0, "the new key does not decrypt"},
-	{"C_Encrypt rv=0xb3 once\n", KS_OK, 1, "the session is lost on the way"},
-	{"C_Encrypt rv=0xb3\n", KS_MODULE_ERROR, 1, "the session is lost again and again"},
-	{"iv own\n", KS_OK, 1, "an IV of the token's own"},
+	{"iv zero\n", KS_MODULE_ERROR, 0, 1, "an IV of zeros"},
+	{"iv repeat\n", KS_MODULE_ERROR, 0, 3, "an IV used twice"},
+	{"iv hidden\n", KS_MODULE_ERROR, 0, 3, "an IV of the token's own that it does not tell"},
+	{"extractable\n", KS_REFUSED, 0, 3, "a key that could leave the token"},
+	{"C_GenerateKey rv=0x5\n", KS_MODULE_ERROR, 0, 3, "no key is made"},
+	{"C_Encrypt rv=0x5\n", KS_MODULE_ERROR, 0, 3, "the new key does not encrypt"},
+	{"C_Decrypt rv=0x5\n", KS_MODULE_ERROR, 0, 3, "the new key does not decrypt"},
+	{"C_Encrypt rv=0xb3 once\n", KS_OK, 1, 3, "the session is lost on the way"},
+	{"C_Encrypt rv=0xb3\n", KS_MODULE_ERROR, 1, 3, "the session is lost again and again"},
+	{"iv own\n", KS_OK, 1, 3, "an IV of the token's own"},
 };
 
 static void
@@ -169,7 +195,7 @@ test_create_faults(void)
 		snprintf(school, sizeof(school), "cccccccc-cccc-4ccc-8ccc-%012zu", i);
 		shim(f->lines);
 		h = start(shim_uri);
-		status = create_kek(&h, INST, school, 1, keys, 3);
+		status = create_kek(&h, INST, school, 1, keys, f->keys);
 		memcpy(reason, reply.reason, sizeof(reason));
 		stop(&h);
 		left = count_keys(school);

@@ -19,9 +19,10 @@ use Test::More;
 our @EXPORT = qw(
   make_token keystore_uri nomp_node nomp_conf create_nomp
   sqlstate in_tenant wait_until helper_pid broker_pid server_pids
-  find_in_memory crash token_labels delete_from_token
+  find_in_memory school_keys crash token_labels delete_from_token
   shim_module shim_says shim_calls set_keystore keystore_state failure
-  start_query end_query libpq_calls
+  start_query end_query open_session says starts libpq_calls
+  restart_helper tampered flips
 );
 
 our $softhsm = '/usr/lib/softhsm/libsofthsm2.so';
@@ -60,19 +61,19 @@ sub keystore_uri
 	return "pkcs11:token=$label?module-path=$module&pin-source=file:$dir/pin";
 }
 
-# shim_module(DIR): a PKCS#11 module that does what shim_says tells it, in front
-# of SoftHSM2, for servers that are started from now on. See
-# test/pkcs11_shim.c.
+# shim_module(DIR, MODULE): a PKCS#11 module that does what shim_says tells it,
+# in front of another one (SoftHSM2), for servers that are started from now
+# on. See test/pkcs11_shim.c.
 our $shim_dir;
 
 sub shim_module
 {
-	my ($dir) = @_;
+	my ($dir, $real) = @_;
 	my $module = "$FindBin::RealBin/../test/pkcs11_shim.so";
 
 	die "$module is not built: make test-programs" unless -e $module;
 	$shim_dir = $dir;
-	$ENV{NOMP_SHIM_MODULE} = $softhsm;
+	$ENV{NOMP_SHIM_MODULE} = $real // $softhsm;
 	$ENV{NOMP_SHIM_CONTROL} = "$dir/shim.control";
 	$ENV{NOMP_SHIM_LOG} = "$dir/shim.log";
 	$ENV{NOMP_SHIM_REPORT} = "$dir/shim.report";
@@ -223,8 +224,10 @@ sub start_query
 
 	$query->{run} = IPC::Run::start(
 		[
-			'psql', '-XAtq', '-v', 'VERBOSITY=sqlstate', '-d',
-			$node->connstr('postgres'), '-c', $sql
+			'psql', '-XAtq',
+			'-v', 'VERBOSITY=sqlstate',
+			'-d', $node->connstr('postgres'),
+			'-c', $sql
 		],
 		'<',
 		\'',
@@ -360,6 +363,19 @@ sub helper_pid
 	return $pid;
 }
 
+# restart_helper(NODE): the next request gets a helper that has opened nothing
+# yet.
+sub restart_helper
+{
+	my ($node) = @_;
+	my $helper = helper_pid($node);
+
+	return unless $helper;
+	kill 'KILL', $helper;
+	wait_until(sub { !-e "/proc/$helper" }, 'the helper to be gone');
+	return;
+}
+
 # server_pids(NODE): the postmaster and all its children, without the helper.
 sub server_pids
 {
@@ -437,6 +453,103 @@ sub delete_from_token
 	pkcs11_tool($dir, $label, '--delete-object', '--type', 'secrkey',
 		'--label', $key);
 	return;
+}
+
+# school_keys(NODE, DIR, ID, NAME => VALUE IN HEX...): that school's keys in
+# make_token's token 'nomp', unwrapped outside the server, with the keys
+# derived from them for those values: name => bytes, see test/school_keys.py.
+sub school_keys
+{
+	my ($node, $dir, $id, %values) = @_;
+	my $lines = $node->safe_psql('postgres', <<"SQL");
+SELECT concat_ws(' ', 'key', k.purpose, e.label, k.tenant, k.purpose,
+	k.version, encode(k.wrapped, 'hex'))
+FROM nomp_crypt.tenant_key k
+JOIN nomp_crypt.kek e ON e.uuid = k.kek
+JOIN nomp_crypt.tenant t ON t.uuid = k.tenant
+WHERE t.id = '$id' ORDER BY k.purpose
+SQL
+	my ($out, $err) = ('', '');
+	my %keys;
+
+	$lines .= "\nvalue $_ $values{$_}" for sort keys %values;
+	local $ENV{SOFTHSM2_CONF} = "$dir/softhsm2.conf";
+	IPC::Run::run(
+		[
+			"$FindBin::RealBin/../test/school_keys.py", $softhsm,
+			'nomp', "$dir/pin"
+		],
+		'<',
+		\$lines,
+		'>',
+		\$out,
+		'2>',
+		\$err) or die "school_keys.py: $err";
+	for my $line (split /\n/, $out)
+	{
+		my ($name, $hex) = split / /, $line;
+
+		$keys{$name} = pack 'H*', $hex;
+	}
+	return %keys;
+}
+
+# tampered(NODE, SCHOOL, CHANGES): the row of the school's key for values is
+# changed by each of the SET clauses that CHANGES, a query, returns, its value
+# in table pupil is read, and the row put back.  How often each SQLSTATE came,
+# as "SQLSTATE|number"; 'data' if it ever could be read.
+sub tampered
+{
+	my ($node, $school, $changes) = @_;
+
+	$node->safe_psql('postgres', <<"SQL");
+CREATE TABLE outcome (change text, state text);
+DO \$\$
+DECLARE
+	change text;
+	owner uuid := (SELECT uuid FROM nomp_crypt.tenant WHERE id = '$school');
+	secret encrypted := (SELECT name FROM pupil WHERE school = '$school');
+	whole nomp_crypt.tenant_key;
+	got text;
+BEGIN
+	SELECT * INTO whole FROM nomp_crypt.tenant_key k
+	WHERE k.tenant = owner AND k.purpose = 'values';
+	FOR change IN $changes LOOP
+		EXECUTE 'UPDATE nomp_crypt.tenant_key SET ' || change || ' WHERE key_id = \$1'
+		USING whole.key_id;
+		COMMIT;
+		BEGIN
+			got := nomp_crypt.decrypt(secret);
+			INSERT INTO outcome VALUES (change, 'data');
+		EXCEPTION WHEN OTHERS THEN
+			INSERT INTO outcome VALUES (change, SQLSTATE);
+		END;
+		UPDATE nomp_crypt.tenant_key
+		SET tenant = whole.tenant, purpose = whole.purpose, version = whole.version,
+			kek = whole.kek, wrapped = whole.wrapped, key_check = whole.key_check
+		WHERE key_id = whole.key_id;
+		COMMIT;
+	END LOOP;
+END
+\$\$;
+SQL
+	my $outcome = $node->safe_psql('postgres',
+		"SELECT state, count(*) FROM outcome GROUP BY 1 ORDER BY 1");
+	$node->safe_psql('postgres', 'DROP TABLE outcome');
+	return $outcome;
+}
+
+# flips(COLUMN, LENGTH): such a query; every byte of a column, with one bit
+# changed, with another, and with all.
+sub flips
+{
+	my ($column, $length) = @_;
+
+	return
+	    "SELECT format('$column = set_byte($column, %s, get_byte($column, %s) # %s)', i, i, bits)"
+	  . ' FROM generate_series(0, '
+	  . ($length - 1)
+	  . ') i, unnest(ARRAY[1, 128, 255]) bits';
 }
 
 # find_in_memory(NODE, NEEDLES...): a hash ref, needle in hex => list of where
