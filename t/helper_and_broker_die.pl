@@ -83,7 +83,7 @@ sub is_waiting
 	my ($what) = @_;
 
 	$node->poll_query_until('postgres',
-		"SELECT count(*) = 1 FROM pg_stat_activity WHERE $what"
+			"SELECT count(*) = 1 FROM pg_stat_activity WHERE $what"
 		  . " AND state = 'active' AND wait_event_type = 'Extension'")
 	  or die "nobody waits: $what";
 	return;
@@ -101,10 +101,14 @@ reads(shift @cold, 'a school reads');
 	my $shared = qr{\srw-s\s|/dev/zero|/SYSV|/dev/shm/PostgreSQL|/pgdata/};
 
 	is($report[0], "pid $helper", 'the helper tells what it has');
-	is_deeply([ sort keys %open ],
-		[ 0 .. 3 ], 'it has four open descriptors and no more');
-	is_deeply([ @open{ 0, 1 } ],
-		[ '/dev/null', '/dev/null' ], 'two lead nowhere');
+	is_deeply(
+		[ sort keys %open ],
+		[ 0 .. 3 ],
+		'it has four open descriptors and no more');
+	is_deeply(
+		[ @open{ 0, 1 } ],
+		[ '/dev/null', '/dev/null' ],
+		'two lead nowhere');
 	like($open{3}, qr/^socket:/, 'one to the broker');
 	unlike($open{2}, qr{/pgdata/|socket:}, 'one to the log');
 	like($theirs, $shared, 'shared memory shows in a map of the broker');
@@ -124,8 +128,9 @@ for my $signal ('KILL', 'SEGV', 'TERM')
 
 	kill $signal, $helper;
 	wait_until(sub { !-e "/proc/$helper" }, 'the helper to be gone');
-	is(says($session, session_enters($school)),
-		"Anna i $school", "after SIG$signal of the idle helper a school reads");
+	is( says($session, session_enters($school)),
+		"Anna i $school",
+		"after SIG$signal of the idle helper a school reads");
 	isnt(helper_pid($node), $helper, 'through another helper');
 }
 
@@ -141,7 +146,8 @@ for my $signal ('KILL', 'SEGV')
 	$query = start_query($node, read_school($school));
 	wait_for_calls('C_Decrypt', $calls + 1);
 	kill $signal, helper_pid($node);
-	is_deeply([ end_query($query) ],
+	is_deeply(
+		[ end_query($query) ],
 		[ '', "Anna i $school" ],
 		"SIG$signal over a request: it is repeated and answered");
 }
@@ -203,7 +209,8 @@ for my $signal ('KILL', 'SEGV')
 			  SELECT name FROM pupil WHERE id = 0))),
 		'Bo',
 		'created again, it works');
-	is( $node->safe_psql('postgres',
+	is( $node->safe_psql(
+			'postgres',
 			'SELECT count(*) FROM nomp_crypt.reconcile_keystore()'),
 		0,
 		'and no key is left over');
@@ -259,8 +266,9 @@ for my $signal ('KILL', 'SEGV')
 		  . " WHERE query LIKE '/* doomed */%'");
 	is((end_query($query))[0], '57P01', 'so does pg_terminate_backend');
 
-	is(says($session, session_enters($fourth)),
-		"Anna i $fourth", 'the same session is served when the keystore is back');
+	is( says($session, session_enters($fourth)),
+		"Anna i $fourth",
+		'the same session is served when the keystore is back');
 	reads($_, "$_ reads") for $first, $second, $third;
 }
 
@@ -276,8 +284,9 @@ for my $n (1 .. 3)
 	is_waiting("pid = $session_pid");
 	$node->safe_psql('postgres', "SELECT pg_cancel_backend($session_pid)");
 	is(says($session, ''), '57014', 'a request is given up');
-	is(says($session, session_enters($asked_next)),
-		"Anna i $asked_next", 'the next one gets its own answer');
+	is( says($session, session_enters($asked_next)),
+		"Anna i $asked_next",
+		'the next one gets its own answer');
 }
 
 # ---- the broker is told to go ----
@@ -294,7 +303,8 @@ for my $n (1 .. 3)
 	wait_for_calls('C_Decrypt', $calls + 1);
 	$helper = helper_pid($node);
 	is( $node->safe_psql('postgres', "SELECT pg_terminate_backend($broker)"),
-		't', 'the broker is sent SIGTERM over a request');
+		't',
+		'the broker is sent SIGTERM over a request');
 	is_deeply(
 		[ end_query($query) ],
 		[ '', "Anna i $school" ],
@@ -323,15 +333,14 @@ is(says($session, 'SELECT pg_backend_pid()'),
 	  q(SELECT string_agg(nomp_crypt.decrypt(name), ' ' ORDER BY id) FROM pupil WHERE id > 0);
 
 	kill 'KILL', $broker;
-	$node->wait_for_log(
-		qr/all server processes terminated; reinitializing/, $log_start);
+	$node->wait_for_log(qr/all server processes terminated; reinitializing/,
+		$log_start);
 	wait_until(sub { !-e "/proc/$helper" }, 'the helper to go with it');
-	wait_until(
-		sub { $node->psql('postgres', 'SELECT 1') == 0 },
+	wait_until(sub { $node->psql('postgres', 'SELECT 1') == 0 },
 		'the server to be back');
 	is($node->safe_psql('postgres', $started),
 		$started_at, 'SIGKILL of the broker: the server restarts by itself');
-	is($node->safe_psql('postgres', $all),
+	is( $node->safe_psql('postgres', $all),
 		join(' ', map { "Anna i $_" } split / /, $schools),
 		'and every school reads');
 	is(keystore_state($node), 'ok', 'the keystore is there');

@@ -86,7 +86,8 @@ sub trouble
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	$how{break}->();
-	wait_until(sub { keystore_state($node) eq $shown },
+	wait_until(
+		sub { keystore_state($node) eq $shown },
 		"keystore_status() to say \"$shown\"");
 	$failure = failure($node, read_school($school));
 	like(
@@ -97,16 +98,17 @@ sub trouble
 	unlike($failure, qr/erase/i, "$name: nothing is said to be erased");
 	is(keystore_state($node), $shown, "$name: keystore_status() agrees");
 	is(plaintext('warm'), 'Anna i warm', "$name: a school in use goes on");
-	like(
-		slurp_file($node->logfile, $log_start),
+	like(slurp_file($node->logfile, $log_start),
 		$how{log}, "$name: the log has the reason")
 	  if $how{log};
 	$how{meanwhile}->() if $how{meanwhile};
 
 	$how{repair}->();
-	wait_until(sub { keystore_state($node) eq 'ok' },
+	wait_until(
+		sub { keystore_state($node) eq 'ok' },
 		"keystore_status() to say ok after: $name");
-	is(plaintext($school), "Anna i $school", "$name: once repaired, it reads");
+	is(plaintext($school), "Anna i $school",
+		"$name: once repaired, it reads");
 	$message_of{ $how{state} }{$1} = 1
 	  if $failure =~ /unavailable: (.*)\nHINT/;
 	return;
@@ -139,7 +141,8 @@ for my $bad (
 
 trouble(
 	'module missing',
-	break => sub { set_keystore($node, keystore_uri($dir, 'nomp', "$dir/no.so")) },
+	break =>
+	  sub { set_keystore($node, keystore_uri($dir, 'nomp', "$dir/no.so")) },
 	repair => $set_right,
 	state => 'the PKCS#11 module cannot be loaded',
 	log => qr/no\.so/);
@@ -162,7 +165,9 @@ trouble(
 
 trouble(
 	'token missing',
-	break => sub { set_keystore($node, keystore_uri($dir, 'other', shim_module($dir))) },
+	break => sub {
+		set_keystore($node, keystore_uri($dir, 'other', shim_module($dir)));
+	},
 	repair => $set_right,
 	state => 'the token is not there',
 	log => qr/no token matches .*\(\d+ tokens present, \d+ of them not init/);
@@ -238,7 +243,8 @@ trouble(
 
 trouble(
 	'PIN file missing',
-	break => sub { rename "$dir/pin", "$dir/pin.away"; restart_helper($node) },
+	break =>
+	  sub { rename "$dir/pin", "$dir/pin.away"; restart_helper($node) },
 	repair => sub { rename "$dir/pin.away", "$dir/pin" },
 	state => 'the PIN file cannot be used',
 	log => qr/PIN file ".*" cannot be opened: No such file/);
@@ -283,7 +289,9 @@ trouble(
 				  for 1 .. 5;
 				restart_helper($node);
 			}
-			is(keystore_state($node), 'the PIN is wrong', 'so says the status');
+			is( keystore_state($node),
+				'the PIN is wrong',
+				'so says the status');
 			is(shim_calls('C_Login') - $logins,
 				1, 'a wrong PIN is tried once, whoever asks how often');
 		},
@@ -351,8 +359,7 @@ trouble(
 	log => qr/keystore helper did not answer in time; it is replaced/);
 
 is(scalar(keys %message_of), 12, 'all kinds of trouble were seen');
-is_deeply(
-	[ grep { keys %{ $message_of{$_} } != 1 } keys %message_of ],
+is_deeply([ grep { keys %{ $message_of{$_} } != 1 } keys %message_of ],
 	[], 'each has one message');
 
 # ---- a key that is gone is not a keystore that is ----
@@ -367,7 +374,8 @@ is_deeply(
 	system_or_bail('cp', '-a', "$dir/tokens", "$dir/backup");
 	delete_from_token($dir, 'nomp', $label);
 	$failure = failure($node, read_school($school));
-	like($failure,
+	like(
+		$failure,
 		qr/^NC003: +the keystore has no key for tenant "$school"$/m,
 		'a key that was deleted from the token is unknown');
 	unlike($failure, qr/unavailable/, 'and the keystore is not unavailable');
@@ -382,7 +390,8 @@ is_deeply(
 	system_or_bail('rm', '-rf', "$dir/tokens");
 	rename "$dir/backup", "$dir/tokens" or die $!;
 	restart_helper($node);
-	is(plaintext($school), "Anna i $school",
+	is( plaintext($school),
+		"Anna i $school",
 		'restored from its backup, the token reads again');
 }
 
@@ -397,9 +406,11 @@ is_deeply(
 	is(tampered($node, $school, flips('wrapped', $length)),
 		'NC005|183', 'every byte changed of a wrapped key is an error');
 	is( tampered(
-			$node, $school,
+			$node,
+			$school,
 			"VALUES ('wrapped = wrapped || ''\\x00''::bytea'),"
-			  . " ('wrapped = substr(wrapped, 1, 60)'), ('wrapped = ''\\x01''')"),
+			  . " ('wrapped = substr(wrapped, 1, 60)'), ('wrapped = ''\\x01''')"
+		),
 		'NC005|3',
 		'so is a wrapped key cut or prolonged');
 	is(tampered($node, $school, flips('key_check', 32)),
@@ -414,11 +425,12 @@ is_deeply(
 		'NC005|96', 'key_check counts for a key in use, too');
 
 	$node->safe_psql('postgres',
-			'UPDATE nomp_crypt.tenant_key k SET wrapped = set_byte(wrapped, 20,'
+		'UPDATE nomp_crypt.tenant_key k SET wrapped = set_byte(wrapped, 20,'
 		  . ' get_byte(wrapped, 20) # 1) FROM nomp_crypt.tenant t'
 		  . " WHERE k.tenant = t.uuid AND t.id = '$schools[0]' AND purpose = 'index'"
 	);
-	is(plaintext($schools[0]), "Anna i $schools[0]",
+	is( plaintext($schools[0]),
+		"Anna i $schools[0]",
 		'an index key that was changed does not take the values with it');
 	shift @schools;
 }
@@ -435,7 +447,8 @@ for my $temperature ('cold', 'in use')
 
 	plaintext($theirs) if $temperature eq 'in use';
 	is( tampered(
-			$node, $theirs,
+			$node,
+			$theirs,
 			"VALUES ('tenant = $other, version = 2'),"
 			  . " ('tenant = $other, version = 2, kek = $my_kek'),"
 			  . " ('tenant = $other, version = 2, kek = $my_kek, wrapped = $my_key')"
@@ -450,7 +463,8 @@ for my $temperature ('cold', 'in use')
 	my $other = "(SELECT uuid FROM nomp_crypt.tenant WHERE id = ''$mine'')";
 
 	is( tampered(
-			$node, $theirs,
+			$node,
+			$theirs,
 			"VALUES ('wrapped = (SELECT wrapped FROM nomp_crypt.tenant_key"
 			  . " WHERE tenant = $other AND purpose = ''values'')'),"
 			  . " ('kek = (SELECT uuid FROM nomp_crypt.kek WHERE tenant = $other)')"
@@ -467,8 +481,8 @@ for my $temperature ('cold', 'in use')
 
 	for my $setting ($with_pin, $with_pin =~ s/pin-value/PIN-Value/r)
 	{
-		my $failure = failure($node,
-			"ALTER SYSTEM SET nomp_crypt.keystore = '$setting'");
+		my $failure =
+		  failure($node, "ALTER SYSTEM SET nomp_crypt.keystore = '$setting'");
 
 		like(
 			$failure,
@@ -476,15 +490,18 @@ for my $temperature ('cold', 'in use')
 			'ALTER SYSTEM refuses a PIN in the setting');
 		unlike($failure, qr/\Q$pin\E/, 'without repeating it in the message');
 	}
-	like(slurp_file($node->logfile, $log_start),
-		qr/a PIN must not stand in/, 'the log has the refusal');
+	like(
+		slurp_file($node->logfile, $log_start),
+		qr/a PIN must not stand in/,
+		'the log has the refusal');
 
 	$log_start = -s $node->logfile;
 	$node->append_conf('postgresql.auto.conf',
 		"nomp_crypt.keystore = '$with_pin'");
 	$node->reload;
 	$node->wait_for_log(qr/a PIN must not stand in/, $log_start);
-	is(keystore_state($node), 'ok', 'so does a reload, which changes nothing');
+	is(keystore_state($node), 'ok',
+		'so does a reload, which changes nothing');
 	$set_right->();
 	is(plaintext('warm'), 'Anna i warm', 'and leaves the server as it was');
 }
@@ -500,13 +517,13 @@ for my $temperature ('cold', 'in use')
 		pg_stat_activity =>
 		  $node->safe_psql('postgres', 'SELECT a FROM pg_stat_activity a'),
 		q(the helper's environment) => join("\n",
-			grep { /^env / } split /\n/, slurp_file("$dir/shim.report")));
+			grep { /^env / } split /\n/,
+			slurp_file("$dir/shim.report")));
 	my $helper = helper_pid($node);
 
 	for my $pid (server_pids($node), $helper)
 	{
-		push @told,
-		  "/proc/$pid/cmdline" => slurp_file("/proc/$pid/cmdline");
+		push @told, "/proc/$pid/cmdline" => slurp_file("/proc/$pid/cmdline");
 		push @told, "/proc/$pid/environ" => slurp_file("/proc/$pid/environ")
 		  if $pid != $helper;
 	}

@@ -63,8 +63,9 @@ sub enter
 
 	says($session, 'BEGIN');
 	says($session, "SET LOCAL nomp_crypt.tenant = '$school'");
-	is(again($session, $school),
-		"Anna i $school", "a session in a transaction reads $school");
+	is( again($session, $school),
+		"Anna i $school",
+		"a session in a transaction reads $school");
 	return $session;
 }
 
@@ -97,8 +98,7 @@ sub let_pass
 	my $then = $node->safe_psql('postgres',
 		"SELECT clock_timestamp() + interval '$seconds s'");
 
-	$node->poll_query_until('postgres',
-		"SELECT clock_timestamp() > '$then'")
+	$node->poll_query_until('postgres', "SELECT clock_timestamp() > '$then'")
 	  or die 'time stands still';
 	return;
 }
@@ -128,17 +128,20 @@ sub set_and_reload
 	says($fetching, 'BEGIN');
 	says($fetching, q(SET LOCAL nomp_crypt.tenant = 'deleted'));
 	says($fetching,
-		q(DECLARE c CURSOR FOR SELECT name FROM pupil WHERE school = 'deleted'));
-	is(says($fetching, 'FETCH 1 FROM c'),
-		'Anna i deleted', 'another is in the middle of a cursor');
+		q(DECLARE c CURSOR FOR SELECT name FROM pupil WHERE school = 'deleted')
+	);
+	is( says($fetching, 'FETCH 1 FROM c'),
+		'Anna i deleted',
+		'another is in the middle of a cursor');
 
 	system_or_bail('cp', '-a', "$dir/tokens", "$dir/backup");
 	delete_from_token($dir, 'nomp', $label);
-	$node->wait_for_log(
-		qr/the keystore no longer has the key "\Q$label\E"/, $log_start);
+	$node->wait_for_log(qr/the keystore no longer has the key "\Q$label\E"/,
+		$log_start);
 	pass('a key that was deleted from the keystore is noticed, and logged');
 	is(again($inside, 'deleted'),
-		'NC003', 'the session in a transaction gets an error at its next value');
+		'NC003',
+		'the session in a transaction gets an error at its next value');
 	is(says($fetching, 'FETCH 1 FROM c'), 'NC003', 'so does the cursor');
 	is(reading('deleted'), 'NC003', 'so do new sessions');
 	is(again($busy, 'kept'), 'Anna i kept', 'another school goes on');
@@ -217,28 +220,34 @@ sub token_back
 	return;
 }
 
-my @all = map { "$_ %s" }
-  qw(C_Initialize C_FindObjectsInit C_DecryptInit C_Decrypt);
+my @all =
+  map { "$_ %s" } qw(C_Initialize C_FindObjectsInit C_DecryptInit C_Decrypt);
 
 outage(
 	'module hangs',
-	sub { shim_says(map { sprintf $_, 'hang' } @all) },
+	sub {
+		shim_says(map { sprintf $_, 'hang' } @all);
+	},
 	sub { shim_says() },
 	qr/helper did not answer in time/);
 outage(
 	'module crashes',
-	sub { shim_says(map { sprintf $_, 'crash' } @all) },
+	sub {
+		shim_says(map { sprintf $_, 'crash' } @all);
+	},
 	sub { shim_says() },
 	qr/helper ended unexpectedly/);
 outage(
 	'module fails',
-	sub { shim_says(map { sprintf $_, 'rv=0x30' } @all) },
+	sub {
+		shim_says(map { sprintf $_, 'rv=0x30' } @all);
+	},
 	sub { shim_says() },
 	qr/could not check the keys in use/);
 outage(
 	'token gone',
 	sub { empty_token(); restart_helper($node) },
-	sub { token_back(); restart_helper($node) },
+	sub { token_back();  restart_helper($node) },
 	qr/could not check the keys in use/);
 outage(
 	'token replaced by an empty one',
@@ -259,8 +268,9 @@ set_and_reload('nomp_crypt.key_lease', '2s');
 	my $inside = enter($school);
 
 	let_pass(4);
-	is(again($inside, $school),
-		"Anna i $school", 'checks renew a lease, within one transaction too');
+	is( again($inside, $school),
+		"Anna i $school",
+		'checks renew a lease, within one transaction too');
 
 	shim_says(map { sprintf $_, 'hang' } @all);
 	wait_until(sub { again($inside, $school) ne "Anna i $school" },
@@ -273,7 +283,8 @@ set_and_reload('nomp_crypt.key_lease', '2s');
 	shim_says();
 	wait_until(sub { again($inside, $school) ne 'NC004' },
 		'the keystore to be back');
-	is(again($inside, $school), "Anna i $school",
+	is( again($inside, $school),
+		"Anna i $school",
 		'with the keystore back, the same transaction reads on');
 	is(reading($school), "Anna i $school", 'so do new sessions');
 	$inside->quit;
@@ -290,13 +301,15 @@ set_and_reload('nomp_crypt.key_lease', '2s');
 	wait_until(sub { again($inside, $school) ne "Anna i $school" },
 		'the lease to end');
 	is(again($inside, $school),
-		'NC004', 'a lease ends, in a transaction, though the broker is stopped');
+		'NC004',
+		'a lease ends, in a transaction, though the broker is stopped');
 	is(reading($school),
 		'NC004', 'and what is left in the keyring is not used either');
 	kill 'CONT', $broker;
 	wait_until(sub { again($inside, $school) ne 'NC004' },
 		'the broker to go on');
-	is(again($inside, $school), "Anna i $school",
+	is( again($inside, $school),
+		"Anna i $school",
 		'when the broker goes on, so does the transaction');
 	is(reading($school), "Anna i $school", 'and everybody else');
 	$inside->quit;
@@ -316,7 +329,8 @@ set_and_reload('nomp_crypt.key_check_interval', '1d');
 			shim_calls('C_Decrypt') > $calls;
 		},
 		'the keystore to be asked again');
-	pass('a key that is used all the time is asked for again after its lease');
+	pass(
+		'a key that is used all the time is asked for again after its lease');
 	$inside->quit;
 }
 

@@ -19,7 +19,7 @@ use Test::More;
 
 my $schools = 500;
 my $connections = 200;
-my $transactions = 25;    # per connection
+my $transactions = 25;      # per connection
 my $keys_per_school = 2;    # values and index
 
 my $node = nomp_node('main');
@@ -60,8 +60,11 @@ sub start_clients
 	append_to_file("$dir/$name.sql", $script);
 	$clients->{run} = IPC::Run::start(
 		[
-			'pgbench', '--no-vacuum', '--jobs=2', "--file=$dir/$name.sql",
-			'-h', $node->host, '-p', $node->port, @options, 'postgres'
+			'pgbench', '--no-vacuum',
+			'--jobs=2', "--file=$dir/$name.sql",
+			'-h', $node->host,
+			'-p', $node->port,
+			@options, 'postgres'
 		],
 		'>',
 		\$clients->{out},
@@ -91,7 +94,8 @@ sub end_clients
 	# division by zero, if what is read is not what was written
 	my $said = end_clients(
 		start_clients(
-			'mixed', <<'SQL', "--client=$connections", "--transactions=$transactions"));
+			'mixed',
+			<<'SQL', "--client=$connections", "--transactions=$transactions"));
 \set n random(1, 500)
 BEGIN;
 SELECT set_config('nomp_crypt.tenant', 's' || :n, true);
@@ -112,8 +116,12 @@ SQL
 		'without an error or a wrong value');
 	$asked = (shim_calls('C_Decrypt') - $calls) / $keys_per_school;
 	note "$total transactions, $asked requests to the keystore";
-	cmp_ok($asked, '<=', $total, 'the keystore was asked once per transaction at most');
-	cmp_ok($asked, '>=', $schools / 2, 'and was asked, for the keyring was too small');
+	cmp_ok($asked, '<=', $total,
+		'the keystore was asked once per transaction at most');
+	cmp_ok(
+		$asked, '>=',
+		$schools / 2,
+		'and was asked, for the keyring was too small');
 }
 is( $node->safe_psql(
 		'postgres',
@@ -143,7 +151,8 @@ sub together
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	$node->restart;
-	is(keystore_state($node), 'ok', "$name: no key is in the server's memory");
+	is(keystore_state($node), 'ok',
+		"$name: no key is in the server's memory");
 	$calls = shim_calls('C_Decrypt');
 	shim_says('C_Decrypt hold');
 	$clients =
@@ -152,7 +161,7 @@ sub together
 SELECT 1 / (nomp_crypt.decrypt(name) = 'Anna i s' || :n)::int FROM pupil WHERE id = :n;
 SQL
 	$node->poll_query_until('postgres',
-		"SELECT count(*) = $n FROM pg_stat_activity"
+			"SELECT count(*) = $n FROM pg_stat_activity"
 		  . " WHERE state = 'active' AND wait_event_type = 'Extension'")
 	  or die "not all of $n clients wait for the keystore";
 	is(shim_calls('C_Decrypt') - $calls,
@@ -163,7 +172,7 @@ SQL
 		$said,
 		qr{^number of transactions actually processed: $n/$n$}m,
 		"$name: all are answered, rightly");
-	is(shim_calls('C_Decrypt') - $calls,
+	is( shim_calls('C_Decrypt') - $calls,
 		$requests * $keys_per_school,
 		"$name: with $requests requests to the keystore");
 	return;
