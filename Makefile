@@ -92,7 +92,7 @@ uninstall-keystore:
 .PHONY: test-programs check-unit check-tap regress-config asan format lint
 test-programs: $(TEST_PROGRAMS) $(TEST_LIBRARIES) $(KEYSTORE)
 
-$(TEST_PROGRAMS): test/%: test/%.c $(PLAIN_OBJS) $(OUR_HEADERS)
+$(TEST_PROGRAMS): test/%: test/%.c $(PLAIN_OBJS) $(OUR_HEADERS) $(wildcard test/*.h)
 	$(CC) $(PLAIN_CFLAGS) $(P11_CFLAGS) $(SANITIZE) -o $@ $< $(PLAIN_OBJS) \
 		-lcrypto -lpthread
 

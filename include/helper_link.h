@@ -13,6 +13,7 @@
 extern bool helper_running(void);
 extern pgsocket helper_socket(void);
 extern bool helper_start(const char *uri, const char *pin_stamp);
+extern void helper_stop(void);
 extern void helper_kill(void);
 extern bool helper_send(uint64 id, KsOp op, const uint8 *body, size_t len);
 

@@ -72,6 +72,46 @@ SELECT array_position(ARRAY[name], 'Anna') FROM pupil;
 SELECT array_remove(ARRAY[name], 'Anna') FROM pupil;
 SELECT array_replace(ARRAY[name], 'Anna', 'Bea') FROM pupil;
 SELECT DISTINCT ARRAY[name] FROM pupil;
+SELECT max(ARRAY[name]) OVER () FROM pupil;
+SELECT r FROM (SELECT ROW(name) AS r FROM pupil) s ORDER BY r;
+SELECT a.id FROM pupil a JOIN pupil b ON (a.*) IS NOT DISTINCT FROM (b.*);
+WITH RECURSIVE r AS (SELECT id, name FROM pupil UNION ALL SELECT id + 1, name FROM r WHERE id < 0)
+	SEARCH DEPTH FIRST BY name SET o SELECT id FROM r ORDER BY o;
+WITH RECURSIVE r AS (SELECT id, name FROM pupil UNION ALL SELECT id + 1, name FROM r WHERE id < 0)
+	CYCLE name SET is_cycle USING path SELECT id FROM r;
+SELECT encrypted_eq(name, notes) FROM pupil;
+SELECT encrypted_cmp(name, notes) FROM pupil;
+SELECT encrypted_hash(name) FROM pupil;
+
+-- and so do SQL functions, which the planner inlines: by text, parsed, one
+-- value or a set, with a view in between
+CREATE FUNCTION same(anyelement, anyelement) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT $1 = $2';
+CREATE FUNCTION same_in_array(a encrypted, b encrypted) RETURNS boolean LANGUAGE sql AS 'SELECT ARRAY[a] = ARRAY[b]';
+CREATE FUNCTION same_parsed(a encrypted, b encrypted) RETURNS boolean RETURN ARRAY[a] = ARRAY[b];
+CREATE FUNCTION sorted() RETURNS SETOF pupil LANGUAGE sql STABLE AS 'SELECT * FROM pupil ORDER BY name';
+CREATE VIEW sorted_view AS SELECT * FROM pupil ORDER BY name;
+CREATE FUNCTION sorted_by_view() RETURNS SETOF pupil LANGUAGE sql STABLE AS 'SELECT * FROM sorted_view';
+CREATE FUNCTION sorted_parsed() RETURNS SETOF pupil LANGUAGE sql STABLE BEGIN ATOMIC SELECT * FROM sorted_view; END;
+SELECT same(id, id) AND same(name, notes) FROM pupil;
+SELECT same(ROW(name), ROW(notes)) FROM pupil;
+SELECT same_in_array(name, notes) FROM pupil;
+SELECT same_parsed(name, notes) FROM pupil;
+SELECT id FROM sorted();
+SELECT id FROM sorted_by_view();
+SELECT id FROM sorted_parsed();
+SELECT bool_and(same(id, id)) AS "elsewhere they work", bool_and(same(name::text, name::text)) AS "and on what is inside" FROM pupil;
+DROP FUNCTION same, same_in_array, same_parsed, sorted, sorted_by_view, sorted_parsed;
+DROP VIEW sorted_view;
+
+-- queries within utility statements
+COPY (SELECT name FROM pupil ORDER BY name) TO stdout;
+COPY pupil FROM stdin WHERE name = 'Anna';
+403	ribersborg	Anna	x
+\.
+CREATE TABLE copied AS SELECT DISTINCT name FROM pupil;
+CREATE MATERIALIZED VIEW copied AS SELECT name FROM pupil ORDER BY name;
+EXPLAIN SELECT name FROM pupil ORDER BY name;
+DECLARE c CURSOR WITH HOLD FOR SELECT name FROM pupil ORDER BY name;
 
 -- PL/pgSQL
 DO $$ DECLARE a encrypted; BEGIN SELECT name INTO a FROM pupil WHERE id = 400; IF a = 'Anna' THEN RAISE NOTICE 'equal'; ELSE RAISE NOTICE 'wrong'; END IF; END $$;
@@ -87,6 +127,10 @@ SELECT id FROM pupil WHERE name = 'Anna';
 -- stored expressions, which the planner never sees
 RESET ROLE;
 CREATE TABLE checked (a encrypted(text), b encrypted(text), CHECK (a <> b));
+CREATE TABLE checked (a encrypted(text), b encrypted(text), CHECK (ARRAY[a] <> ARRAY[b]));
+CREATE TABLE checked (a encrypted(text), b encrypted(text), CHECK ((a, b) < (b, a)));
+CREATE TABLE checked (a encrypted(text), b encrypted(text), CHECK (GREATEST(a, b) IS NOT NULL));
+CREATE TABLE checked (a encrypted(text), b boolean GENERATED ALWAYS AS (ARRAY[a] = ARRAY[a]) STORED);
 CREATE TABLE checked (a encrypted(text), b encrypted(text));
 ALTER TABLE checked ADD CHECK (a = b);
 CREATE INDEX ON checked ((a = b));
@@ -95,6 +139,11 @@ ALTER TABLE checked ADD c boolean GENERATED ALWAYS AS (a = b) STORED;
 CREATE POLICY p ON checked USING (a = b);
 CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
 CREATE TRIGGER t BEFORE UPDATE ON checked FOR EACH ROW WHEN (OLD.a = NEW.a) EXECUTE FUNCTION f();
+CREATE TRIGGER t BEFORE UPDATE ON checked FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION f();
+-- whether the row as stored has changed can be asked
+CREATE TRIGGER t BEFORE UPDATE ON checked FOR EACH ROW WHEN (OLD.* *<> NEW.*) EXECUTE FUNCTION f();
+CREATE DOMAIN checked_domain AS encrypted(text) CHECK (VALUE = VALUE);
+CREATE TYPE checked_range AS RANGE (subtype = encrypted);
 DROP TABLE checked;
 DROP FUNCTION f();
 -- a view is refused when it is used
@@ -109,6 +158,7 @@ CREATE DOMAIN dom AS encrypted(text);
 SET ROLE regress_app;
 SELECT id FROM pupil WHERE name::dom = notes::dom;
 SELECT name::dom FROM pupil ORDER BY 1;
+SELECT ROW(name::dom) = ROW(notes::dom) FROM pupil;
 RESET ROLE;
 DROP DOMAIN dom;
 
@@ -128,6 +178,10 @@ SELECT id FROM pupil WHERE notes IS NULL;
 SELECT id, coalesce(notes, 'none') FROM pupil ORDER BY id;
 SELECT name FROM pupil WHERE id = 400 UNION ALL SELECT name FROM pupil WHERE id = 401;
 SELECT array_agg(name ORDER BY id) FROM pupil;
+SELECT name::text AS name FROM pupil ORDER BY name;
+SELECT DISTINCT ON (name::text) name, id FROM pupil ORDER BY name::text, id;
+SELECT name IS DISTINCT FROM NULL AS t, (name, notes) IS NULL AS f FROM pupil WHERE id = 400;
+SELECT a.id FROM pupil a JOIN pupil b ON a *= b ORDER BY a.id;
 SELECT a.id, b.id FROM pupil a JOIN pupil b ON a.name::text = b.name::text AND a.id < b.id;
 DELETE FROM pupil WHERE id >= 400;
 RESET ROLE;

@@ -11,6 +11,23 @@ CREATE UNIQUE INDEX ON t (a);
 CREATE UNIQUE INDEX ON t (id, b);
 ALTER TABLE t ADD UNIQUE (b);
 ALTER TABLE t ADD FOREIGN KEY (a) REFERENCES t (a);
+-- nor hidden in a domain, an array, a row; nor without saying what is inside
+CREATE DOMAIN dom AS encrypted(text);
+CREATE DOMAIN bare AS encrypted;
+CREATE TYPE pair AS (a encrypted, b int);
+CREATE TYPE pair AS (a encrypted(text), b int);
+CREATE TABLE u (a dom UNIQUE);
+CREATE TABLE u (a encrypted(text)[] UNIQUE);
+CREATE TABLE u (a pair PRIMARY KEY);
+CREATE TABLE u (a bare);
+CREATE TABLE u (a encrypted[]);
+CREATE TABLE u (a dom, b encrypted(text)[], c pair);
+ALTER TABLE u ADD UNIQUE (c);
+ALTER TABLE u ALTER a TYPE bare;
+\d u
+DROP TABLE u;
+DROP DOMAIN dom, bare;
+DROP TYPE pair;
 CREATE UNIQUE INDEX ON t (id) INCLUDE (a);
 \set VERBOSITY terse
 CREATE TABLE u (a encrypted(text) UNIQUE);

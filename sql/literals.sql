@@ -45,6 +45,31 @@ SELECT add_literal(), add_variable();
 SET nomp_crypt.tenant = 'slottsstaden';
 SELECT add_variable();
 SELECT add_literal();
+-- so does a CALL in it
+RESET ROLE;
+CREATE PROCEDURE show_tenant(name encrypted) LANGUAGE plpgsql AS $$ BEGIN RAISE NOTICE 'of %', nomp_crypt.tenant_of(name); END $$;
+SET ROLE regress_app;
+DO $$
+DECLARE
+	school text;
+	given text := 'Anna';
+BEGIN
+	FOREACH school IN ARRAY '{ribersborg,slottsstaden}'::text[] LOOP
+		PERFORM set_config('nomp_crypt.tenant', school, false);
+		CALL show_tenant(given);
+	END LOOP;
+	FOREACH school IN ARRAY '{ribersborg,slottsstaden}'::text[] LOOP
+		PERFORM set_config('nomp_crypt.tenant', school, false);
+		CALL show_tenant('Anna');
+	END LOOP;
+END $$;
+SET nomp_crypt.tenant = 'ribersborg';
+CALL show_tenant('Anna');
+
+-- constants that hide values in an array or a row are refused
+SELECT '{Anna}'::encrypted[];
+SELECT '(1,ribersborg,Anna,)'::pupil;
+SELECT ARRAY['Anna', 'Bea']::encrypted[] AS "element by element is fine", '{}'::encrypted[] AS empty, ROW(1, 'x', 'Anna', NULL)::pupil AS "a row too";
 
 -- functions in SQL are parsed when they are made, and inlined into plans
 RESET ROLE;
@@ -55,6 +80,7 @@ SET ROLE regress_app;
 SELECT constant_name() IS NOT NULL;
 RESET ROLE;
 DROP FUNCTION constant_name();
+CREATE FUNCTION parsed_name() RETURNS encrypted RETURN 'Anna'::encrypted;
 RESET check_function_bodies;
 
 -- definitions keep no constants, with a tenant set or not
@@ -72,6 +98,11 @@ CREATE RULE r AS ON INSERT TO d DO ALSO INSERT INTO pupil VALUES (303, 'x', 'Ann
 CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
 CREATE TRIGGER t BEFORE UPDATE ON d FOR EACH ROW WHEN (NEW.name = 'Anna') EXECUTE FUNCTION f();
 CREATE DOMAIN named AS encrypted(text) DEFAULT 'nobody';
+CREATE MATERIALIZED VIEW m AS SELECT 'Anna'::encrypted(text) AS name;
+CREATE TABLE ranged (name encrypted(text)) PARTITION BY LIST (name);
+CREATE TABLE ranged_1 PARTITION OF ranged FOR VALUES IN ('Anna');
+DROP TABLE ranged;
+CREATE FUNCTION with_default(name encrypted DEFAULT 'nobody') RETURNS int LANGUAGE sql AS 'SELECT 1';
 -- a default that is computed when the row is written is fine: it is the
 -- writer's school's (the text itself stands readable in the catalog)
 ALTER TABLE d ALTER name SET DEFAULT 'nobody'::text;
@@ -91,4 +122,5 @@ INSERT INTO d VALUES (1, 'Anna'), (2, 'Bea'), (3, NULL) RETURNING id, name;
 RESET nomp_crypt.tenant;
 DROP TABLE c, d;
 DROP FUNCTION f(), add_literal(), add_variable();
+DROP PROCEDURE show_tenant;
 SELECT nomp_crypt.revoke_tenant('ribersborg', current_user);

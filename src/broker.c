@@ -247,7 +247,7 @@ other_answered(Job *job, WireReader *r)
 	}
 	memcpy(answer, r->buf, len);
 	if (job->op == KS_OP_DESTROY)
-		helper_kill();
+		helper_stop();
 	finish(job, KS_OK, "", answer, len, NULL);
 }
 
@@ -274,6 +274,8 @@ replace_helper(KsStatus status, const char *why)
 {
 	Job		   *job = current;
 
+	if (job == NULL)
+		helper_stop();
 	helper_kill();
 	ereport(LOG, (errmsg("keystore helper %s; it is replaced", why)));
 	current = NULL;
@@ -432,8 +434,10 @@ static void
 leave(int code, Datum arg)
 {
 	request_broker_ready(false);
-	helper_kill();
 	keyring_wipe_all();
+	if (current == NULL)
+		helper_stop();
+	helper_kill();
 }
 
 void

@@ -24,6 +24,7 @@
 #include "miscadmin.h"
 
 #define HELPER_PROGRAM	"nomp_crypt-keystore"
+#define STOP_WAIT_MS	1000
 
 extern char **environ;
 
@@ -122,6 +123,34 @@ helper_start(const char *uri, const char *pin_stamp)
 	return true;
 }
 
+static void
+forget_helper(void)
+{
+	helper_pid = 0;
+	cipher_wipe(in_buf, in_len);
+	in_len = in_used = 0;
+}
+
+/*
+ * Let it close its session with the token, as it does when the socket ends;
+ * not for long.  Harmless if none runs.
+ */
+void
+helper_stop(void)
+{
+	if (helper_fd >= 0)
+		close(helper_fd);
+	helper_fd = -1;
+	for (int i = 0; helper_pid != 0 && i < STOP_WAIT_MS; i++)
+	{
+		if (waitpid(helper_pid, NULL, WNOHANG) == helper_pid)
+			forget_helper();
+		else
+			pg_usleep(1000L);
+	}
+	helper_kill();
+}
+
 /* Kill and reap; harmless if none runs. */
 void
 helper_kill(void)
@@ -135,9 +164,7 @@ helper_kill(void)
 		while (waitpid(helper_pid, NULL, 0) < 0 && errno == EINTR)
 			;
 	}
-	helper_pid = 0;
-	cipher_wipe(in_buf, in_len);
-	in_len = in_used = 0;
+	forget_helper();
 }
 
 /*

@@ -36,13 +36,11 @@ $original->backup('before');
 sub reading
 {
 	my ($node, $school, %options) = @_;
-	my $read =
-	  in_tenant($school, "SELECT name FROM pupil WHERE school = '$school'");
-	my $state = sqlstate($node, $read, %options);
 
-	return $state ne ''
-	  ? $state
-	  : $node->safe_psql($options{dbname} // 'postgres', $read);
+	return outcome(
+		$node,
+		in_tenant($school, "SELECT name FROM pupil WHERE school = '$school'"),
+		%options);
 }
 
 sub erase

@@ -41,11 +41,10 @@ for my $school (@crash_schools, @other_schools)
 sub reading
 {
 	my ($school) = @_;
-	my $read =
-	  in_tenant($school, "SELECT name FROM pupil WHERE school = '$school'");
-	my $state = sqlstate($node, $read);
 
-	return $state ne '' ? $state : $node->safe_psql('postgres', $read);
+	return outcome($node,
+		in_tenant($school, "SELECT name FROM pupil WHERE school = '$school'")
+	);
 }
 
 sub one

@@ -108,7 +108,7 @@ sub list
 my %session;
 my %pid;
 
-sub open_session
+sub new_session
 {
 	my ($name) = @_;
 	my $psql = $node->background_psql(
@@ -154,32 +154,32 @@ sub state_of
 my $enter = "SET LOCAL nomp_crypt.tenant = 'erased'";
 my $read = "SELECT name FROM pupil WHERE school = 'erased' AND id = 1";
 
-open_session('idle');
+new_session('idle');
 is($session{idle}->query_safe("BEGIN; $enter; $read; COMMIT"),
 	'Anna', 'a session reads and is idle');
 
-open_session('in_transaction');
+new_session('in_transaction');
 is($session{in_transaction}->query_safe("BEGIN; $enter; $read"),
 	'Anna', 'a session reads and is idle in its transaction');
 
-open_session('prepared');
+new_session('prepared');
 $session{prepared}->query_safe("BEGIN; $enter; UPDATE pupil SET notes = 'Ny'"
 	  . " WHERE id = 2; $read; PREPARE TRANSACTION 'waiting'");
 
-open_session('writer');
+new_session('writer');
 my $written =
   $session{writer}->query_safe("BEGIN; $enter;"
 	  . " INSERT INTO bulk VALUES ('Anna')"
 	  . " RETURNING encode(encrypted_send(name), 'hex')");
 
-open_session('sleeping');
+new_session('sleeping');
 start_statement(
 	'sleeping',
 	"BEGIN; $enter; SELECT nomp_crypt.decrypt(name), pg_sleep(3600)"
 	  . " FROM pupil WHERE school = 'erased' AND id = 1;",
 	"wait_event = 'PgSleep'");
 
-open_session('busy');
+new_session('busy');
 start_statement(
 	'busy',
 	"BEGIN; $enter; DO \$\$DECLARE n bigint := 0; BEGIN"
@@ -213,7 +213,7 @@ my $stalled = $node->raw_connect;
 
 for my $name ('other_in_transaction', 'other_busy')
 {
-	open_session($name);
+	new_session($name);
 }
 $session{other_in_transaction}
   ->query_safe("BEGIN; SET LOCAL nomp_crypt.tenant = 'living';"
@@ -351,8 +351,8 @@ is( state_of(
 
 # A process that cannot be reached at all: no success without it.
 {
-	my $reader = open_session('stopped');
-	my $eraser = open_session('eraser');
+	my $reader = new_session('stopped');
+	my $eraser = new_session('eraser');
 
 	$reader->query_safe("BEGIN; SET LOCAL nomp_crypt.tenant = 'held';"
 		  . " SELECT name FROM pupil WHERE school = 'held'");

@@ -157,7 +157,7 @@ sub outcomes_of
 # Values that were not changed are read, or all that follows would say nothing.
 for my $length (@lengths)
 {
-	is( one("SELECT read(raw::encrypted) || ' | ' || look(raw::encrypted)"
+	is( one(    "SELECT read(raw::encrypted) || ' | ' || look(raw::encrypted)"
 			  . " || ' | ' || store_and_read(text_form(raw))"
 			  . " FROM original WHERE len = $length AND school = 'school'"),
 		"data: @{[ plaintext($length) ]} | ok | stored, then data: "
@@ -171,19 +171,21 @@ for my $length (@lengths)
 {
 	my $size = $shortest + $length;
 	my $flips =
-		"(SELECT byte, bit, set_byte(raw, byte, get_byte(raw, byte) # (1 << bit)) AS raw"
+	  "(SELECT byte, bit, set_byte(raw, byte, get_byte(raw, byte) # (1 << bit)) AS raw"
 	  . " FROM original, generate_series(0, length(raw) - 1) byte, generate_series(0, 7) bit"
 	  . " WHERE len = $length AND school = 'school') flip";
 	my $part =
-		"CASE WHEN byte = 0 AND bit = 0 THEN 'fingerprint' WHEN byte < 2 THEN 'format'"
+	  "CASE WHEN byte = 0 AND bit = 0 THEN 'fingerprint' WHEN byte < 2 THEN 'format'"
 	  . " WHEN byte < $nonce_from THEN 'key_id' ELSE 'rest' END || ': '";
 	my $long_enough = $length >= $fingerprint_length;
 	my $rest = 8 * ($size - $nonce_from);
 
 	is( outcomes("$part || read(raw::encrypted)", $flips),
 		join("\n",
-			'fingerprint: NC005|1', 'format: NC005|15',
-			'key_id: NC003|64', "rest: NC005|$rest"),
+			'fingerprint: NC005|1',
+			'format: NC005|15',
+			'key_id: NC003|64',
+			"rest: NC005|$rest"),
 		"$length bytes: every flipped bit of a stored value is an error");
 	is( outcomes("$part || store_and_read(text_form(raw))", $flips),
 		join("\n",
@@ -197,7 +199,8 @@ for my $length (@lengths)
 		join("\n",
 			'fingerprint: ' . ($long_enough ? 'ok' : 'NC005') . '|1',
 			'format: NC005|15',
-			'key_id: ok|64', "rest: ok|$rest"),
+			'key_id: ok|64',
+			"rest: ok|$rest"),
 		"$length bytes: looking at it without a key does no harm");
 }
 
@@ -205,7 +208,7 @@ for my $length (@lengths)
 for my $length (@lengths)
 {
 	my $flips =
-		"(SELECT overlay(form placing chr(ascii(substr(form, at, 1)) # (1 << bit))"
+	  "(SELECT overlay(form placing chr(ascii(substr(form, at, 1)) # (1 << bit))"
 	  . " from at for 1) AS form"
 	  . " FROM (SELECT text_form(raw) AS form FROM original"
 	  . " WHERE len = $length AND school = 'school') o,"
@@ -216,7 +219,7 @@ for my $length (@lengths)
 
 	$total += $_ for values %count;
 	is( $total,
-		one("SELECT 7 * length(text_form(raw)) FROM original"
+		one(    "SELECT 7 * length(text_form(raw)) FROM original"
 			  . " WHERE len = $length AND school = 'school'"),
 		"$length bytes: all bits of the text form were flipped");
 	is( join(', ', sort keys %count),
@@ -228,20 +231,18 @@ for my $length (@lengths)
 for my $length (@lengths)
 {
 	my $size = $shortest + $length;
-	my $original =
-	  "FROM original WHERE len = $length AND school = 'school'";
 	my $cut =
-		"(SELECT substring(raw FOR n) AS raw FROM original, generate_series(0, $size - 1) n"
+	  "(SELECT substring(raw FOR n) AS raw FROM original, generate_series(0, $size - 1) n"
 	  . " WHERE len = $length AND school = 'school') cut";
 	my $beheaded =
-		"(SELECT substring(raw FROM n + 1) AS raw FROM original, generate_series(1, $size) n"
+	  "(SELECT substring(raw FROM n + 1) AS raw FROM original, generate_series(1, $size) n"
 	  . " WHERE len = $length AND school = 'school') cut";
 	my $added =
-		"(SELECT raw || decode(substr(repeat(filler, 40), 1, 2 * n), 'hex') AS raw"
+	  "(SELECT raw || decode(substr(repeat(filler, 40), 1, 2 * n), 'hex') AS raw"
 	  . " FROM original, generate_series(1, 40) n, unnest('{00,ff,80,0102030405}'::text[]) filler"
 	  . " WHERE len = $length AND school = 'school') added";
 	my $in_front =
-		"(SELECT decode(substr(repeat('00', 40), 1, 2 * n), 'hex') || raw AS raw"
+	  "(SELECT decode(substr(repeat('00', 40), 1, 2 * n), 'hex') || raw AS raw"
 	  . " FROM original, generate_series(1, 40) n"
 	  . " WHERE len = $length AND school = 'school') added";
 
@@ -251,15 +252,14 @@ for my $length (@lengths)
 		join("\n",
 			"NC006|$shortest", $length ? "stored, then NC005|$length" : ()),
 		"$length bytes: all truncations of a value that a client stores");
+	# the bytes that follow may look like a header, with a key_id of nobody's
 	like(
-		outcomes(
-			"CASE length(raw) WHEN 0 THEN 'empty' ELSE 'some' END || ' ' || read(raw::encrypted)",
-			$beheaded),
-		qr/^empty NC005\|1\nsome NC005\|@{[ $size - 1 ]}(?:\nsome NC003\|\d+)?$|^empty NC005\|1\nsome NC003\|\d+\nsome NC005\|\d+$/,
+		outcomes_of('read(raw::encrypted)', $beheaded),
+		qr/^(?:NC003; )?NC005$/,
 		"$length bytes: all values without their beginning");
 	is(outcomes('read(raw::encrypted)', $added),
 		'NC005|160', "$length bytes: 1 to 40 bytes added to a stored value");
-	is(outcomes('store_and_read(text_form(raw))', $added),
+	is( outcomes('store_and_read(text_form(raw))', $added),
 		'stored, then NC005|160',
 		"$length bytes: 1 to 40 bytes added to a value that a client stores");
 	is(outcomes('read(raw::encrypted)', $in_front),
@@ -288,7 +288,7 @@ for my $second ('school, the same text', 'school, other text', 'other')
 	my $tag = "substring(CASE WHEN choice & 16 = 0 THEN a.raw ELSE b.raw END"
 	  . " FROM length(a.raw) - 15)";
 	my $mixed =
-		"(SELECT DISTINCT a.len, mixed.raw FROM original a JOIN original b USING (len),"
+	  "(SELECT DISTINCT a.len, mixed.raw FROM original a JOIN original b USING (len),"
 	  . " generate_series(0, 31) choice, LATERAL (SELECT "
 	  . join(' || ', @parts, $tag)
 	  . " AS raw) mixed WHERE a.school = 'school' AND b.school = '$second'"
@@ -300,7 +300,7 @@ for my $second ('school, the same text', 'school, other text', 'other')
 	is( outcomes_of('read(raw::encrypted)', $mixed),
 		join('; ', sort @results),
 		"parts of two values: $second");
-	is( one("SELECT count(*) >= 6 * 7 FROM $mixed"),
+	is(one("SELECT count(*) >= 6 * 7 FROM $mixed"),
 		't', "parts of two values: $second: all of them");
 	is( outcomes_of('store_and_read(text_form(raw))', $mixed),
 		join('; ', map { "stored, then $_" } sort @results),
@@ -353,8 +353,8 @@ for my $second ('school, the same text', 'school, other text', 'other')
 		"URL's alphabet" => $form =~ tr{+/}{-_}r,
 		'percent signs' => $form =~ s/\+/%2B/gr,
 		'base64 twice' => 'nc1:'
-		  . one("SELECT translate(encode('$form'::bytea, 'base64'), E'\\n', '')"
-		  ),
+		  . one(
+			"SELECT translate(encode('$form'::bytea, 'base64'), E'\\n', '')"),
 		'hex' => '\\x'
 		  . one("SELECT encode(decode('$base64', 'base64'), 'hex')"),
 		'hex behind the prefix' => 'nc1:'
@@ -367,8 +367,9 @@ for my $second ('school, the same text', 'school, other text', 'other')
 		'a megabyte of zeros' => "nc1:' || repeat('AAAA', 250000) || '",
 		'a megabyte of no base64' => "nc1:' || repeat('****', 250000) || '");
 
-	is(one("SELECT store_and_read('$form')"),
-		'stored, then data: Annika', 'it is stored as it is');
+	is( one("SELECT store_and_read('$form')"),
+		'stored, then data: Annika',
+		'it is stored as it is');
 	for my $what (sort keys %broken)
 	{
 		is(one("SELECT store_and_read('$broken{$what}')"),
@@ -382,7 +383,8 @@ my $oid = 0 + one("SELECT 'encrypted'::regtype::oid");
 my $value = raw_of(12);
 my $long = raw_of(33);
 my $others = pack 'H*',
-  one("SELECT encode(raw, 'hex') FROM original WHERE len = 12 AND school = 'other'"
+  one(
+	"SELECT encode(raw, 'hex') FROM original WHERE len = 12 AND school = 'other'"
   );
 
 sub raw_of
@@ -390,7 +392,7 @@ sub raw_of
 	my ($length) = @_;
 
 	return pack 'H*',
-	  one("SELECT encode(raw, 'hex') FROM original"
+	  one(  "SELECT encode(raw, 'hex') FROM original"
 		  . " WHERE len = $length AND school = 'school'");
 }
 
@@ -415,20 +417,19 @@ sub is_hostile
 }
 
 is_hostile('the value', $value, '', 'data: ' . plaintext(12));
-# reading a value that cannot have been stored gives NC005, but none gets there
 is_hostile("its first $_ bytes", substr($value, 0, $_), '22P03')
   for 0 .. $shortest - 1;
 is_hostile("$_ random bytes behind a good header",
 	substr($value, 0, $key_id_from) . garbage($_), '22P03')
   for 0 .. $shortest - $key_id_from - 1;
-is_hostile("$_ random bytes behind a good header",
+is_hostile(
+	"$_ random bytes behind a good header",
 	substr($value, 0, $key_id_from) . garbage($_),
-	'', 'NC003')
-  for $shortest - $key_id_from .. 300;
-is_hostile("$_ random bytes behind a good key_id",
+	'', 'NC003') for $shortest - $key_id_from .. 300;
+is_hostile(
+	"$_ random bytes behind a good key_id",
 	substr($value, 0, $nonce_from) . garbage($_),
-	'', 'NC005')
-  for $shortest - $nonce_from .. 200;
+	'', 'NC005') for $shortest - $nonce_from .. 200;
 is_hostile("$_ random bytes behind a reserved version",
 	chr(0xf0) . garbage($_), '22P03')
   for 0 .. 200;
@@ -439,7 +440,7 @@ for my $byte (0 .. 255)
 	is_hostile(
 		"format byte $byte",
 		chr($byte) . substr($long, 1),
-		$format ? '' : '22P03',
+		$format       ? ''                       : '22P03',
 		$byte == 0x10 ? 'data: ' . plaintext(33) : 'NC005');
 	is_hostile(
 		"type byte $byte",
@@ -454,10 +455,12 @@ is_hostile('plaintext', 'Anna', '22P03');
 is_hostile('long plaintext', 'Anna ' x 1000, '22P03');
 is_hostile('zeros', chr(0) x 100, '22P03');
 is_hostile('a megabyte of zeros', chr(0) x 1_000_000, '22P03');
-is_hostile('a megabyte behind the value',
-	$value . garbage(1_000_000), '', 'NC005');
-is_hostile("another school's value", $others, '',
-	'55000, data: ' . plaintext(12));
+is_hostile(
+	'a megabyte behind the value',
+	$value . garbage(1_000_000),
+	'', 'NC005');
+is_hostile("another school's value",
+	$others, '', '55000, data: ' . plaintext(12));
 
 # COPY BINARY: files as the server reads them.
 my $signature = "PGCOPY\n\xff\r\n\0";
@@ -507,8 +510,8 @@ sub copy_files
 	my ($first) = @_;
 
 	return map { split /\|/, $_, 2 } split /\n/,
-	  one("SELECT n, copy_and_read(n) FROM generate_series($first, $files) n"
-	  );
+	  one(
+		"SELECT n, copy_and_read(n) FROM generate_series($first, $files) n");
 }
 
 sub expected
@@ -527,8 +530,11 @@ sub expected
 	my @wrong = map { "$_: $result{$file{$_}}, not " . expected($_) }
 	  grep { $result{ $file{$_} } ne expected($_) } sort keys %file;
 
-	cmp_ok(scalar keys %result,
-		'==', scalar keys %hostile, 'COPY BINARY: every hostile value');
+	cmp_ok(
+		scalar keys %result,
+		'==',
+		scalar keys %hostile,
+		'COPY BINARY: every hostile value');
 	is(join("\n", @wrong), '', 'is refused, or an error when it is read');
 }
 
@@ -540,14 +546,16 @@ sub expected
 	my $name_of = sub { return "a length of $_[0] before the value" };
 
 	for my $length (
-		-2, -100, -0x80000000, 0x7fffffff, 0x7ffffff0, 0x40000000,
-		0x3fffffff, 0x10000000, 1000, length($value) + 3)
+		-2, -100, -0x80000000, 0x7fffffff,
+		0x7ffffff0, 0x40000000, 0x3fffffff, 0x10000000,
+		1000, length($value) + 3)
 	{
 		$file{ $name_of->($length) } = [
 			$head
 			  . pack('nN', 1, $length & 0xffffffff)
 			  . $value
-			  . pack('n', 0xffff), qr/^(?:22P04|54000)$/
+			  . pack('n', 0xffff),
+			qr/^(?:22P04|54000)$/
 		];
 	}
 	# a shorter one is another file: a cut value, and the rest taken for rows
@@ -558,10 +566,14 @@ sub expected
 	  for 0 .. length($value) - 3;
 	# COPY takes half a mark of the end for the end
 	$file{ $name_of->(length($value) + 1) } = [
-		$head . pack('nN', 1, length($value) + 1) . $value . pack('n', 0xffff),
+		$head
+		  . pack('nN', 1, length($value) + 1)
+		  . $value
+		  . pack('n', 0xffff),
 		qr/^stored, then NC005$/
 	];
-	$file{'NULL'} = [ $head . pack('nNn', 1, 0xffffffff, 0xffff), qr/^no row$/ ];
+	$file{'NULL'} =
+	  [ $head . pack('nNn', 1, 0xffffffff, 0xffff), qr/^no row$/ ];
 	$file{'no field'} =
 	  [ $head . pack('nn', 0, 0xffff), qr/^22P04$/ ];
 	$file{'two fields'} = [ copy_of($value, $value), qr/^22P04$/ ];
@@ -576,8 +588,8 @@ sub expected
 	$file{"its first $_ bytes"} = [
 		substr($row, 0, $_),
 		$_ == 19 || $_ == 20 ? qr/^no row$/
-		: $_ < $whole ? qr/^22P04$/
-		: qr/^stored, then data: /
+		: $_ < $whole        ? qr/^22P04$/
+		:                      qr/^stored, then data: /
 	  ]
 	  for 1 .. length($row) - 1;
 
@@ -587,8 +599,8 @@ sub expected
 	my @wrong = map { "$_: $result{$number{$_}}" }
 	  grep { $result{ $number{$_} } !~ $file{$_}[1] } sort keys %file;
 
-	is(join("\n", @wrong), '',
-		'COPY BINARY: broken files are refused, and broken values');
+	is(join("\n", @wrong),
+		'', 'COPY BINARY: broken files are refused, and broken values');
 }
 
 # Every bit of a file.  Bits that mean nothing to COPY leave the value as it
@@ -648,16 +660,14 @@ sub expected
 	copy_file($signature . garbage(int rand 200)) for 1 .. 100;
 	copy_file($signature . pack('NN', 0, 0) . garbage(int rand 200))
 	  for 1 .. 100;
-	copy_file(
-		$signature . pack('NNnN', 0, 0, 1, int rand 300) . garbage(300))
+	copy_file($signature . pack('NNnN', 0, 0, 1, int rand 300) . garbage(300))
 	  for 1 .. 100;
 	my %result = copy_files($first);
 	my %seen = map { $_ => 1 } values %result;
 
 	is(scalar keys %result, 300, 'COPY BINARY: random files');
-	is( join(', ', grep { !/^(?:22P0[34]|54000|no row)$/ } sort keys %seen),
-		'',
-		'are all refused');
+	is(join(', ', grep { !/^(?:22P0[34]|54000|no row)$/ } sort keys %seen),
+		'', 'are all refused');
 }
 
 # Parameters in binary, by libpq, into a table and into a function.
@@ -717,19 +727,20 @@ sub expected
 		{ sql => 'SELECT value FROM box', result => 1 },
 		{ sql => 'SELECT value FROM box' });
 
-	is($answers[2]{state}, '22P03',
-		'inside a tenant: plaintext in binary is refused');
+	is($answers[2]{state},
+		'22P03', 'inside a tenant: plaintext in binary is refused');
 	is($answers[3]{state}, '', 'and a value in binary taken as it is');
-	is($answers[4]{rows}[0][0],
-		unpack('H*', $value), 'a result in binary is the value');
+	is( $answers[4]{rows}[0][0],
+		unpack('H*', $value),
+		'a result in binary is the value');
 	is(pack('H*', $answers[5]{rows}[0][0]),
 		plaintext(12), 'a result in text is what is inside');
 }
 
 # Messages of the protocol that no library sends.
 {
-	my $socket = IO::Socket::UNIX->new(
-		Peer => $node->host . '/.s.PGSQL.' . $node->port)
+	my $socket =
+	  IO::Socket::UNIX->new(Peer => $node->host . '/.s.PGSQL.' . $node->port)
 	  or die "no connection: $!";
 	my $user = one('SELECT current_user');
 
@@ -760,7 +771,8 @@ sub expected
 		my ($length, $bytes, $format, $count) = @_;
 
 		print $socket $message->(
-			'P', "\0SELECT nomp_crypt.decrypt(\$1)\0" . pack 'nN', 1, $oid),
+			'P', "\0SELECT nomp_crypt.decrypt(\$1)\0" . pack 'nN',
+			1, $oid),
 		  $message->(
 			'B',
 			"\0\0"
@@ -792,16 +804,16 @@ sub expected
 		'08P01', 'protocol: two parameters for one');
 	is($bind->(length $value, $value, 2),
 		'22023', 'protocol: a format that there is not');
-	is( $bind->(length $value, $value, 0),
-		'22021',
-		'protocol: a value in binary that is said to be text');
+	is($bind->(length $value, $value, 0),
+		'22021', 'protocol: a value in binary that is said to be text');
 	is($bind->(5, "nc1:\0", 0), '22021', 'protocol: text with a zero byte');
 	is($bind->(length $value, $value),
 		plaintext(12), 'protocol: the connection still works');
 	close $socket;
 }
 
-is(one('SELECT pg_postmaster_start_time()'), $started, 'the server never fell');
+is(one('SELECT pg_postmaster_start_time()'),
+	$started, 'the server never fell');
 is(broker_pid($node), $broker, 'nor did the broker');
 unlike(
 	slurp_file($node->logfile),

@@ -445,15 +445,17 @@ for my $temperature ('cold', 'in use')
 	my $my_key =
 	  "(SELECT wrapped FROM nomp_crypt.tenant_key WHERE tenant = $other AND purpose = ''values'')";
 
+	# another scope or version, so that the other school may have two
 	plaintext($theirs) if $temperature eq 'in use';
 	is( tampered(
 			$node,
 			$theirs,
-			"VALUES ('tenant = $other, version = 2'),"
-			  . " ('tenant = $other, version = 2, kek = $my_kek'),"
-			  . " ('tenant = $other, version = 2, kek = $my_kek, wrapped = $my_key')"
+			"VALUES ('tenant = $other, scope = ''x'''),"
+			  . " ('tenant = $other, version = 2'),"
+			  . " ('tenant = $other, scope = ''x'', kek = $my_kek'),"
+			  . " ('tenant = $other, scope = ''x'', kek = $my_kek, wrapped = $my_key')"
 		),
-		'NC005|3',
+		'NC005|4',
 		"a key ($temperature) relabelled to another school opens nothing");
 	is(plaintext($_), "Anna i $_", "unchanged again, $_ reads")
 	  for $mine, $theirs;

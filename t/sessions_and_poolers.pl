@@ -1,13 +1,9 @@
-# A session is not a school: connections are pooled, statements are prepared
-# once and run for years, cursors outlive transactions, transactions outlive
-# sessions, and queries run in several processes.  In each of these a value or
-# a tenant could end up where it does not belong.  And some sessions are not
-# people's: replication and dumps must carry ciphertext, whatever a setting
-# says that came along with the connection.
-#
-# First the pooler, because there the neighbour is another client: pgbouncer in
-# transaction mode with a single server connection, so that everybody follows
-# everybody.
+# Which school a session works for is a setting, and whatever hands sessions
+# around - a pooler, a cursor that outlives its transaction, a prepared
+# statement, a savepoint, a parallel worker, a dump or a replica's connection -
+# could carry one school's into another's work.  Text must come out as plain
+# text for whoever said in this transaction (or session) which school he works
+# for, and for nobody else.
 
 use strict;
 use warnings;
@@ -15,559 +11,887 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
-use IPC::Run;
 use NompTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $pupils = 30;
-my @schools = qw(ribersborg slottsstaden);
-
-my $node = nomp_node('main', allows_streaming => 'logical');
-$node->append_conf('postgresql.conf', <<'CONF');
-max_prepared_transactions = 10
-parallel_setup_cost = 0
-parallel_tuple_cost = 0
-min_parallel_table_scan_size = 0
-max_parallel_workers_per_gather = 2
-max_worker_processes = 16
-CONF
-$node->start;
-create_nomp($node, @schools);
-$node->safe_psql('postgres', <<"SQL");
-CREATE ROLE app LOGIN;
-CREATE ROLE careful LOGIN;
-ALTER ROLE careful SET nomp_crypt.tenant_scope = 'transaction';
-GRANT ALL ON pupil TO app, careful;
-SELECT nomp_crypt.grant_all_tenants(role, '{encrypt,decrypt}')
-	FROM unnest('{app,careful}'::name[]) role;
-SQL
-for my $school (@schools)
-{
-	my $base = $school eq 'ribersborg' ? 0 : 1000;
-
-	$node->safe_psql(
-		'postgres',
-		in_tenant(
-			$school,
-			"INSERT INTO pupil SELECT $base + i, '$school', '$school ' || i"
-			  . " FROM generate_series(1, $pupils) i"));
-}
-
-# ---- the pooler ----
-
-my $temp = PostgreSQL::Test::Utils::tempdir_short();
-my $port = PostgreSQL::Test::Cluster::get_free_port();
-
-PostgreSQL::Test::Utils::append_to_file("$temp/users",
-	join '', map { "\"$_\" \"\"\n" } qw(app careful));
-PostgreSQL::Test::Utils::append_to_file("$temp/pgbouncer.ini", <<"INI");
-[databases]
-postgres = host=@{[ $node->host ]} port=@{[ $node->port ]}
-[pgbouncer]
-listen_port = $port
-unix_socket_dir = $temp
-auth_type = trust
-auth_file = $temp/users
-logfile = $temp/log
-pidfile = $temp/pid
-pool_mode = transaction
-default_pool_size = 1
-max_client_conn = 100
-ignore_startup_parameters = extra_float_digits, options
-INI
-PostgreSQL::Test::Utils::system_or_bail('pgbouncer', '-q', '-d',
-	"$temp/pgbouncer.ini");
+my $rows = 4000;
+my $pooler;
 
 END
 {
 	my $status = $?;
 
-	if (defined $temp && -e "$temp/pid")
-	{
-		chomp(my $pid = PostgreSQL::Test::Utils::slurp_file("$temp/pid"));
-		kill 'TERM', $pid;
-	}
+	$pooler->kill_kill if defined $pooler;
 	$? = $status;
 }
 
-sub pooled
+my $node = nomp_node('main', allows_streaming => 'logical');
+$node->start;
+create_nomp($node, 'anna', 'berta');
+my $super = one('SELECT current_user');
+one(<<"SQL");
+CREATE ROLE app LOGIN;
+CREATE ROLE pooled LOGIN;
+CREATE ROLE careless LOGIN;
+ALTER ROLE pooled SET nomp_crypt.tenant_scope = 'transaction';
+SELECT nomp_crypt.grant_all_tenants(r, '{encrypt,decrypt}') FROM unnest('{app,pooled,careless}'::text[]) r;
+GRANT SELECT, INSERT, UPDATE, DELETE ON pupil TO app, pooled, careless;
+INSERT INTO pupil VALUES (1, 'anna', nomp_crypt.encrypt('Anna', 'anna'), NULL),
+	(2, 'berta', nomp_crypt.encrypt('Berta', 'berta'), NULL);
+SQL
+
+sub one
+{
+	my ($sql, $dbname) = @_;
+
+	return $node->safe_psql($dbname // 'postgres', $sql);
+}
+
+sub conninfo
 {
 	my ($user, $options) = @_;
 
-	return "host=$temp port=$port dbname=postgres user=$user"
+	return
+		$node->connstr('postgres')
+	  . " user=$user"
 	  . (defined $options ? " options='$options'" : '');
 }
 
-sub client
+# A session of its own.  answer(SESSION, SQL): what it prints, or its error's
+# SQLSTATE.
+sub session
 {
-	my ($user, $options) = @_;
-	my $session = $node->background_psql(
+	my ($conninfo) = @_;
+
+	return $node->background_psql(
 		'postgres',
 		on_error_stop => 0,
-		extra_params => [ '-d', pooled($user, $options) ]);
-
-	$session->query_safe('\set VERBOSITY sqlstate');
-	return $session;
+		extra_params => [ '-v', 'VERBOSITY=sqlstate', '-d', $conninfo ]);
 }
 
-wait_until(
-	sub {
-		my $out = '';
-		IPC::Run::run(
-			[ 'psql', '-XAtq', '-d', pooled('app'), '-c', 'SELECT 1' ],
-			'>', \$out, '2>', \my $err);
-		return $out eq "1\n";
-	},
-	'pgbouncer');
-
-# One pupil of each school, as a session sees them: the name, or "ciphertext".
-sub shown
+sub answer
 {
-	my ($school) = @_;
-	my $id = $school eq 'ribersborg' ? 1 : 1001;
+	my ($session, $sql) = @_;
 
-	return
-		"SELECT CASE WHEN format('%s', name) LIKE 'nc1:%' THEN 'ciphertext'"
-	  . " ELSE format('%s', name) END FROM pupil WHERE id = $id";
+	$session->{stderr} = '';
+	my $output = $session->query($sql);
+
+	return $session->{stderr} =~ /(?:ERROR|FATAL|PANIC):\s+(\w{5})/
+	  ? $1
+	  : $output;
 }
 
-my $ribersborg = shown('ribersborg');
-my $slottsstaden = shown('slottsstaden');
+# The row of a school as a session sees it: 'Anna', or 'ciphertext'.
+my $anna = "SELECT name FROM pupil WHERE id = 1;";
+my $berta = "SELECT name FROM pupil WHERE id = 2;";
 
-# What goes wrong without tenant_scope = transaction, or this test would show
-# nothing: the pooler hands the setting on.
-my ($first, $second) = (client('app'), client('app'));
-is( says($first, 'SELECT pg_backend_pid()'),
-	says($second, 'SELECT pg_backend_pid()'),
-	'two clients share one server connection');
-says($first, "SET nomp_crypt.tenant = 'ribersborg'");
-is(says($second, $ribersborg),
-	'ribersborg 1',
-	'with tenant_scope = session one client is inside the other\'s school');
-says($first, 'RESET nomp_crypt.tenant');
-$_->quit for $first, $second;
-
-my ($anna, $bo, $nobody) = map { client('careful') } 1 .. 3;
-is( says($anna, 'SELECT pg_backend_pid()'),
-	says($bo, 'SELECT pg_backend_pid()'),
-	'again two clients share one server connection');
-for my $set (
-	"SET nomp_crypt.tenant = 'ribersborg'",
-	"SELECT set_config('nomp_crypt.tenant', 'ribersborg', false)",
-	"BEGIN; SET nomp_crypt.tenant = 'ribersborg'; COMMIT",
-	"BEGIN; SELECT set_config('nomp_crypt.tenant', 'ribersborg', false); COMMIT",
-	"BEGIN; SAVEPOINT s; SET nomp_crypt.tenant = 'ribersborg'; RELEASE s; COMMIT",
-	"DO \$\$ BEGIN PERFORM set_config('nomp_crypt.tenant', 'ribersborg', false); END \$\$"
-  )
+sub sees
 {
-	says($anna, $set);
-	is(says($bo, 'SHOW nomp_crypt.tenant'),
-		'ribersborg', "$set: the setting reaches the next client");
-	is(says($bo, $ribersborg), 'ciphertext', '... the school does not');
-	is(says($bo, "BEGIN; $ribersborg"),
-		'ciphertext', '... nor in a transaction');
-	is(says($bo, "INSERT INTO pupil VALUES (5000, 'x', 'x')"),
-		'NC006', '... where it cannot write');
-	says($bo, 'ROLLBACK');
-	is(says($anna, $ribersborg),
-		'ciphertext', '... and has ended for the client who set it');
+	my ($session, $sql) = @_;
+
+	return answer($session, $sql // $anna) =~ s/^nc1:\S+$/ciphertext/mgr;
 }
 
-my $own_only = 1;
-for my $round (1 .. 20)
+# ---- pgbouncer ----
+
+my $pooler_dir = PostgreSQL::Test::Utils::tempdir_short();
+my $pooler_port = 6432;
+
+sub pooled_conninfo
 {
-	for my $turn (
-		[ $anna, 'ribersborg', $ribersborg, $slottsstaden ],
-		[ $bo, 'slottsstaden', $slottsstaden, $ribersborg ])
-	{
-		my ($who, $school, $own, $other) = @$turn;
+	my ($user) = @_;
 
-		says($who, "BEGIN; SET LOCAL nomp_crypt.tenant = '$school'");
-		$own_only = 0 if says($who, $own) ne "$school 1";
-		says($who, 'SAVEPOINT s');
-		$own_only = 0 if says($who, $other) ne '55000';
-		says($who, 'ROLLBACK TO s');
-		$own_only = 0
-		  if says($who,
-				"UPDATE pupil SET notes = '$school $round'"
-			  . " WHERE school = '$school' RETURNING notes") !~
-		  /^(?:\Q$school $round\E\n?){$pupils}$/;
-		says($who, $round % 3 ? 'COMMIT' : 'ROLLBACK');
-		$own_only = 0 if says($nobody, $own) ne 'ciphertext';
-	}
+	return "host=$pooler_dir port=$pooler_port dbname=postgres user=$user";
 }
-ok($own_only, 'clients that take turns see their own school, and no other');
 
-# A client that vanishes in the middle of its transaction.
-says($anna, "BEGIN; SET LOCAL nomp_crypt.tenant = 'ribersborg'; $ribersborg");
-$anna->quit;
-is(says($bo, $ribersborg),
-	'ciphertext', 'a client that vanishes takes its school along');
+sub start_pooler
+{
+	my ($pool_size) = @_;
 
-# What a client asks for in its connection string, the pooler cannot pass on.
-$anna = client('careful', '-c nomp_crypt.tenant=ribersborg');
-is(says($anna, $ribersborg),
-	'ciphertext',
-	'a tenant as a connection option has no effect through the pooler');
-$_->quit for $anna, $bo, $nobody;
+	unlink "$pooler_dir/pgbouncer.ini", "$pooler_dir/users";
+	append_to_file("$pooler_dir/users",
+		join '', map { "\"$_\" \"\"\n" } qw(pooled careless));
+	append_to_file("$pooler_dir/pgbouncer.ini", <<"INI");
+[databases]
+postgres = host=@{[ $node->host ]} port=@{[ $node->port ]} dbname=postgres
+[pgbouncer]
+pool_mode = transaction
+default_pool_size = $pool_size
+auth_type = trust
+auth_file = $pooler_dir/users
+unix_socket_dir = $pooler_dir
+listen_port = $pooler_port
+INI
+	$pooler =
+	  IPC::Run::start([ '/usr/sbin/pgbouncer', "$pooler_dir/pgbouncer.ini" ],
+		'<', \'', '>&', "$pooler_dir/log");
+	wait_until(
+		sub {
+			my ($out, $err);
 
-# Parameters of the protocol.
-my $hex = sub { return unpack 'H*', $_[0] };
-my $round_trip = sub {
-	my ($school, $id) = @_;
-
-	return (
-		{ sql => "BEGIN; SET LOCAL nomp_crypt.tenant = '$school'" },
-		{
-			sql => 'INSERT INTO pupil VALUES ($1, $2, $3)'
-			  . ' RETURNING name, nomp_crypt.tenant_of(name)',
-			params => [ map { $hex->($_) } $id, $school, "Ny på $school" ]
+			$pooler->pumpable
+			  or die 'pgbouncer: ' . slurp_file("$pooler_dir/log");
+			return IPC::Run::run(
+				[
+					'psql', '-XAtq',
+					'-d', pooled_conninfo('pooled'),
+					'-c', 'SELECT 1'
+				],
+				'>',
+				\$out,
+				'2>',
+				\$err);
 		},
-		{ sql => 'COMMIT' });
-};
-my @answers = libpq_calls(
-	pooled('careful'),
-	$round_trip->('ribersborg', 500),
-	$round_trip->('slottsstaden', 1500));
-is_deeply(
-	[ map { $_->{state} } @answers ],
-	[ ('') x 6 ],
-	'statements with parameters pass the pooler');
-is_deeply(
-	[
-		map { pack 'H*', $_ } @{ $answers[1]{rows}[0] },
-		@{ $answers[4]{rows}[0] }
-	],
-	[
-		'Ny på ribersborg', 'ribersborg', 'Ny på slottsstaden',
-		'slottsstaden'
-	],
-	'... each for its own school');
-
-# Many at once. Each transaction checks what it sees, and fails by dividing by
-# zero.
-for my $school (@schools, '')
-{
-	my $sees = $school eq '' ? 'nc1:%' : "$school %";
-	my $where = $school eq '' ? 'true' : "school = '$school'";
-	my $count = $school eq '' ? 2 * $pupils : $pupils;
-
-	PostgreSQL::Test::Utils::append_to_file(
-		"$temp/script$school",
-		join "\n",
-		'BEGIN;',
-		$school eq '' ? () : ("SET LOCAL nomp_crypt.tenant = '$school';"),
-		"SELECT 1 / (count(*) = $count)::int FROM pupil WHERE $where"
-		  . " AND id NOT IN (500, 1500) AND format('%s', name) LIKE '$sees';",
-		'COMMIT;',
-		'');
+		'pgbouncer');
+	return;
 }
-my ($out, $err) = ('', '');
-IPC::Run::run(
-	[
-		'pgbench', '-n', '-c', '9', '-j', '2', '-t', '40',
-		(map { ('-f', "$temp/script$_") } @schools, ''),
-		pooled('careful')
-	],
-	'>',
-	\$out,
-	'2>',
-	\$err);
-like(
-	$out,
-	qr{actually processed: 360/360},
-	'nine clients of three kinds at once: none sees another\'s'
-) or diag($err);
 
-# ---- sessions ----
-
-sub psql_with_options
+sub stop_pooler
 {
-	my ($options, $sql) = @_;
+	$pooler->signal('INT');
+	$pooler->finish;
+	undef $pooler;
+	return;
+}
+
+# Rows for pupil by COPY, as one more client; the SQLSTATE.
+sub copy_pooled
+{
+	my ($lines) = @_;
 	my ($out, $err) = ('', '');
 
-	local $ENV{PGOPTIONS} = $options;
 	IPC::Run::run(
 		[
 			'psql', '-XAtq',
 			'-v', 'VERBOSITY=sqlstate',
-			'-d', $node->connstr('postgres'),
-			'-c', $sql
+			'-d', pooled_conninfo('pooled'),
+			'-c', 'COPY pupil FROM STDIN'
 		],
+		'<',
+		\$lines,
 		'>',
 		\$out,
 		'2>',
-		\$err);
-	chomp $out;
-	return $err =~ /(?:ERROR|FATAL):\s+(\w{5})/ ? $1 : $out;
+		\$err,
+		IPC::Run::timeout(180));
+	return $err =~ /ERROR:\s+(\w{5})/ ? $1 : '';
 }
-is(psql_with_options('-c nomp_crypt.tenant=ribersborg', $ribersborg),
-	'ribersborg 1', 'a tenant as a connection option');
-is(psql_with_options('-c nomp_crypt.tenant=nowhere', $ribersborg),
-	'42704', '... one that does not exist is an error when it is used');
-is( psql_with_options(
-		'-c nomp_crypt.tenant=ribersborg -c nomp_crypt.tenant_scope=transaction',
-		$ribersborg),
-	'ciphertext',
-	'... and with tenant_scope = transaction it is no transaction\'s');
 
-# SET LOCAL and savepoints.
-my $session = open_session($node);
-says($session, "BEGIN; SET LOCAL nomp_crypt.tenant = 'ribersborg'");
-is(says($session, $ribersborg), 'ribersborg 1', 'SET LOCAL');
-says($session, "SAVEPOINT s; SET LOCAL nomp_crypt.tenant = 'slottsstaden'");
-is( says($session, $slottsstaden),
-	'slottsstaden 1',
-	'... another within a savepoint');
-says($session, 'ROLLBACK TO s');
-is(says($session, $ribersborg), 'ribersborg 1',
-	'... back with the savepoint');
-is(says($session, $slottsstaden), '55000', '... and not in both');
-says($session, 'ROLLBACK TO s');
-says($session,
-	"SET LOCAL nomp_crypt.tenant = 'slottsstaden'; RELEASE SAVEPOINT s");
-is( says($session, $slottsstaden),
-	'slottsstaden 1',
-	'... a released savepoint keeps it');
-says($session, 'COMMIT');
-is(says($session, $slottsstaden),
-	'ciphertext', '... and the transaction\'s end ends it');
-says($session, <<'SQL');
-DO $$ BEGIN
-	PERFORM set_config('nomp_crypt.tenant', 'ribersborg', false);
-	BEGIN
-		PERFORM set_config('nomp_crypt.tenant', 'slottsstaden', false);
-		RAISE EXCEPTION 'back';
-	EXCEPTION WHEN OTHERS THEN
-	END;
-END $$
-SQL
-is(says($session, $ribersborg),
-	'ribersborg 1', 'an exception block in PL/pgSQL goes back as well');
-says($session, 'RESET nomp_crypt.tenant');
+start_pooler(1);
 
-# Prepared statements: the plan stays, the school changes.
-for my $mode (qw(force_custom_plan force_generic_plan))
+# One server connection, two clients.
 {
-	says($session, <<"SQL");
-SET plan_cache_mode = $mode;
-PREPARE typed(bigint, encrypted) AS INSERT INTO pupil VALUES (\$1, 'x', \$2)
-	RETURNING nomp_crypt.tenant_of(name) || ': ' || format('%s', name);
-PREPARE untyped AS INSERT INTO pupil VALUES (\$1, 'x', \$2)
-	RETURNING nomp_crypt.tenant_of(name) || ': ' || format('%s', name);
-PREPARE by_text(bigint, text) AS INSERT INTO pupil VALUES (\$1, 'x', \$2)
-	RETURNING nomp_crypt.tenant_of(name) || ': ' || format('%s', name);
-PREPARE search(text) AS SELECT count(*) FROM pupil
-	WHERE school = current_setting('nomp_crypt.tenant') AND name::text = \$1;
-SQL
-	my $id = 2000;
-	for my $school (@schools, @schools)
+	my $first = session(pooled_conninfo('pooled'));
+	my $second = session(pooled_conninfo('pooled'));
+	my $pid = answer($first, 'SELECT pg_backend_pid();');
+	my $number = 10;
+
+	is(answer($second, 'SELECT pg_backend_pid();'),
+		$pid, 'pooler: two clients share a connection');
+	is(answer($first, 'SHOW nomp_crypt.tenant_scope;'),
+		'transaction', 'pooler: its role has tenant_scope = transaction');
+
+	# what the first client leaves behind
+	my @left = (
+		[ 'SET outside a transaction', "SET nomp_crypt.tenant = 'anna';" ],
+		[
+			'set_config outside a transaction',
+			"SELECT set_config('nomp_crypt.tenant', 'anna', false);"
+		],
+		[
+			'SET in a transaction',
+			"BEGIN; SET nomp_crypt.tenant = 'anna'; $anna COMMIT;", 'Anna'
+		],
+		[
+			'SET in a savepoint',
+			"BEGIN; SAVEPOINT s; SET nomp_crypt.tenant = 'anna'; RELEASE s; $anna COMMIT;",
+			'Anna'
+		],
+		[
+			'SET LOCAL over SET',
+			"SET nomp_crypt.tenant = 'anna'; BEGIN; SET LOCAL nomp_crypt.tenant = 'berta'; $berta COMMIT;",
+			'Berta'
+		],
+		[
+			'SET undone by ROLLBACK',
+			"SET nomp_crypt.tenant = 'anna'; BEGIN; SET nomp_crypt.tenant = 'berta'; $berta ROLLBACK;",
+			'Berta'
+		]);
+
+	for my $left (@left)
 	{
-		says($session, "SET nomp_crypt.tenant = '$school'");
-		for my $statement (qw(typed untyped by_text))
-		{
-			$id++;
-			is(says($session, "EXECUTE $statement($id, 'Kim')"),
-				"$school: Kim", "$mode: $statement, inside $school");
-		}
-		is(says($session, "EXECUTE search('$school 7')"),
-			1, "$mode: search, inside $school");
+		my ($what, $sql, $seen) = @$left;
+
+		like(
+			answer($first, $sql),
+			defined $seen ? qr/^\Q$seen\E$/ : qr/^(?:anna)?$/,
+			"pooler: $what");
+		is(answer($second, 'SHOW nomp_crypt.tenant;'),
+			'anna', "$what: the next client inherits the setting");
+		is(sees($second), 'ciphertext', "$what: and sees ciphertext");
+		is(sees($second, "BEGIN; $anna COMMIT;"),
+			'ciphertext', "$what: in a transaction too");
+		is( answer(
+				$second,
+				"INSERT INTO pupil VALUES ($number, 'anna', 'text', NULL);"),
+			'NC006',
+			"$what: it cannot write plaintext");
+		is(answer($second, "UPDATE pupil SET name = 'text' WHERE id = 1;"),
+			'NC006', "$what: not by UPDATE either");
+		is(copy_pooled("$number\tanna\ttext\t\\N\n"),
+			'NC006', "$what: nor by COPY");
+		is( answer(
+				$second,
+				"BEGIN; SET LOCAL nomp_crypt.tenant = 'berta'; $berta COMMIT;"
+			),
+			'Berta',
+			"$what: inside its own school it reads");
+		is(sees($second), 'ciphertext', "$what: and not beyond");
+		answer($second, 'RESET nomp_crypt.tenant;');
 	}
-	says($session, 'RESET nomp_crypt.tenant');
-	is(says($session, "EXECUTE by_text(1, 'Kim')"),
-		'NC006', "$mode: and outside");
-	says($session, 'DELETE FROM pupil WHERE id >= 2000; DEALLOCATE ALL');
+
+	# a client that goes away in the middle
+	answer($first, "BEGIN; SET nomp_crypt.tenant = 'anna'; $anna");
+	is(answer($first, 'SELECT 1 / 0;'),
+		'22012', 'pooler: a failed transaction');
+	$first->quit;
+	is(sees($second), 'ciphertext',
+		'pooler: a client that goes away leaves nothing');
+
+	# statements outlive their client too
+	$first = session(pooled_conninfo('pooled'));
+	is( answer(
+			$first,
+			"BEGIN; SET LOCAL nomp_crypt.tenant = 'anna';"
+			  . ' PREPARE add (bigint, text, text) AS INSERT INTO pupil VALUES ($1, $2, $3, NULL);'
+			  . " EXECUTE add (20, 'anna', 'first'); COMMIT;"),
+		'',
+		'pooler: a client prepares a statement');
+	is(answer($second, "EXECUTE add (21, 'berta', 'second');"),
+		'NC006', 'another cannot use it outside a school');
+	$pid = answer($second, 'SELECT pg_backend_pid();');
+	is( answer(
+			$second,
+			"BEGIN; SET LOCAL nomp_crypt.tenant = 'berta';"
+			  . " EXECUTE add (21, 'berta', 'second'); COMMIT;"),
+		'',
+		'and in its own school');
+	is( one("SELECT nomp_crypt.tenant_of(name), name::text FROM pupil WHERE id IN (20, 21) ORDER BY id"
+		),
+		"anna|first\nberta|second",
+		'each row belongs to its writer');
+	is( answer(
+			$first,
+			"BEGIN; SET LOCAL nomp_crypt.tenant = 'anna';"
+			  . " PREPARE fixed (bigint) AS INSERT INTO pupil VALUES (\$1, 'anna', 'literal', NULL);"
+			  . ' EXECUTE fixed (22); COMMIT;'),
+		'',
+		'pooler: a client prepares a statement with a literal');
+	is( answer(
+			$second,
+			"BEGIN; SET LOCAL nomp_crypt.tenant = 'berta'; EXECUTE fixed (23);"
+		),
+		'55000',
+		'another school cannot use it');
+	answer($second, 'ROLLBACK;');
+	is(answer($second, 'EXECUTE fixed (23);'),
+		'55000', 'nor can somebody who is in none');
+	is(one('SELECT count(*) FROM pupil WHERE id = 23'),
+		'0', 'and nothing was written');
+	answer($second, 'DEALLOCATE ALL;');
+
+	# a cursor cannot be left open, one WITH HOLD can
+	answer($first,
+			"BEGIN; SET LOCAL nomp_crypt.tenant = 'anna';"
+		  . " DECLARE held CURSOR WITH HOLD FOR $anna COMMIT;");
+	is(sees($second, 'FETCH held;'),
+		'ciphertext', "pooler: another client's cursor gives ciphertext");
+	$_->quit for $first, $second;
+
+	# without tenant_scope it would not do
+	$first = session(pooled_conninfo('careless'));
+	$second = session(pooled_conninfo('careless'));
+	answer($first, "SET nomp_crypt.tenant = 'anna';");
+	is(sees($second), 'Anna',
+		'pooler: with tenant_scope = session the next client is inside');
+	$_->quit for $first, $second;
 }
-says($session, 'RESET plan_cache_mode');
+stop_pooler();
 
-# The same as drivers do it, with the protocol's own prepared statements.
-@answers = libpq_calls(
-	$node->connstr('postgres'),
-	{
-		prepare => 'add',
-		sql => 'INSERT INTO pupil VALUES ($1, $2, $3) RETURNING name'
-	},
-	(   map {
-			(   { sql => "SET nomp_crypt.tenant = '$_'" },
-				{
-					execute => 'add',
-					params => [
-						$hex->($_ eq 'ribersborg' ? 501 : 1501), $hex->($_),
-						$hex->("Åsa på $_")
-					]
-				})
-		} @schools),
-	{
-		execute => 'add',
-		params => [ $hex->(502), $hex->('x'), undef ],
-		result => 1
-	},
-	{ sql => 'DELETE FROM pupil WHERE id IN (501, 502, 1501)' });
-is_deeply(
-	[ map { $_->{state} } @answers ],
-	[ ('') x 7 ],
-	'a statement that a driver prepared');
-is_deeply(
-	[ map { pack 'H*', $answers[$_]{rows}[0][0] } 2, 4 ],
-	[ 'Åsa på ribersborg', 'Åsa på slottsstaden' ],
-	'... writes for the school of the moment');
-is($answers[5]{rows}[0][0], undef, '... and NULL for none');
+# Many clients of two schools on few connections, with the extended protocol.
+{
+	my $school = "CASE :client_id % 2 WHEN 0 THEN 'anna' ELSE 'berta' END";
+	my $script = "$pooler_dir/script.sql";
+	my ($out, $err);
 
-# Cursors: what they show is decided when they are read.
-says($session, "SET nomp_crypt.tenant = 'ribersborg'");
-says($session, <<'SQL');
-BEGIN;
-DECLARE c SCROLL CURSOR WITH HOLD FOR SELECT name FROM pupil
-	WHERE school = 'ribersborg' AND id <= 30 ORDER BY id;
+	one(<<"SQL");
+CREATE TABLE shared (id bigserial, school text, name encrypted(text));
+GRANT SELECT, INSERT ON shared TO pooled;
+GRANT USAGE ON SEQUENCE shared_id_seq TO pooled;
 SQL
-is(says($session, 'FETCH 2 FROM c'),
-	"ribersborg 1\nribersborg 2", 'a cursor');
-says($session, 'COMMIT');
-is(says($session, 'FETCH 1 FROM c'), 'ribersborg 3',
-	'... held over a commit');
-is(says($session, 'FETCH BACKWARD 1 FROM c'), 'ribersborg 2',
-	'... backwards');
-says($session, 'RESET nomp_crypt.tenant');
-like(says($session, 'FETCH 1 FROM c'),
-	qr/^nc1:/, '... shows ciphertext when the school has been left');
-says($session, "SET nomp_crypt.tenant = 'slottsstaden'");
-is(says($session, 'FETCH 1 FROM c'), '55000', '... and an error in another');
-says($session, 'CLOSE c; RESET nomp_crypt.tenant');
-
-# Prepared transactions: the values are written, the keys are not.
-says($session, "BEGIN; SET LOCAL nomp_crypt.tenant = 'ribersborg'");
-says($session, "INSERT INTO pupil VALUES (600, 'ribersborg', 'Prepared')");
-is(says($session, "PREPARE TRANSACTION 'pupil'"), '', 'PREPARE TRANSACTION');
-is(says($session, 'SHOW nomp_crypt.tenant'), '', '... ends SET LOCAL');
-says($session, <<'SQL');
+	append_to_file($script, <<"SCRIPT");
+-- no tenant counts: everything is ciphertext
+SELECT 1 / (NOT EXISTS (SELECT FROM shared WHERE format('%s', name) NOT LIKE 'nc1:%'))::int;
+-- something to leak
+SELECT set_config('nomp_crypt.tenant', $school, false);
 BEGIN;
-SELECT nomp_crypt.create_tenant('monbijou');
-INSERT INTO pupil VALUES (601, 'monbijou', nomp_crypt.encrypt('New', 'monbijou'));
-PREPARE TRANSACTION 'school';
-SQL
-$session->quit;
-$node->restart;
-$session = open_session($node);
-is(says($session, "COMMIT PREPARED 'pupil'; COMMIT PREPARED 'school'"),
-	'', 'COMMIT PREPARED after a restart');
-is( says(
-		$session,
-		"SELECT string_agg(nomp_crypt.decrypt(name), ', ' ORDER BY id)"
-		  . ' FROM pupil WHERE id IN (600, 601)'),
-	'Prepared, New',
-	'... what was written can be read, a school of that transaction too');
-says($session, 'DELETE FROM pupil WHERE id IN (600, 601)');
+SELECT 1 / (NOT EXISTS (SELECT FROM shared WHERE format('%s', name) NOT LIKE 'nc1:%'))::int;
+SELECT set_config('nomp_crypt.tenant', $school, true);
+INSERT INTO shared (school, name) VALUES ($school, 'text of ' || $school);
+SELECT 1 / (NOT EXISTS (SELECT FROM shared WHERE school = $school
+	AND format('%s', name) <> 'text of ' || school))::int;
+END;
+SCRIPT
+	start_pooler(3);
+	ok( IPC::Run::run(
+			[
+				'pgbench', '-n', '-M', 'extended', '-c', 8, '-j', 2, '-t', 15,
+				'-f', $script, pooled_conninfo('pooled')
+			],
+			'>',
+			\$out,
+			'2>',
+			\$err),
+		'pooler: many clients of two schools') or diag($err);
+	stop_pooler();
+	is( one('SELECT school, count(*) FROM shared WHERE nomp_crypt.tenant_of(name) = school'
+			  . " AND name::text = 'text of ' || school GROUP BY school ORDER BY school"
+		),
+		"anna|60\nberta|60",
+		"every row is its school's");
+}
 
-# Parallel query: workers have their own keys and check the same rights. The
-# server has just been restarted: they are the first to ask.
-$node->safe_psql('postgres', <<'SQL');
-CREATE TABLE many (school text, name encrypted(text)) WITH (parallel_workers = 2);
-INSERT INTO many SELECT 'ribersborg', nomp_crypt.encrypt('Elev ' || i, 'ribersborg')
-	FROM generate_series(1, 3000) i;
+# ---- one client ----
+
+# Prepared statements of the protocol: the plan is made once, the school is the
+# execution's.
+{
+	my @calls = (
+		{
+			sql => 'INSERT INTO pupil VALUES ($1, $2, $3, NULL)',
+			prepare => 'add'
+		},
+		{ sql => 'SELECT name FROM pupil WHERE id = $1', prepare => 'read' });
+	my @should = ('', '');
+	my $hex = sub {
+		return map { unpack 'H*', $_ } @_;
+	};
+
+	# more often than it takes to get a generic plan
+	for my $n (1 .. 8)
+	{
+		for my $school ('anna', 'berta')
+		{
+			my $id = 100 + 2 * $n + ($school eq 'anna' ? 0 : 1);
+			my $other = $school eq 'anna' ? $n > 1 ? $id - 1 : 2 : $id - 1;
+
+			push @calls,
+			  { sql => 'BEGIN' },
+			  { sql => "SET LOCAL nomp_crypt.tenant = '$school'" },
+			  {
+				execute => 'add',
+				params => [ $hex->($id, $school, "$school $n") ]
+			  },
+			  { execute => 'read', params => [ $hex->($id) ] },
+			  { execute => 'read', params => [ $hex->($other) ] },
+			  { sql => 'ROLLBACK' },
+			  { sql => 'BEGIN' },
+			  { sql => "SET LOCAL nomp_crypt.tenant = '$school'" },
+			  {
+				execute => 'add',
+				params => [ $hex->($id, $school, "$school $n") ]
+			  },
+			  { sql => 'COMMIT' },
+			  { execute => 'read', params => [ $hex->($id) ] },
+			  {
+				execute => 'add',
+				params => [ $hex->($id + 1000, $school, 'nobody') ]
+			  };
+			push @should, '', '', '', "$school $n", '55000', '', '', '', '',
+			  '', 'ciphertext', 'NC006';
+		}
+	}
+	for my $scope ('session', 'transaction')
+	{
+		my @answers =
+		  libpq_calls(conninfo('app', "-c nomp_crypt.tenant_scope=$scope"),
+			@calls);
+		my @said = map {
+			my $row = $_->{rows}[0];
+			my $text = defined $row ? pack 'H*', $row->[0] : '';
+
+			$_->{state} || $text =~ s/^nc1:.*/ciphertext/r
+		} @answers;
+
+		is_deeply(\@said, \@should,
+			"prepared statements with parameters, tenant_scope = $scope");
+		is( one("SELECT count(*) FROM pupil WHERE id > 100 AND nomp_crypt.tenant_of(name) = school"
+				  . " AND name::text LIKE school || ' %'"),
+			'16',
+			'each row belongs to its writer');
+		one('DELETE FROM pupil WHERE id > 100');
+	}
+}
+
+# Savepoints, SET LOCAL, cursors, in both scopes.
+for my $scope ('session', 'transaction')
+{
+	my $session =
+	  session(conninfo('app', "-c nomp_crypt.tenant_scope=$scope"));
+	my $in_scope = $scope eq 'session';
+	my $left = $in_scope ? 'Anna' : 'ciphertext';
+	my $say = sub { return answer($session, $_[0]) };
+
+	is( sees(
+			$session,
+			"BEGIN; SET LOCAL nomp_crypt.tenant = 'anna'; $anna COMMIT; $anna"
+		),
+		"Anna\nciphertext",
+		"$scope: SET LOCAL lasts to the end of the transaction");
+	is( sees(
+			$session,
+			"BEGIN; SET LOCAL nomp_crypt.tenant = 'anna'; $anna ROLLBACK; $anna"
+		),
+		"Anna\nciphertext",
+		"$scope: or to its rollback");
+	is( sees(
+			$session,
+			"BEGIN; SAVEPOINT s; SET LOCAL nomp_crypt.tenant = 'anna'; $anna"
+			  . " ROLLBACK TO s; $anna COMMIT;"),
+		"Anna\nciphertext",
+		"$scope: ROLLBACK TO takes a tenant back");
+	is( sees(
+			$session,
+			"BEGIN; SET LOCAL nomp_crypt.tenant = 'anna'; SAVEPOINT s;"
+			  . " SET LOCAL nomp_crypt.tenant = 'berta'; $berta ROLLBACK TO s; $anna"
+			  . " SAVEPOINT t; SET LOCAL nomp_crypt.tenant = 'berta'; RELEASE t; $berta COMMIT; $anna"
+		),
+		"Berta\nAnna\nBerta\nciphertext",
+		"$scope: and gives back the one that this transaction had set before"
+	);
+	$say->("SET nomp_crypt.tenant = 'anna';");
+	is(sees($session, "BEGIN; $anna COMMIT;"),
+		$left, "$scope: one of an earlier transaction");
+	is( sees(
+			$session,
+			"BEGIN; SAVEPOINT s; SET LOCAL nomp_crypt.tenant = 'berta'; $berta"
+			  . " ROLLBACK TO s; $anna COMMIT;"),
+		"Berta\n$left",
+		"$scope: ROLLBACK TO one of an earlier transaction");
+	is( sees(
+			$session,
+			"BEGIN; SET LOCAL nomp_crypt.tenant = 'berta'; $berta"
+			  . " RESET nomp_crypt.tenant; $anna COMMIT; $anna"),
+		"Berta\nciphertext\nciphertext",
+		"$scope: RESET");
+	is( answer(
+			$session,
+			"SET nomp_crypt.tenant = 'anna'; DISCARD ALL; SHOW nomp_crypt.tenant;"
+		),
+		'',
+		"$scope: DISCARD ALL");
+
+	$say->(
+		"INSERT INTO pupil SELECT 30 + n, 'anna', nomp_crypt.encrypt('pupil ' || n, 'anna'), NULL"
+		  . " FROM generate_series(0, 9) n ON CONFLICT DO NOTHING;");
+	my $cursor =
+	  "CURSOR %s FOR SELECT name%s FROM pupil WHERE id BETWEEN 30 AND 39 ORDER BY id;";
+	is( sees(
+			$session,
+			"BEGIN; SET LOCAL nomp_crypt.tenant = 'anna'; DECLARE c "
+			  . sprintf($cursor, '', '')
+			  . " FETCH 2 FROM c; SAVEPOINT s; SET LOCAL nomp_crypt.tenant = ''; FETCH c;"
+			  . " ROLLBACK TO s; FETCH c; COMMIT;"),
+		"pupil 0\npupil 1\nciphertext\npupil 3",
+		"$scope: a cursor gives what the session is inside when it fetches");
+	is(answer($session, 'FETCH c;'),
+		'34000', "$scope: and ends with its transaction");
+	is( sees(
+			$session,
+			"BEGIN; SET LOCAL nomp_crypt.tenant = 'anna'; DECLARE h "
+			  . sprintf($cursor, 'WITH HOLD', '')
+			  . " FETCH h; COMMIT; FETCH h;"
+			  . " BEGIN; SET LOCAL nomp_crypt.tenant = 'anna'; FETCH h; COMMIT;"
+			  . " BEGIN; SET LOCAL nomp_crypt.tenant = 'berta'; FETCH h; COMMIT;"
+		),
+		'55000',
+		"$scope: a cursor WITH HOLD does not bring a school into another");
+	$say->('ROLLBACK;');
+	is( sees(
+			$session,
+			"FETCH h; BEGIN; SET LOCAL nomp_crypt.tenant = 'anna'; FETCH h; COMMIT; CLOSE h;"
+		),
+		"ciphertext\npupil 5",
+		"$scope: it gives ciphertext outside, plaintext inside");
+	is( sees(
+			$session,
+			"BEGIN; DECLARE t "
+			  . sprintf($cursor, 'WITH HOLD', '::text')
+			  . " COMMIT; FETCH t; CLOSE t;"),
+		'pupil 0',
+		"$scope: what a cursor WITH HOLD decrypted itself stays so");
+	$session->quit;
+}
+
+# PREPARE TRANSACTION
+{
+	my $session = session(conninfo('app'));
+
+	is( sees(
+			$session,
+			"BEGIN; SET LOCAL nomp_crypt.tenant = 'anna';"
+			  . " INSERT INTO pupil VALUES (50, 'anna', 'prepared', NULL);"
+			  . " PREPARE TRANSACTION 'one'; $anna"),
+		'ciphertext',
+		'PREPARE TRANSACTION ends a SET LOCAL');
+	$session->quit;
+	$session =
+	  session(conninfo('app', '-c nomp_crypt.tenant_scope=transaction'));
+	is( sees(
+			$session,
+			"BEGIN; SET nomp_crypt.tenant = 'anna';"
+			  . " INSERT INTO pupil VALUES (51, 'anna', 'prepared too', NULL);"
+			  . " PREPARE TRANSACTION 'two'; SHOW nomp_crypt.tenant; $anna"),
+		"anna\nciphertext",
+		'and with tenant_scope = transaction a SET too');
+	$session->quit;
+	$node->restart;
+	one("COMMIT PREPARED 'one'");
+	is( sqlstate(
+			$node,
+			"SET nomp_crypt.tenant = 'berta'; COMMIT PREPARED 'two'; ROLLBACK PREPARED 'two'"
+		),
+		'42704',
+		'COMMIT PREPARED in a session that is inside another school');
+	is( one('SELECT nomp_crypt.tenant_of(name), name::text FROM pupil WHERE id IN (50, 51) ORDER BY id'
+		),
+		"anna|prepared\nanna|prepared too",
+		'both rows are those of the school that wrote them');
+}
+
+# Parallel query: the workers alone scan, so all that is read is theirs.
+{
+	one(<<"SQL");
+CREATE TABLE many (id int, name encrypted(text));
+INSERT INTO many SELECT n, nomp_crypt.encrypt('pupil ' || n, 'anna') FROM generate_series(1, $rows) n;
 ANALYZE many;
-GRANT SELECT ON many TO app, careful;
-CREATE ROLE stranger LOGIN;
-GRANT SELECT ON many TO stranger;
+GRANT SELECT ON many TO app;
 SQL
-$node->restart;
-$session = open_session($node);
-my $decrypting = "SELECT count(*) FROM many WHERE name::text LIKE 'Elev 1%'";
-my $showing =
-  "SELECT count(*) FROM many WHERE format('%s', name) LIKE 'Elev 1%'";
+	my $parallel =
+	  'SET max_parallel_workers_per_gather = 2; SET parallel_setup_cost = 0;'
+	  . ' SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0;'
+	  . ' SET parallel_leader_participation = off;';
+	my $serial = 'SET max_parallel_workers_per_gather = 0;';
+	my $casts =
+	  "SELECT count(*), sum(hashtext(name::text)) FROM many WHERE name::text LIKE '%7%'";
+	my $shown =
+		"SELECT count(*) FILTER (WHERE format('%s', name) LIKE 'nc1:%'),"
+	  . " count(*) FILTER (WHERE format('%s', name) = 'pupil ' || id) FROM many";
+	my $open = "BEGIN; SET LOCAL nomp_crypt.tenant = 'anna';";
 
-# Not a single row is left to the leader.
-says($session, 'SET parallel_leader_participation = off');
-like(
-	says($session, "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) $decrypting"),
-	qr/Workers Launched: [12].*Parallel Seq Scan on many.*::text ~~/s,
-	'parallel workers decrypt');
-is(says($session, $decrypting), 1111, '... outside a school, by a cast');
-is(says($session, $showing), 0, '... where they show ciphertext');
-says($session, "SET nomp_crypt.tenant = 'ribersborg'");
-is(says($session, $showing), 1111, '... and plaintext inside');
-says($session, "SET nomp_crypt.tenant = 'slottsstaden'");
-is(says($session, $showing), '55000', '... of no other school');
-says($session, 'RESET nomp_crypt.tenant');
-says($session, 'SET nomp_crypt.tenant_scope = transaction');
-says($session, "SET nomp_crypt.tenant = 'ribersborg'");
-is(says($session, $showing),
-	0, '... and not with a tenant of an earlier transaction');
-is( says(
-		$session,
-		"BEGIN; SET LOCAL nomp_crypt.tenant = 'ribersborg'; $showing; COMMIT"
-	),
-	1111,
-	'... but with this one\'s');
-says($session, 'SET ROLE stranger');
-is(says($session, $decrypting), '42501', 'a worker checks rights too');
-says($session, 'RESET ALL; RESET ROLE');
-says($session, 'SET parallel_leader_participation = off');
-is(says($session, <<'SQL'), 500, 'a school of this very transaction');
-BEGIN;
-DO $$ BEGIN PERFORM nomp_crypt.create_tenant('brand-new'); END $$;
-CREATE TABLE newer WITH (parallel_workers = 2) AS SELECT
-	nomp_crypt.encrypt('Elev ' || i, 'brand-new')::encrypted(text) AS name
-	FROM generate_series(1, 500) i;
-SELECT count(*) FROM newer WHERE name::text LIKE 'Elev%';
-ROLLBACK;
-SQL
-$session->quit;
+	for my $scope ('session', 'transaction')
+	{
+		my $session =
+		  session(conninfo('app', "-c nomp_crypt.tenant_scope=$scope"));
+		my $expected = answer($session, "$serial $casts;");
 
-# ---- sessions that are not people's ----
-
-$node->safe_psql('postgres',
-	"SELECT pg_create_logical_replication_slot('decoded', 'test_decoding')");
-$node->safe_psql(
-	'postgres',
-	in_tenant(
-		'ribersborg',
-		"INSERT INTO pupil VALUES (700, 'ribersborg', 'Decoded')"));
-my $changes =
-	"SELECT data FROM pg_logical_slot_peek_changes('decoded', NULL, NULL)"
-  . " WHERE data LIKE '%INSERT%'";
-like($node->safe_psql('postgres', $changes),
-	qr/name\[.*\]:'nc1:/, 'logical decoding outside a school: ciphertext');
-like(
-	psql_with_options('-c nomp_crypt.tenant=ribersborg', $changes),
-	qr/name\[.*\]:'Decoded'/,
-	'... as a query inside a school: what every query shows there');
-my $end = $node->safe_psql('postgres', 'SELECT pg_current_wal_lsn()');
-{
-	local $ENV{PGOPTIONS} = '-c nomp_crypt.tenant=ribersborg';
-	my $stream = $node->pg_recvlogical_upto('postgres', 'decoded', $end, 180);
-
-	like($stream, qr/name\[.*\]:'nc1:/,
-		'pg_recvlogical gets ciphertext, even if it asks for a tenant');
-	unlike($stream, qr/Decoded/, '... and no plaintext');
+		like($expected, qr/^\d{3,}\|-?\d+$/, "$scope: without workers");
+		answer($session, $parallel);
+		for my $sql ($casts, $shown)
+		{
+			like(
+				answer(
+					$session,
+					"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) $sql;"
+				),
+				qr/Gather.*Workers Launched: 2.*Parallel Seq Scan/s,
+				"$scope: the plan is parallel");
+		}
+		is(answer($session, "$casts;"),
+			$expected, "$scope: workers decrypt the same outside a tenant");
+		is(answer($session, "$open $casts; COMMIT;"),
+			$expected, "$scope: and inside one");
+		is(answer($session, "$shown;"),
+			"$rows|0", "$scope: outside, workers show ciphertext");
+		is(answer($session, "$open $shown; COMMIT;"),
+			"0|$rows", "$scope: inside, plaintext");
+		is( answer(
+				$session,
+				"$open SAVEPOINT s; SET LOCAL nomp_crypt.tenant = 'berta'; ROLLBACK TO s; $shown; COMMIT;"
+			),
+			"0|$rows",
+			"$scope: and after ROLLBACK TO");
+		is( answer(
+				$session,
+				"BEGIN; SET LOCAL nomp_crypt.tenant = 'berta'; $shown; COMMIT;"
+			),
+			'55000',
+			"$scope: another school's are an error");
+		answer($session, "ROLLBACK; SET nomp_crypt.tenant = 'anna';");
+		is( answer($session, "$shown;"),
+			$scope eq 'session' ? "0|$rows" : "$rows|0",
+			"$scope: a tenant of an earlier transaction");
+		$session->quit;
+	}
 }
 
-# A dump is an ordinary session that reads: with a school's right and setting
-# it is that school's data in the clear, and nobody else's.
-sub dump_with_options
+# A tenant in the connection's options.
 {
-	my ($options, @args) = @_;
-	my ($out, $err) = ('', '');
+	my $session = session(conninfo('app', '-c nomp_crypt.tenant=anna'));
 
-	local $ENV{PGOPTIONS} = $options;
-	my $ok = IPC::Run::run(
-		[ 'pg_dump', '-d', $node->connstr('postgres'), '-t', 'pupil', @args ],
-		'>', \$out, '2>', \$err);
-	return ($ok, $out, $err);
+	is(sees($session), 'Anna', 'connection option: the session is inside');
+	is(answer($session, $berta),
+		'55000', 'connection option: and in no other');
+	is( sees(
+			$session,
+			"BEGIN; SET LOCAL nomp_crypt.tenant = 'berta'; $berta COMMIT; $anna"
+		),
+		"Berta\nAnna",
+		'connection option: SET LOCAL goes before it');
+	is(sees($session, "SET nomp_crypt.tenant = ''; $anna"),
+		'ciphertext', 'connection option: it can be left');
+	is(sees($session, "RESET nomp_crypt.tenant; $anna"),
+		'Anna', 'connection option: RESET goes back to it');
+	$session->quit;
+
+	$session = session(conninfo('pooled', '-c nomp_crypt.tenant=anna'));
+	is(sees($session), 'ciphertext',
+		'connection option: with tenant_scope = transaction it never counts');
+	is(sees($session, "RESET nomp_crypt.tenant; $anna"),
+		'ciphertext', 'connection option: nor does RESET make it count');
+	$session->quit;
+
+	$session = session(conninfo('app', '-c nomp_crypt.tenant=nobody'));
+	is(answer($session, $anna),
+		'42704', 'connection option: a school that there is not');
+	$session->quit;
 }
-my ($ok, $dump, $why) = dump_with_options('');
-ok($ok, 'pg_dump');
-like($dump, qr/^1\tribersborg\tnc1:/m, '... has ciphertext');
-unlike($dump, qr/ribersborg 1\b/, '... and no plaintext');
-($ok, $dump, $why) = dump_with_options('-c nomp_crypt.tenant=ribersborg');
-ok(!$ok,
-	'pg_dump that was told a school fails at the first value of another');
-like($why, qr/belongs to tenant "slottsstaden"/, '... and says so');
-($ok, $dump, $why) = dump_with_options(
-	'-c nomp_crypt.tenant=ribersborg -c nomp_crypt.tenant_scope=transaction');
-ok($ok, 'with tenant_scope = transaction it is not told anything');
-like($dump, qr/^1\tribersborg\tnc1:/m, '... and has ciphertext');
-unlike($dump, qr/ribersborg 1\b/, '... and no plaintext');
 
+# Nowhere else can a tenant be set.
+{
+	my %refused = (
+		'ALTER ROLE app SET nomp_crypt.tenant = %s' => '22023',
+		'ALTER ROLE ALL SET nomp_crypt.tenant = %s' => '22023',
+		'ALTER ROLE app IN DATABASE postgres SET nomp_crypt.tenant = %s' =>
+		  '22023',
+		'ALTER DATABASE postgres SET nomp_crypt.tenant = %s' => '22023',
+		"CREATE FUNCTION f() RETURNS int LANGUAGE sql SET nomp_crypt.tenant = %s AS 'SELECT 1'"
+		  => '22023',
+		'ALTER FUNCTION look() SET nomp_crypt.tenant = %s' => '22023',
+		'ALTER SYSTEM SET nomp_crypt.tenant = %s' => '55P02');
+
+	one("CREATE FUNCTION look() RETURNS int LANGUAGE sql AS 'SELECT 1'");
+	for my $sql (sort keys %refused)
+	{
+		is(sqlstate($node, sprintf $sql, "'anna'"),
+			$refused{$sql}, sprintf "refused: $sql", "'anna'");
+	}
+	for my $sql (grep { !/SYSTEM/ } sort keys %refused)
+	{
+		is( sqlstate(
+				$node,
+				"SET nomp_crypt.tenant = 'anna'; " . (sprintf $sql, 'x') =~
+				  s/= x|TO x/FROM CURRENT/r),
+			'22023',
+			sprintf "refused: $sql",
+			'FROM CURRENT');
+	}
+	is( one("SELECT count(*) FROM pg_db_role_setting WHERE setconfig::text LIKE '%nomp_crypt.tenant=%'"
+		),
+		'0',
+		'nothing of it was stored');
+
+	$node->append_conf('postgresql.conf', "nomp_crypt.tenant = 'anna'");
+	my $before = -s $node->logfile;
+	$node->reload;
+	$node->wait_for_log(qr/"nomp_crypt.tenant" cannot be set/, $before);
+	is(one('SHOW nomp_crypt.tenant'), '', 'refused: in postgresql.conf');
+	$node->append_conf('postgresql.conf', "nomp_crypt.tenant = ''");
+	$node->reload;
+}
+
+# pg_dump: outside a tenant ciphertext, also with a tenant's setting elsewhere.
+# Who puts a tenant into its connection asks for plaintext, and gets it: of that
+# school alone.
+{
+	my ($out, $err);
+	my @dump = (
+		'pg_dump', '-d', $node->connstr('postgres'),
+		'--data-only', '-t', 'only_anna');
+
+	one("CREATE TABLE only_anna AS SELECT name FROM pupil WHERE school = 'anna'"
+	);
+	IPC::Run::run([@dump], '>', \$out, '2>', \$err);
+	unlike($out, qr/Anna$|prepared/m, 'pg_dump has no plaintext');
+	is( scalar(() = $out =~ /^nc1:/mg),
+		one('SELECT count(*) FROM only_anna'),
+		'pg_dump has ciphertext');
+	{
+		local $ENV{PGOPTIONS} = '-c nomp_crypt.tenant=anna';
+
+		IPC::Run::run([@dump], '>', \$out, '2>', \$err);
+		like($out, qr/^Anna$/m,
+			'pg_dump that is told a tenant dumps its plaintext');
+		unlike($out, qr/^nc1:/m, 'and nothing else');
+		ok( !IPC::Run::run(
+				[
+					'pg_dump', '-d', $node->connstr('postgres'), '-t',
+					'pupil'
+				],
+				'>',
+				\$out,
+				'2>',
+				\$err),
+			'with rows of another school it fails');
+		like($err, qr/value belongs to tenant "berta"/, 'and says why');
+		unlike($out, qr/Berta/, 'without their plaintext');
+	}
+	{
+		local $ENV{PGOPTIONS} =
+		  '-c nomp_crypt.tenant=anna -c nomp_crypt.tenant_scope=transaction';
+
+		IPC::Run::run([@dump], '>', \$out, '2>', \$err);
+		unlike($out, qr/Anna$/m,
+			'with tenant_scope = transaction it dumps ciphertext');
+	}
+}
+
+# Replication works with what is stored, whatever its connection says.
+{
+	local $ENV{PGOPTIONS} = '-c nomp_crypt.tenant=anna';
+	my ($out, $err);
+	my @recv =
+	  ('pg_recvlogical', '-d', $node->connstr('postgres'), '-S', 'slot');
+
+	$node->command_ok([ @recv, '-P', 'test_decoding', '--create-slot' ],
+		'pg_recvlogical: a slot');
+	one("INSERT INTO pupil VALUES (60, 'anna', 'replicated', NULL)");
+	one("UPDATE pupil SET name = 'replicated again' WHERE id = 60");
+	my $end = one('SELECT pg_current_wal_lsn()');
+	IPC::Run::run(
+		[ @recv, '--start', '--no-loop', '-f', '-', '--endpos', $end ],
+		'>', \$out, '2>', \$err, IPC::Run::timeout(180));
+	is( scalar(
+			() =
+			  $out =~ /name\[(?:[^\]]*\.)?encrypted(?:\(text\))?\]:'?nc1:/g),
+		2,
+		'pg_recvlogical: inside a tenant it gets ciphertext'
+	) or diag("$out\n$err");
+	unlike($out, qr/replicated/, 'pg_recvlogical: and no plaintext');
+	$node->command_ok([ @recv, '--drop-slot' ], 'pg_recvlogical: the end');
+
+	my $session = session(conninfo($super) . ' replication=database');
+	is(sees($session), 'ciphertext',
+		'a query over a replication connection gets ciphertext');
+	is(sees($session, "SET nomp_crypt.tenant = 'anna'; $anna"),
+		'ciphertext', 'whatever it sets');
+	is(answer($session, "UPDATE pupil SET name = 'text' WHERE id = 1;"),
+		'NC006', 'and cannot write plaintext');
+	$session->quit;
+}
+
+# Two databases of one server: the same names, other schools.
+{
+	one('CREATE DATABASE second');
+	one(<<"SQL", 'second');
+CREATE EXTENSION nomp_crypt;
+SELECT nomp_crypt.create_tenant('anna');
+SELECT nomp_crypt.grant_all_tenants('$super', '{encrypt,decrypt,load}');
+CREATE TABLE pupil (id int, name encrypted(text));
+SQL
+	one(in_tenant('anna', "INSERT INTO pupil VALUES (1, 'Anna of another')"),
+		'second');
+	is( one(in_tenant('anna', 'SELECT name FROM pupil WHERE id = 1'),
+			'second'),
+		'Anna of another',
+		'second database: a school of the same name');
+	is(one(in_tenant('anna', $anna)),
+		'Anna', 'the first one reads on beside it');
+
+	my ($here) = one($anna);
+	my ($there) = one('SELECT name FROM pupil', 'second');
+
+	is( sqlstate(
+			$node,
+			"INSERT INTO pupil VALUES (2, '$here');"
+			  . ' SELECT nomp_crypt.decrypt(name) FROM pupil WHERE id = 2',
+			dbname => 'second'),
+		'NC003',
+		"second database: the first one's values are of unknown keys");
+	is( sqlstate(
+			$node,
+			"INSERT INTO pupil VALUES (70, 'anna', '$there', NULL);"
+			  . ' SELECT nomp_crypt.decrypt(name) FROM pupil WHERE id = 70'),
+		'NC003',
+		"and the second one's in the first");
+	is( sqlstate(
+			$node,
+			in_tenant('berta', "INSERT INTO pupil VALUES (3, 'text')"),
+			dbname => 'second'),
+		'42704',
+		'second database: it has not the same schools');
+	is( sqlstate(
+			$node,
+			"CALL nomp_crypt.erase_tenant('anna', 'test')",
+			dbname => 'second'),
+		'',
+		'second database: its school is erased');
+	is( sqlstate(
+			$node,
+			in_tenant('anna', 'SELECT name FROM pupil WHERE id = 1'),
+			dbname => 'second'),
+		'NC001',
+		'second database: and dead');
+	is(one(in_tenant('anna', $anna)), 'Anna', "the first one's is alive");
+}
+
+# A query that is cancelled in the middle of decrypting.
+{
+	my $session = session(conninfo('app'));
+	my $pid = answer($session, 'SELECT pg_backend_pid();');
+	my $long =
+		"SELECT count(*) FROM many, generate_series(1, 1000000) n"
+	  . " WHERE CASE WHEN nextval('seen') > 0 THEN name::text || n = 'nobody' END";
+
+	one('CREATE SEQUENCE seen; GRANT USAGE ON SEQUENCE seen TO app');
+	for my $how ('pg_cancel_backend', 'statement_timeout')
+	{
+		my $from = one('SELECT last_value FROM seen');
+
+		$session->{stderr} = '';
+		answer($session, "SET statement_timeout = '1s';")
+		  if $how eq 'statement_timeout';
+		$session->query_until(qr/^begun/,
+			"\\echo begun\n$long;\n\\warn ended\n");
+		$node->poll_query_until('postgres',
+			"SELECT last_value > $from + 1000 FROM seen")
+		  or die 'nothing was decrypted';
+		one("SELECT pg_cancel_backend($pid)") if $how eq 'pg_cancel_backend';
+		wait_until(
+			sub {
+				$session->{run}->pump_nb;
+				return $session->{stderr} =~ /ended/;
+			},
+			'the query to end');
+		like($session->{stderr}, qr/ERROR:\s+57014/,
+			"$how: a query is cancelled while it decrypts");
+		$session->{stdout} = '';
+		is( sees(
+				$session,
+				"SET statement_timeout = 0; BEGIN; SET LOCAL nomp_crypt.tenant = 'anna'; $anna COMMIT; $anna"
+			),
+			"Anna\nciphertext",
+			"$how: the session goes on");
+	}
+	$session->quit;
+}
+
+unlike(
+	slurp_file($node->logfile),
+	qr/terminated by signal|PANIC|TRAP:|XX000/,
+	'the log knows of no crash and of no internal error');
+
+$node->stop;
 done_testing();

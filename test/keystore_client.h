@@ -33,9 +33,10 @@
 
 #define PIN		"secret-4711"
 
-/* In place of a status: the helper is gone, or does not answer. */
+/* In place of a status: helper gone; no answer; KS_OK with another key. */
 #define GONE	((KsStatus) -1)
 #define SILENT	((KsStatus) -2)
+#define WRONG_KEY	((KsStatus) -3)
 
 #define WRAPPED_LEN 61
 #define PATIENCE	20000		/* milliseconds */
@@ -497,7 +498,7 @@ create_kek(Helper *h, const char *inst, const char *school, uint32_t generation,
 	return status;
 }
 
-/* Unwrap; sets each key's status, KS_MODULE_ERROR if the key is another one. */
+/* Unwrap; sets each key's status, WRONG_KEY if the key is another one. */
 static inline KsStatus
 unwrap(Helper *h, const char *inst, const char *label, bool confirm, DataKey *keys, int n)
 {
@@ -523,7 +524,7 @@ unwrap(Helper *h, const char *inst, const char *label, bool confirm, DataKey *ke
 		len = wire_get_str(&reply.r, &data);
 		if (keys[i].status != KS_OK ? len != 0 :
 			len != KS_DEK_LEN || memcmp(data, keys[i].key, KS_DEK_LEN) != 0)
-			keys[i].status = KS_MODULE_ERROR;
+			keys[i].status = WRONG_KEY;
 	}
 	if (status == KS_OK && !wire_done(&reply.r))
 		tap_bail("a malformed reply to UNWRAP");

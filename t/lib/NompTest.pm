@@ -22,7 +22,7 @@ our @EXPORT = qw(
   find_in_memory school_keys crash token_labels delete_from_token
   shim_module shim_says shim_calls set_keystore keystore_state failure
   start_query end_query open_session says starts libpq_calls
-  restart_helper tampered flips
+  restart_helper tampered flips outcome
 );
 
 our $softhsm = '/usr/lib/softhsm/libsofthsm2.so';
@@ -190,6 +190,20 @@ sub sqlstate
 		extra_params => [ '-v', 'VERBOSITY=sqlstate' ],
 		on_error_stop => 0);
 	return $stderr =~ /(?:ERROR|FATAL|PANIC):\s+(\w{5})/ ? $1 : '';
+}
+
+# outcome(NODE, SQL): its first error's SQLSTATE, or what it printed.
+sub outcome
+{
+	my ($node, $sql, %options) = @_;
+	my ($stdout, $stderr) = ('', '');
+
+	$node->psql(
+		$options{dbname} // 'postgres', $sql,
+		stderr => \$stderr,
+		stdout => \$stdout,
+		extra_params => [ '-v', 'VERBOSITY=sqlstate' ]);
+	return $stderr =~ /(?:ERROR|FATAL|PANIC):\s+(\w{5})/ ? $1 : $stdout;
 }
 
 # in_tenant(ID, SQL): the SQL in a transaction inside that tenant.
@@ -525,7 +539,7 @@ BEGIN
 			INSERT INTO outcome VALUES (change, SQLSTATE);
 		END;
 		UPDATE nomp_crypt.tenant_key
-		SET tenant = whole.tenant, purpose = whole.purpose, version = whole.version,
+		SET tenant = whole.tenant, purpose = whole.purpose, version = whole.version, scope = whole.scope,
 			kek = whole.kek, wrapped = whole.wrapped, key_check = whole.key_check
 		WHERE key_id = whole.key_id;
 		COMMIT;
@@ -546,7 +560,7 @@ sub flips
 	my ($column, $length) = @_;
 
 	return
-	    "SELECT format('$column = set_byte($column, %s, get_byte($column, %s) # %s)', i, i, bits)"
+	  "SELECT format('$column = set_byte($column, %s, get_byte($column, %s) # %s)', i, i, bits)"
 	  . ' FROM generate_series(0, '
 	  . ($length - 1)
 	  . ') i, unnest(ARRAY[1, 128, 255]) bits';
