@@ -649,6 +649,14 @@ DECLARE
 	new_case uuid := gen_random_uuid();
 BEGIN
 	PERFORM nomp_crypt._require_owner();
+	-- a stale repetition must not reach a new tenant of the same id
+	SELECT e.* INTO open_case FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+	WHERE t.id = _erase_request.id AND e.reference = _erase_request.reference
+		AND e.state IN ('destroyed', 'certified');
+	IF FOUND THEN
+		RAISE NOTICE 'tenant "%" was erased at % under this reference', _erase_request.id, open_case.destroyed_at;
+		RETURN open_case.case_id;
+	END IF;
 	target := nomp_crypt._tenant_uuid(_erase_request.id);
 	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
 	SELECT * INTO open_case FROM nomp_crypt.erasure e

@@ -28,3 +28,11 @@ SELECT nomp_crypt.withdraw_erasure('second-thoughts');
 SELECT e.state AS "case", e.reference FROM nomp_crypt.erasure e JOIN nomp_crypt.tenants t ON e.tenant = t.uuid
 WHERE t.id = 'second-thoughts' ORDER BY e.requested_at;
 DELETE FROM pupil WHERE id = 700;
+-- the school comes back; repeating the old call does not touch it
+SELECT nomp_crypt.create_tenant('second-thoughts') IS NOT NULL AS created;
+SET client_min_messages = warning;
+CALL nomp_crypt.erase_tenant('second-thoughts', 'test', 'PUB-2');
+RESET client_min_messages;
+SELECT state FROM nomp_crypt.tenants WHERE id = 'second-thoughts' ORDER BY created_at;
+CALL nomp_crypt.erase_tenant('second-thoughts', 'test', 'PUB-3');
+SELECT state FROM nomp_crypt.tenants WHERE id = 'second-thoughts' ORDER BY created_at;

@@ -28,7 +28,6 @@ my $uri = keystore_uri($dir, 'nomp', shim_module($dir));
 shim_says();
 $node->append_conf('postgresql.conf', <<"CONF");
 nomp_crypt.keystore = '$uri'
-nomp_crypt.keystore_timeout = 1s
 log_statement = none
 CONF
 $node->start;
@@ -309,6 +308,16 @@ trouble(
 
 # ---- the module ----
 
+sub set_timeout
+{
+	my ($value) = @_;
+
+	$node->safe_psql('postgres',
+		"ALTER SYSTEM SET nomp_crypt.keystore_timeout = $value");
+	$node->reload;
+	return;
+}
+
 trouble(
 	'module reports an error',
 	break => sub { shim_says('C_FindObjectsInit rv=0x30') },
@@ -347,14 +356,19 @@ trouble(
 	log => qr/keystore helper ended unexpectedly; it is replaced/);
 trouble(
 	'module hangs',
-	break => sub { shim_says('C_FindObjectsInit hang') },
-	repair => sub { shim_says() },
+	break =>
+	  sub { set_timeout(q('1s')); shim_says('C_FindObjectsInit hang') },
+	repair => sub { shim_says(); set_timeout('DEFAULT') },
 	state => 'it did not answer in time',
 	log => qr/keystore helper did not answer in time; it is replaced/);
 trouble(
 	'module hangs while it starts',
-	break => sub { shim_says('C_Initialize hang'); restart_helper($node) },
-	repair => sub { shim_says() },
+	break => sub {
+		set_timeout(q('1s'));
+		shim_says('C_Initialize hang');
+		restart_helper($node);
+	},
+	repair => sub { shim_says(); set_timeout('DEFAULT') },
 	state => 'it did not answer in time',
 	log => qr/keystore helper did not answer in time; it is replaced/);
 
