@@ -268,6 +268,7 @@ for my $signal ('KILL', 'SEGV')
 		  . " WHERE query LIKE '/* doomed */%'");
 	is((end_query($query))[0], '57P01', 'so does pg_terminate_backend');
 
+	shim_says();
 	is( says($session, session_enters($fourth)),
 		"Anna i $fourth",
 		'the same session is served when the keystore is back');

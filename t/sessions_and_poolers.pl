@@ -637,6 +637,37 @@ SQL
 	}
 }
 
+# A school that the transaction itself has made: its rows are nobody else's to
+# see yet, but its workers' and, once prepared, whoever commits it.
+{
+	my $session = session(conninfo($super));
+	my $pupils =
+	  "CREATE TABLE newer WITH (parallel_workers = 2) AS SELECT nomp_crypt.encrypt('pupil ' || n, 'carla')::encrypted(text) AS name FROM generate_series(1, 300) n;";
+
+	answer($session,
+		'SET parallel_leader_participation = off; SET min_parallel_table_scan_size = 0;'
+		  . ' SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0;');
+	is( answer(
+			$session,
+			"BEGIN; SELECT nomp_crypt.create_tenant('carla') IS NOT NULL; $pupils"
+			  . " SELECT count(*) FROM newer WHERE name::text LIKE 'pupil%'; ROLLBACK;"
+		),
+		"t\n300",
+		'workers read a school of their own transaction');
+	is( answer(
+			$session,
+			"BEGIN; SELECT nomp_crypt.create_tenant('carla') IS NOT NULL; $pupils"
+			  . " PREPARE TRANSACTION 'school';"),
+		't',
+		'and a prepared transaction keeps it');
+	$session->quit;
+	$node->restart;
+	is( one("COMMIT PREPARED 'school'; SELECT count(*) FROM newer WHERE name::text LIKE 'pupil%'"
+		),
+		300,
+		'over a restart');
+}
+
 # A tenant in the connection's options.
 {
 	my $session = session(conninfo('app', '-c nomp_crypt.tenant=anna'));
@@ -780,6 +811,22 @@ SQL
 		'pg_recvlogical: inside a tenant it gets ciphertext'
 	) or diag("$out\n$err");
 	unlike($out, qr/replicated/, 'pg_recvlogical: and no plaintext');
+	one("UPDATE pupil SET name = 'decoded' WHERE id = 60");
+	like(
+		one("SELECT string_agg(data, ' ') FROM pg_logical_slot_peek_changes('slot', NULL, NULL)"
+		),
+		qr/:'decoded'/,
+		'the same, read by a query inside a tenant, is what queries there show'
+	);
+	{
+		local $ENV{PGOPTIONS} = '';
+		my $seen = one(
+			"SELECT string_agg(data, ' ') FROM pg_logical_slot_peek_changes('slot', NULL, NULL)"
+		);
+
+		like($seen, qr/nc1:/, 'and outside one ciphertext');
+		unlike($seen, qr/decoded/, 'alone');
+	}
 	$node->command_ok([ @recv, '--drop-slot' ], 'pg_recvlogical: the end');
 
 	my $session = session(conninfo($super) . ' replication=database');
