@@ -82,10 +82,11 @@ sub case_of
 
 sub erase
 {
-	my ($school) = @_;
+	my ($school, $reference) = @_;
 
+	$reference //= 'PUB-1';
 	return sqlstate($node,
-		"CALL nomp_crypt.erase_tenant('$school', 'agreement_ended', 'PUB-1')"
+		"CALL nomp_crypt.erase_tenant('$school', 'agreement_ended', '$reference')"
 	);
 }
 
@@ -414,7 +415,10 @@ for my $school (@crash_schools)
 		'and as seen from outside');
 	is(keys_in_token($old), 0, 'the old key is gone');
 	is(keys_in_token($new), 1, 'the new key is there');
-	is(erase('again'), '', 'it can be erased again');
+	is(erase('again'), '', 'the old call, repeated, succeeds');
+	is(keys_in_token($new), 1, 'and does not reach the new key');
+	is(erase('again', 'PUB-2'),
+		'', 'under a reference of its own it is erased again');
 	is(keys_in_token($new), 0, 'with the new key');
 	is( sqlstate(
 			$node,
