@@ -46,7 +46,6 @@ typedef void (*RightCallback) (const char *role, int rights, void *arg);
 extern Oid	catalog_schema(void);
 extern Oid	catalog_relation(const char *name);
 extern Oid	catalog_type(void);
-extern Oid	catalog_literal_function(void);
 
 extern bool catalog_installation(pg_uuid_t *uuid);
 extern bool catalog_tenant_by_id(const char *id, TenantRow *row);

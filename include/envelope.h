@@ -9,16 +9,29 @@
 #include "value.h"
 
 /*
- * Encrypt for a tenant; the payload is in its stored form (UTF-8 for text).
- * Raises 42501, NC001 to NC005.
+ * Encrypt for a tenant; the payload is in its stored form (inner.h), the
+ * fingerprint may be NULL.  "rights" are alternatives: any one will do, the
+ * first is named in the error.  Raises 42501, NC001 to NC005.
  */
-extern bytea *envelope_seal(const TenantRow *tenant, uint8 type_code,
-							const char *payload, size_t len);
+extern bytea *envelope_seal(const TenantRow *tenant, int rights, uint8 type_code,
+							const char *payload, size_t len,
+							const uint8 *fingerprint);
 
 /*
- * Decrypt; palloc'd, zero-terminated payload.  Raises 42501, NC001 to NC005.
+ * Decrypt, with any one of those rights; palloc'd, zero-terminated payload.
+ * Raises 42501, NC001 to NC005.
  */
-extern char *envelope_open(const ValueView *value, size_t *len);
+extern char *envelope_open(const ValueView *value, int rights, size_t *len);
+
+/*
+ * Fingerprint of a canonical text (canonical.h) in that tenant: the first 16
+ * bytes of HMAC-SHA-256 under k_idx.  key_id is the index key's, or NULL.
+ * Raises 42501, NC001 to NC005.
+ */
+extern void envelope_fingerprint(const TenantRow *tenant, int rights,
+								 const char *text, size_t len,
+								 uint8 fingerprint[VALUE_FINGERPRINT_LEN],
+								 uint8 *key_id);
 
 /* Parse, or raise NC005. */
 extern void envelope_parse(const bytea *value, ValueView *view);

@@ -5,13 +5,25 @@
 #ifndef NOMP_TYPE_IO_H
 #define NOMP_TYPE_IO_H
 
-#include "postgres.h"
+#include "catalog.h"
 
 /* Text form of the value itself, whatever the session. */
 extern char *type_text_form(const bytea *value);
 
 /* Encrypt server-encoded text for the session's tenant, or refuse. */
 extern bytea *type_from_text(const char *text, size_t len, int32 typmod);
+
+/*
+ * Encrypt a value of a built-in type for a tenant: converted to the
+ * modifier's type, fingerprint and all.  With modifier -1 it is stored as
+ * what it is, without a fingerprint.
+ */
+extern bytea *type_seal(const TenantRow *tenant, int rights, Datum value,
+						Oid type, int32 typmod, bool explicit);
+
+/* Decrypt, with any one of those rights, to a built-in type. */
+extern Datum type_open(const ValueView *view, int rights, Oid type, int32 modifier,
+					   bool explicit);
 
 /* Decrypt to server-encoded text, for whoever holds the right. */
 extern char *type_to_text(const bytea *value);

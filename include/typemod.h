@@ -1,16 +1,34 @@
 /*
  * typemod.h
- *		The modifier of type "encrypted": which type is inside.
+ *		The modifier of type "encrypted": what is inside, and how it is found.
  *
- *		bits 0..7   type code (value.h)
- *		bits 8..30  reserved for flags and the inner type's own modifier: 0
+ *		bits 0..7    type code (value.h), array bit included
+ *		bits 8..9    0 not searchable; else 1 + Normal
+ *		bits 10..30  the inner type's own modifier, packed; 0 if none
  */
 #ifndef NOMP_TYPEMOD_H
 #define NOMP_TYPEMOD_H
 
 #include "postgres.h"
 
+/* What is done to a text before its fingerprint is taken. */
+typedef enum Normal
+{
+	NORMAL_EXACT,
+	NORMAL_NOCASE,
+	NORMAL_DIGITS
+} Normal;
+
+/* The type code a modifier asks for; text for -1. */
 extern uint8 typemod_type_code(int32 typmod);
-extern const char *type_code_name(uint8 code);
+
+/* The inner type's own modifier, or -1. */
+extern int32 typemod_inner(int32 typmod);
+
+/* False for -1. */
+extern bool typemod_searchable(int32 typmod);
+
+/* Of a searchable one. */
+extern Normal typemod_normal(int32 typmod);
 
 #endif							/* NOMP_TYPEMOD_H */

@@ -28,6 +28,35 @@
 
 /* Type codes are part of the format: never reuse, never renumber. */
 #define VALUE_TYPE_TEXT			1
+#define VALUE_TYPE_VARCHAR		2
+#define VALUE_TYPE_BPCHAR		3
+#define VALUE_TYPE_BYTEA		4
+#define VALUE_TYPE_BOOL			5
+#define VALUE_TYPE_INT2			6
+#define VALUE_TYPE_INT4			7
+#define VALUE_TYPE_INT8			8
+#define VALUE_TYPE_FLOAT4		9
+#define VALUE_TYPE_FLOAT8		10
+#define VALUE_TYPE_NUMERIC		11
+#define VALUE_TYPE_MONEY		12
+#define VALUE_TYPE_DATE			13
+#define VALUE_TYPE_TIME			14
+#define VALUE_TYPE_TIMETZ		15
+#define VALUE_TYPE_TIMESTAMP	16
+#define VALUE_TYPE_TIMESTAMPTZ	17
+#define VALUE_TYPE_INTERVAL		18
+#define VALUE_TYPE_UUID			19
+#define VALUE_TYPE_INET			20
+#define VALUE_TYPE_JSON			21
+#define VALUE_TYPE_JSONB		22
+#define VALUE_TYPE_INT4RANGE	23
+#define VALUE_TYPE_INT8RANGE	24
+#define VALUE_TYPE_NUMRANGE		25
+#define VALUE_TYPE_DATERANGE	26
+#define VALUE_TYPE_TSRANGE		27
+#define VALUE_TYPE_TSTZRANGE	28
+#define VALUE_TYPE_LAST			28
+#define VALUE_TYPE_ARRAY		0x80	/* added: a one-dimensional array of it */
 
 /* A parsed header; the pointers point into the caller's bytes. */
 typedef struct ValueView

@@ -22,7 +22,6 @@
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "errors.h"
-#include "parser/parse_func.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
@@ -60,7 +59,6 @@
 
 static bool version_checked = false;
 static Oid	type_oid = InvalidOid;	/* of "encrypted" */
-static Oid	literal_oid = InvalidOid;
 static bool type_known = false;	/* is type_oid current? */
 
 /* A scan of one of our tables, by one of its indexes. */
@@ -126,29 +124,12 @@ catalog_type(void)
 		registered = true;
 	}
 	type_known = true;			/* a concurrent invalidation resets it */
-	type_oid = literal_oid = InvalidOid;
+	type_oid = InvalidOid;
 	if (extension_row(&schema, &version))
-	{
-		Oid			args[2];
-
 		type_oid = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
 								   CStringGetDatum("encrypted"),
 								   ObjectIdGetDatum(schema));
-		args[0] = type_oid;
-		args[1] = BOOLOID;
-		if (OidIsValid(type_oid))
-			literal_oid = LookupFuncName(list_make2(makeString(SCHEMA_NAME),
-													makeString("_literal")),
-										 2, args, true);
-	}
 	return type_oid;
-}
-
-/* The function that literals are wrapped in; after catalog_type(). */
-Oid
-catalog_literal_function(void)
-{
-	return literal_oid;
 }
 
 /* Our schema; raises if the SQL objects are missing or of another version. */

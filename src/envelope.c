@@ -102,7 +102,7 @@ load_key(const KeyRow *row, const TenantRow *tenant, uint64 epoch)
 
 /* Make sure that a value's key is here and may be used to read. */
 static void
-prepare_to_open(const ValueView *value)
+prepare_to_open(const ValueView *value, int rights)
 {
 	uint64		epoch = keyring_epoch();
 	KeyRow		row;
@@ -114,7 +114,7 @@ prepare_to_open(const ValueView *value)
 	memcpy(uuid.data, row.spec.place.tenant, UUID_LEN);
 	if (!catalog_tenant_by_uuid(&uuid, &tenant))
 		error_key_unknown(NULL);
-	rights_require(&tenant, RIGHT_DECRYPT);
+	rights_require(&tenant, rights);
 	refuse_inactive(&tenant);
 	if (row.spec.place.is_index)
 		error_integrity();
@@ -122,7 +122,7 @@ prepare_to_open(const ValueView *value)
 }
 
 char *
-envelope_open(const ValueView *value, size_t *len)
+envelope_open(const ValueView *value, int rights, size_t *len)
 {
 	char	   *plain = palloc(value->body_len - VALUE_TAG_LEN + 1);
 	uint8		aad[VALUE_MAX_AAD];
@@ -137,13 +137,13 @@ envelope_open(const ValueView *value, size_t *len)
 
 		if (key < 0)
 		{
-			prepare_to_open(value);
+			prepare_to_open(value, rights);
 			continue;
 		}
 		memcpy(uuid.data, mykeys_place(key)->tenant, UUID_LEN);
-		if (!rights_cached(&uuid, RIGHT_DECRYPT))
+		if (!rights_cached(&uuid, rights))
 		{
-			prepare_to_open(value); /* says who lacks what */
+			prepare_to_open(value, rights);	/* says who lacks what */
 			continue;
 		}
 		ctx = mykeys_opener(key, value->nonce);
@@ -178,13 +178,14 @@ prepare_to_seal(const TenantRow *tenant, uint8 key_id[VALUE_KEY_ID_LEN])
 }
 
 bytea *
-envelope_seal(const TenantRow *tenant, uint8 type_code, const char *payload, size_t len)
+envelope_seal(const TenantRow *tenant, int rights, uint8 type_code,
+			  const char *payload, size_t len, const uint8 *fingerprint)
 {
-	size_t		size = value_size(len, false);
+	size_t		size = value_size(len, fingerprint != NULL);
 	bytea	   *value = palloc(VARHDRSZ + size);
 	uint8		key_id[VALUE_KEY_ID_LEN];
 
-	rights_require(tenant, RIGHT_ENCRYPT);
+	rights_require(tenant, rights);
 	SET_VARSIZE(value, VARHDRSZ + size);
 	for (int try = 0; try < MAX_TRIES; try++)
 	{
@@ -206,7 +207,7 @@ envelope_seal(const TenantRow *tenant, uint8 type_code, const char *payload, siz
 		if (ctx == NULL)
 			continue;
 		body = value_write_header((uint8 *) VARDATA(value), type_code,
-								  mykeys_id(key), nonce, NULL);
+								  mykeys_id(key), nonce, fingerprint);
 		memset(body, 0, len + VALUE_TAG_LEN);
 		if (!value_parse((uint8 *) VARDATA(value), size, &view))
 			elog(ERROR, "could not lay out an encrypted value");

@@ -13,7 +13,7 @@
 #include "rights.h"
 #include "session.h"
 #include "type_io.h"
-#include "typemod.h"
+#include "inner.h"
 #include "utils/builtins.h"
 
 NC_FUNCTION(nc_encrypt);
@@ -42,7 +42,7 @@ nc_encrypt(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("tenant \"%s\" does not exist", id)));
-	value = envelope_seal(&tenant, VALUE_TYPE_TEXT, utf8, strlen(utf8));
+	value = envelope_seal(&tenant, RIGHT_ENCRYPT, VALUE_TYPE_TEXT, utf8, strlen(utf8), NULL);
 	explicit_bzero(utf8, strlen(utf8));
 	explicit_bzero(plain, strlen(plain));
 	PG_RETURN_BYTEA_P(value);
@@ -134,7 +134,7 @@ nc_key_info(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	values[0] = Int32GetDatum(1);
-	values[1] = CStringGetTextDatum(type_code_name(view.type_code));
+	values[1] = CStringGetTextDatum(inner_name(view.type_code));
 	values[2] = CStringGetTextDatum(hex(view.key_id, VALUE_KEY_ID_LEN));
 	values[3] = BoolGetDatum(view.fingerprint != NULL);
 	nulls[4] = nulls[5] = nulls[6] = true;

@@ -24,6 +24,7 @@
 #include "optimizer/planner.h"
 #include "parser/analyze.h"
 #include "session.h"
+#include "sqlnames.h"
 #include "type_io.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -73,7 +74,7 @@ wrap_literals(Node *node, LiteralContext *context)
 	if (IsA(node, Query))
 		return (Node *) query_tree_mutator((Query *) node, wrap_literals, context, 0);
 	if (is_literal(node, context->type))
-		return (Node *) makeFuncExpr(catalog_literal_function(), context->type,
+		return (Node *) makeFuncExpr(sql_function(SQL_LITERAL), context->type,
 									 list_make2(node, makeBoolConst(context->inside, false)),
 									 InvalidOid, InvalidOid, COERCE_EXPLICIT_CALL);
 	return expression_tree_mutator(node, wrap_literals, context);
@@ -140,7 +141,7 @@ analyze(ParseState *pstate, Query *query, JumbleState *jstate)
 		return;
 	if (planning > 0 && query->commandType == CMD_SELECT)
 		compare_guard_check_body(query, type);
-	if (OidIsValid(catalog_literal_function()))
+	if (OidIsValid(sql_function(SQL_LITERAL)))
 		wrap_query(query, type);
 }
 

@@ -121,23 +121,18 @@ rights_has(const pg_uuid_t *tenant, int right)
 	return (rights & right) != 0;
 }
 
+/* The first of several, any of which would do. */
 static const char *
-right_name(int right)
+right_name(int rights)
 {
-	switch (right)
-	{
-		case RIGHT_ENCRYPT:
-			return "encrypt";
-		case RIGHT_DECRYPT:
-			return "decrypt";
-		case RIGHT_SEARCH:
-			return "search";
-		default:
-			return "load";
-	}
+	if (rights & RIGHT_ENCRYPT)
+		return "encrypt";
+	if (rights & RIGHT_DECRYPT)
+		return "decrypt";
+	return rights & RIGHT_SEARCH ? "search" : "load";
 }
 
-/* Raises 42501. */
+/* Any one of those rights.  Raises 42501. */
 void
 rights_require(const TenantRow *tenant, int right)
 {

@@ -139,8 +139,8 @@ type_from_text(const char *text, size_t len, int32 typmod)
 				 errmsg("value is encrypted already"),
 				 errhint("Inside a tenant, input is plaintext. To store ciphertext, RESET nomp_crypt.tenant first.")));
 	utf8 = pg_server_to_any(text, (int) len, PG_UTF8);
-	value = envelope_seal(tenant, typemod_type_code(typmod), utf8,
-						  utf8 == text ? len : strlen(utf8));
+	value = envelope_seal(tenant, RIGHT_ENCRYPT, typemod_type_code(typmod), utf8,
+						  utf8 == text ? len : strlen(utf8), NULL);
 	if (utf8 != text)
 	{
 		explicit_bzero(utf8, strlen(utf8));
@@ -159,7 +159,7 @@ type_to_text(const bytea *value)
 	envelope_parse(value, &view);
 	if (view.type_code != VALUE_TYPE_TEXT)
 		error_integrity();
-	plain = envelope_open(&view, &len);
+	plain = envelope_open(&view, RIGHT_DECRYPT, &len);
 	if (memchr(plain, 0, len) != NULL || len > INT_MAX)
 		error_integrity();
 	return pg_any_to_server(plain, (int) len, PG_UTF8);

@@ -6,6 +6,7 @@
 
 #include "catalog/pg_type.h"
 #include "errors.h"
+#include "inner.h"
 #include "compat.h"
 #include "typemod.h"
 #include "utils/array.h"
@@ -26,7 +27,7 @@ typemod_type_code(int32 typmod)
 }
 
 const char *
-type_code_name(uint8 code)
+inner_name(uint8 code)
 {
 	return code == VALUE_TYPE_TEXT ? "text" : "unknown";
 }
@@ -63,5 +64,5 @@ nc_typmod_out(PG_FUNCTION_ARGS)
 
 	if (typmod < 0)
 		PG_RETURN_CSTRING(pstrdup(""));
-	PG_RETURN_CSTRING(psprintf("(%s)", type_code_name(typemod_type_code(typmod))));
+	PG_RETURN_CSTRING(psprintf("(%s)", inner_name(typemod_type_code(typmod))));
 }
