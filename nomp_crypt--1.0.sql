@@ -302,6 +302,13 @@ CREATE FUNCTION nomp_crypt._literal(value @extschema@.encrypted, inside boolean)
 RETURNS @extschema@.encrypted
 LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_literal';
 
+CREATE FUNCTION nomp_crypt.search_values(value text) RETURNS @extschema@.encrypted[]
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_search_values';
+CREATE FUNCTION nomp_crypt._search_values(value text, typmod integer) RETURNS @extschema@.encrypted[]
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_search_values_as';
+CREATE FUNCTION nomp_crypt._probe(value anyelement, typmod integer) RETURNS @extschema@.encrypted
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_probe';
+
 -- ---------------------------------------------------------------------------
 -- Building blocks of administration; for nobody but the functions below
 -- ---------------------------------------------------------------------------

@@ -16,6 +16,7 @@
 #include "miscadmin.h"
 #include "rights.h"
 #include "utils/acl.h"
+#include "utils/builtins.h"
 
 #define CACHE_SIZE	32			/* direct-mapped by the tenant's first byte */
 
@@ -71,7 +72,7 @@ acts_as(Oid role)
 }
 
 static void
-add_rights(const char *role, int rights, void *arg)
+add_rights(const char *role, const pg_uuid_t *tenant, int rights, void *arg)
 {
 	Oid			oid = get_role_oid(role, true);
 
@@ -138,6 +139,73 @@ rights_require(const TenantRow *tenant, int right)
 {
 	if (!rights_has(&tenant->uuid, right))
 		error_right_missing(right_name(right), tenant->id);
+}
+
+typedef struct Holdings
+{
+	int			right;
+	RightsHeld *found;
+	NameData	role;			/* the last one seen; grants come in runs */
+	bool		is_mine;
+} Holdings;
+
+static void
+add_tenant(const char *role, const pg_uuid_t *tenant, int rights, void *arg)
+{
+	static const pg_uuid_t all = {{0}};
+	Holdings   *held = arg;
+	RightsHeld *found = held->found;
+
+	if ((rights & held->right) == 0)
+		return;
+	if (strcmp(NameStr(held->role), role) != 0)
+	{
+		Oid			oid = get_role_oid(role, true);
+
+		namestrcpy(&held->role, role);
+		held->is_mine = OidIsValid(oid) && acts_as(oid);
+	}
+	if (!held->is_mine)
+		return;
+	if (memcmp(tenant, &all, UUID_LEN) == 0)
+	{
+		found->everywhere = true;
+		return;
+	}
+	if (found->count == found->room)
+	{
+		found->room = Max(64, 2 * found->room);
+		found->tenants = found->tenants == NULL ?
+			palloc(found->room * sizeof(pg_uuid_t)) :
+			repalloc(found->tenants, found->room * sizeof(pg_uuid_t));
+	}
+	found->tenants[found->count++] = *tenant;
+}
+
+static int
+compare_uuids(const void *a, const void *b)
+{
+	return memcmp(a, b, UUID_LEN);
+}
+
+/* Where does the current role hold that right?  One scan, whatever the number. */
+void
+rights_holdings(int right, RightsHeld *found)
+{
+	Holdings	held = {.right = right,.found = found};
+
+	memset(found, 0, sizeof(*found));
+	catalog_all_rights(add_tenant, &held);
+	if (found->count > 0)
+		qsort(found->tenants, found->count, sizeof(pg_uuid_t), compare_uuids);
+}
+
+bool
+rights_held(const RightsHeld *found, const pg_uuid_t *tenant)
+{
+	return found->everywhere ||
+		(found->count > 0 &&
+		 bsearch(tenant, found->tenants, found->count, sizeof(pg_uuid_t), compare_uuids) != NULL);
 }
 
 /*
