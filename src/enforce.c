@@ -101,6 +101,8 @@ check_one(Row *row, Datum value)
 	/* the header says it: no need to fetch a large value */
 	bytea	   *head = DatumGetByteaPSlice(value, 0, VALUE_MIN_LEN + VALUE_FINGERPRINT_LEN);
 	ValueView	view;
+	const char *school = NameStr(TupleDescAttr(RelationGetDescr(row->rel),
+											   row->what->school - 1)->attname);
 	const char *owner;
 
 	envelope_parse(head, &view);
@@ -109,17 +111,15 @@ check_one(Row *row, Datum value)
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
 				 errmsg("column \"%s\" holds a value of tenant \"%s\", but the row's column \"%s\" is null",
-						row->column, owner,
-						NameStr(TupleDescAttr(RelationGetDescr(row->rel), row->what->school - 1)->attname)),
+						row->column, owner, school),
 				 errhint("Say whose row it is."),
 				 errtablecol(row->rel, row->what->school)));
 	if (strcmp(owner, row->school) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CHECK_VIOLATION),
-				 errmsg("column \"%s\" holds a value of tenant \"%s\", but the row is tenant \"%s\"'s",
-						row->column, owner, row->school),
-				 errhint("Encrypt the row's values for the tenant in its column \"%s\".",
-						 NameStr(TupleDescAttr(RelationGetDescr(row->rel), row->what->school - 1)->attname)),
+				 errmsg("column \"%s\" holds a value of tenant \"%s\", but the row's column \"%s\" says \"%s\"",
+						row->column, owner, school, row->school),
+				 errhint("A row's values must be encrypted for the row's tenant."),
 				 errtablecol(row->rel, row->what->school)));
 	if ((Pointer) head != DatumGetPointer(value))
 		pfree(head);
