@@ -3,13 +3,15 @@
  *		Plaintext into values and back: rights, key, cipher, format.
  *
  * The one place where a school's state, the role's rights, the key and the
- * cipher meet; every way into or out of a value passes here.  Order of
+ * cipher meet; every way into or out of a value passes here, and is counted
+ * here (access_log.h).  Order of
  * refusals: right missing, then erased or suspended, then the keystore's.
  *
  * Holds no secret: keys stay in mykeys.c, plaintext belongs to the caller.
  */
 #include "postgres.h"
 
+#include "access_log.h"
 #include "catalog.h"
 #include "cipher.h"
 #include "envelope.h"
@@ -157,6 +159,7 @@ envelope_open(const ValueView *value, int rights, size_t *len)
 						 value->body, value->body_len, (uint8 *) plain))
 			error_integrity();
 		plain[*len] = '\0';
+		access_opened(&uuid, rights);
 		return plain;
 	}
 	error_keystore(KS_RETRY, "", NULL);
@@ -218,6 +221,7 @@ envelope_seal(const TenantRow *tenant, int rights, uint8 type_code,
 		if (!cipher_seal(ctx, nonce + CIPHER_PREFIX_LEN, aad, aad_len,
 						 (const uint8 *) payload, len, body))
 			elog(ERROR, "could not encrypt a value");
+		access_sealed(&tenant->uuid, rights);
 		return value;
 	}
 	error_keystore(KS_RETRY, "", tenant->id);

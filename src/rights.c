@@ -6,6 +6,10 @@
  * by default; a superuser needs them too (he can grant them to himself: an
  * audit line, not a barrier).  Answers are kept for the transaction, for a
  * few schools, and are read anew when keys are revoked.
+ *
+ * Owns nomp_crypt.require_tls too: whoever wants to use a key passes
+ * rights_require once per transaction and school at least, so this is the
+ * place to look at the connection.
  */
 #include "postgres.h"
 
@@ -15,8 +19,10 @@
 #include "errors.h"
 #include "miscadmin.h"
 #include "rights.h"
+#include "session.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 
 #define CACHE_SIZE	32			/* direct-mapped by the tenant's first byte */
 
@@ -31,6 +37,7 @@ typedef struct CachedRights
 
 static CachedRights cache[CACHE_SIZE];
 static bool cache_used = false;
+static bool require_tls = false;
 
 /* Forget what was looked up: rows have changed, or the transaction is over. */
 void
@@ -55,9 +62,21 @@ at_subxact_event(SubXactEvent event, SubTransactionId mine,
 		rights_forget();
 }
 
+/* Whatever was looked up before was looked up without asking for TLS. */
+static void
+assign_require_tls(bool newval, void *extra)
+{
+	rights_forget();
+}
+
 void
 rights_init(void)
 {
+	DefineCustomBoolVariable("nomp_crypt.require_tls",
+							 "Whether keys may be used only over encrypted connections and unix sockets.",
+							 NULL,
+							 &require_tls, false,
+							 PGC_SUSET, 0, NULL, assign_require_tls, NULL);
 	RegisterXactCallback(at_xact_event, NULL);
 	RegisterSubXactCallback(at_subxact_event, NULL);
 }
@@ -133,10 +152,18 @@ right_name(int rights)
 	return rights & RIGHT_SEARCH ? "search" : "load";
 }
 
-/* Any one of those rights.  Raises 42501. */
+/*
+ * Any one of those rights, over a connection that may carry values.  Raises
+ * 42501, 28000.
+ */
 void
 rights_require(const TenantRow *tenant, int right)
 {
+	if (require_tls && session_in_clear())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+				 errmsg("keys may not be used over a connection without encryption"),
+				 errhint("Connect with sslmode=require or gssencmode=require; nomp_crypt.require_tls is on.")));
 	if (!rights_has(&tenant->uuid, right))
 		error_right_missing(right_name(right), tenant->id);
 }
