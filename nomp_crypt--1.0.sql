@@ -3,6 +3,17 @@
 -- complain if the script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION nomp_crypt" to load this file. \quit
 
+-- Values hold UTF-8; from these encodings nothing can be converted reliably.
+DO $$
+BEGIN
+	IF getdatabaseencoding() IN ('SQL_ASCII', 'MULE_INTERNAL') THEN
+		RAISE EXCEPTION 'nomp_crypt cannot work in a database with encoding %', getdatabaseencoding()
+			USING ERRCODE = 'feature_not_supported',
+			HINT = 'Create the database with ENCODING ''UTF8'' TEMPLATE template0. All other encodings work too.';
+	END IF;
+END
+$$;
+
 CREATE SCHEMA nomp_crypt;
 GRANT USAGE ON SCHEMA nomp_crypt TO PUBLIC;
 
@@ -134,10 +145,10 @@ CREATE TYPE @extschema@.encrypted (
 	ANALYZE = @extschema@.encrypted_analyze,
 	INTERNALLENGTH = VARIABLE,
 	STORAGE = external,
-	COLLATABLE = true
+	COLLATABLE = true	-- what is decrypted compares with the column's collation
 );
 COMMENT ON TYPE @extschema@.encrypted IS
-'plaintext inside a tenant, ciphertext outside and in storage; declare as encrypted(text)';
+'plaintext inside a tenant, ciphertext outside and in storage; declare as encrypted(text), encrypted(date), ...';
 
 -- ---------------------------------------------------------------------------
 -- Casts
@@ -145,26 +156,40 @@ COMMENT ON TYPE @extschema@.encrypted IS
 
 CREATE FUNCTION @extschema@.encrypted(@extschema@.encrypted, integer, boolean)
 RETURNS @extschema@.encrypted
-LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_coerce';
-CREATE FUNCTION @extschema@.encrypted(text, integer, boolean) RETURNS @extschema@.encrypted
-LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_from_text';
-CREATE FUNCTION @extschema@.encrypted(varchar, integer, boolean) RETURNS @extschema@.encrypted
-LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_from_text';
-CREATE FUNCTION @extschema@.encrypted_to_text(@extschema@.encrypted) RETURNS text
-LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_to_text';
-CREATE FUNCTION @extschema@.encrypted_to_varchar(@extschema@.encrypted) RETURNS varchar
-LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_to_text';
-
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_coerce';
 CREATE CAST (@extschema@.encrypted AS @extschema@.encrypted)
 WITH FUNCTION @extschema@.encrypted(@extschema@.encrypted, integer, boolean) AS IMPLICIT;
-CREATE CAST (text AS @extschema@.encrypted)
-WITH FUNCTION @extschema@.encrypted(text, integer, boolean) AS IMPLICIT;
-CREATE CAST (varchar AS @extschema@.encrypted)
-WITH FUNCTION @extschema@.encrypted(varchar, integer, boolean) AS IMPLICIT;
-CREATE CAST (@extschema@.encrypted AS text)
-WITH FUNCTION @extschema@.encrypted_to_text(@extschema@.encrypted);
-CREATE CAST (@extschema@.encrypted AS varchar)
-WITH FUNCTION @extschema@.encrypted_to_varchar(@extschema@.encrypted);
+
+-- One pair for each type that can be inside, and for its array. Text goes in
+-- by itself, the others by assignment; out of the type everything is explicit.
+-- The cast to json has a C function of its own: see nc_to_json.
+DO $do$
+DECLARE
+	scalar text;
+	inside text;
+BEGIN
+	FOREACH scalar IN ARRAY '{text,varchar,bpchar,bytea,bool,int2,int4,int8,float4,float8,numeric,money,
+		date,time,timetz,timestamp,timestamptz,interval,uuid,inet,json,jsonb,
+		int4range,int8range,numrange,daterange,tsrange,tstzrange}'::text[] LOOP
+		FOREACH inside IN ARRAY ARRAY[scalar, scalar || '[]'] LOOP
+			EXECUTE format($$CREATE FUNCTION @extschema@.encrypted(pg_catalog.%s, integer, boolean)
+				RETURNS @extschema@.encrypted
+				LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_from_value'$$, inside);
+			EXECUTE format($$CREATE FUNCTION @extschema@.encrypted_to_%s(@extschema@.encrypted)
+				RETURNS pg_catalog.%s
+				LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', %L$$,
+				replace(inside, '[]', '_array'), inside,
+				CASE inside WHEN 'json' THEN 'nc_to_json' ELSE 'nc_to_value' END);
+			EXECUTE format($$CREATE CAST (pg_catalog.%1$s AS @extschema@.encrypted)
+				WITH FUNCTION @extschema@.encrypted(pg_catalog.%1$s, integer, boolean) AS %2$s$$, inside,
+				CASE WHEN inside IN ('text', 'varchar') THEN 'IMPLICIT' ELSE 'ASSIGNMENT' END);
+			EXECUTE format($$CREATE CAST (@extschema@.encrypted AS pg_catalog.%s)
+				WITH FUNCTION @extschema@.encrypted_to_%s(@extschema@.encrypted)$$, inside,
+				replace(inside, '[]', '_array'));
+		END LOOP;
+	END LOOP;
+END
+$do$;
 
 -- ---------------------------------------------------------------------------
 -- Comparison. "=" and the opclasses go by fingerprint and need no key; queries
@@ -301,6 +326,15 @@ LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_key_info';
 CREATE FUNCTION nomp_crypt._literal(value @extschema@.encrypted, inside boolean)
 RETURNS @extschema@.encrypted
 LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_literal';
+-- For rewritten queries; they check the session and its rights themselves.
+-- A side of a comparison, decrypted to the witness's type.
+CREATE FUNCTION nomp_crypt._plain(value @extschema@.encrypted, witness anyelement, once boolean)
+RETURNS anyelement
+LANGUAGE c STABLE CALLED ON NULL INPUT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_plain';
+-- A value about to be stored without a coercion.
+CREATE FUNCTION nomp_crypt._store(value @extschema@.encrypted, typmod integer)
+RETURNS @extschema@.encrypted
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_store';
 
 CREATE FUNCTION nomp_crypt.search_values(value text) RETURNS @extschema@.encrypted[]
 LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_search_values';

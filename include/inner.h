@@ -23,10 +23,13 @@ extern const char *inner_name(uint8 code);
 extern Datum inner_from_text(uint8 code, int32 modifier, char *text);
 extern char *inner_to_text(uint8 code, Datum value);
 
-/* Palloc'd payload.  Raises 2202E for arrays of more than one dimension. */
+/* Palloc'd payload.  Raises 0A000 for arrays of more than one dimension. */
 extern char *inner_payload(uint8 code, Datum value, size_t *len);
 
-/* Raises NC005 for a payload that the type does not take. */
+/*
+ * Raises NC005 for a payload that is malformed, or the receive function's own
+ * error.  Payloads were authenticated, so only a defect brings either.
+ */
 extern Datum inner_from_payload(uint8 code, const char *payload, size_t len);
 
 /*

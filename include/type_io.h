@@ -10,6 +10,13 @@
 /* Text form of the value itself, whatever the session. */
 extern char *type_text_form(const bytea *value);
 
+/*
+ * The rights, any one of which allows sealing: storing, with a column's
+ * modifier, needs "encrypt"; a literal to search with is anybody's.
+ */
+#define RIGHTS_TO_SEAL(typmod) \
+	((typmod) < 0 ? RIGHT_ENCRYPT | RIGHT_DECRYPT | RIGHT_SEARCH : RIGHT_ENCRYPT)
+
 /* Encrypt server-encoded text for the session's tenant, or refuse. */
 extern bytea *type_from_text(const char *text, size_t len, int32 typmod);
 
@@ -34,8 +41,26 @@ extern Datum type_open_in_session(const ValueView *view, Oid type);
 /* Decrypt to server-encoded text, for whoever holds the right. */
 extern char *type_to_text(const bytea *value);
 
+/* Encrypt server-encoded text as type text, without a fingerprint. */
+extern bytea *type_seal_text(const TenantRow *tenant, int rights, const char *text,
+							 size_t len);
+
+/* Raise 22023 for ciphertext where plaintext is meant. */
+extern void type_refuse_ciphertext(const char *text, size_t len);
+
 /* Raise NC005 unless the value fits the modifier; needs no key. */
 extern void type_check_modifier(const bytea *value, int32 typmod);
+
+/* Raise NC005 for a probe: a value whose key is an index key. */
+extern void type_refuse_probe(const ValueView *view);
+
+/* Is it that tenant's?  If not, "owner" is filled in.  Raises NC003. */
+extern bool type_is_own(const ValueView *view, const TenantRow *tenant,
+						TenantRow *owner);
+
+/* Raise what a value of another tenant than the session's is. */
+extern void type_refuse_other(const TenantRow *owner, const TenantRow *tenant,
+							  const char *hint) pg_attribute_noreturn();
 
 /*
  * While this is raised, literals of the type are refused: they would be

@@ -9,7 +9,6 @@
 #include "errors.h"
 #include "compat.h"
 #include "funcapi.h"
-#include "mb/pg_wchar.h"
 #include "rights.h"
 #include "session.h"
 #include "type_io.h"
@@ -26,32 +25,28 @@ NC_FUNCTION(nc_literal);
 /*
  * nomp_crypt.encrypt(value text, tenant text) returns encrypted
  *
- * For that tenant, inside a session of another or of none.  Needs its right
+ * As text and without a fingerprint, for that tenant, inside a session of another or of none.  Needs its right
  * "encrypt".  Raises 42704 for an unknown tenant, 42501, NC001 to NC004.
  */
 Datum
 nc_encrypt(PG_FUNCTION_ARGS)
 {
-	char	   *plain = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	text	   *plain = PG_GETARG_TEXT_PP(0);
 	char	   *id = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	char	   *utf8 = pg_server_to_any(plain, (int) strlen(plain), PG_UTF8);
 	TenantRow	tenant;
-	bytea	   *value;
 
 	if (!catalog_tenant_by_id(id, &tenant))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("tenant \"%s\" does not exist", id)));
-	value = envelope_seal(&tenant, RIGHT_ENCRYPT, VALUE_TYPE_TEXT, utf8, strlen(utf8), NULL);
-	explicit_bzero(utf8, strlen(utf8));
-	explicit_bzero(plain, strlen(plain));
-	PG_RETURN_BYTEA_P(value);
+	PG_RETURN_BYTEA_P(type_seal_text(&tenant, RIGHT_ENCRYPT, VARDATA_ANY(plain),
+									 VARSIZE_ANY_EXHDR(plain)));
 }
 
 /*
  * nomp_crypt.decrypt(value encrypted) returns text
  *
- * Needs the right "decrypt" for the value's tenant.  Raises 42501, NC001 to
+ * The text of whatever type is inside.  Needs the right "decrypt" for the value's tenant.  Raises 42501, NC001 to
  * NC005.
  */
 Datum

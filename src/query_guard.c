@@ -113,6 +113,9 @@ wrap_literals(Node *node, LiteralContext *context)
 		return NULL;
 	if (IsA(node, Query))
 		return (Node *) query_tree_mutator((Query *) node, wrap_literals, context, 0);
+	/* done already: EXPLAIN's query comes here by itself, and within EXPLAIN */
+	if (IsA(node, FuncExpr) && ((FuncExpr *) node)->funcid == sql_function(SQL_LITERAL))
+		return copyObject(node);
 	if (is_literal(node, context->type) && ((Const *) node)->consttype != context->type)
 		node = spell_out_array((Const *) node, context->type);
 	else if (is_literal(node, context->type))

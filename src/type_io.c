@@ -5,15 +5,21 @@
  * Inside a school text is plaintext, both ways; outside it is ciphertext,
  * "nc1:" and base64 of the value.  The binary form is the value itself,
  * whatever the session.
+ *
+ * A literal or parameter arrives without a column's modifier, at parse or
+ * bind time: it is sealed as text, and becomes what the column is when it is
+ * coerced (type_convert.c).
  */
 #include "postgres.h"
 
 #include <limits.h>
 
+#include "catalog/pg_type.h"
 #include "common/base64.h"
 #include "envelope.h"
 #include "errors.h"
 #include "compat.h"
+#include "inner.h"
 #include "lib/stringinfo.h"
 #include "libpq/pqformat.h"
 #include "mb/pg_wchar.h"
@@ -28,9 +34,6 @@ NC_FUNCTION(nc_in);
 NC_FUNCTION(nc_out);
 NC_FUNCTION(nc_recv);
 NC_FUNCTION(nc_send);
-NC_FUNCTION(nc_coerce);
-NC_FUNCTION(nc_from_text);
-NC_FUNCTION(nc_to_text);
 
 #define TEXT_PREFIX		"nc1:"
 #define TEXT_PREFIX_LEN 4
@@ -103,66 +106,163 @@ require_load(const ValueView *view)
 		error_right_missing("load", known ? tenant.id : "(unknown)");
 }
 
-/* A value of another type than the column's is an integrity failure. */
 void
 type_check_modifier(const bytea *value, int32 typmod)
 {
 	ValueView	view;
 
 	envelope_parse(value, &view);
-	if (view.type_code != typemod_type_code(typmod))
+	if (typmod >= 0 &&
+		(view.type_code != typemod_type_code(typmod) ||
+		 (view.fingerprint != NULL) != typemod_searchable(typmod)))
 		error_integrity();
+}
+
+/* What a key is for never changes, so the last one looked up is kept. */
+void
+type_refuse_probe(const ValueView *view)
+{
+	static uint8 no_index_key[VALUE_KEY_ID_LEN];
+	static bool known = false;
+	KeyRow		row;
+
+	if (known && memcmp(no_index_key, view->key_id, VALUE_KEY_ID_LEN) == 0)
+		return;
+	if (!catalog_key_by_id(view->key_id, &row))
+		return;
+	if (row.spec.place.is_index)
+		error_integrity();
+	memcpy(no_index_key, view->key_id, VALUE_KEY_ID_LEN);
+	known = true;
+}
+
+/*
+ * A key's id is derived from its tenant, so what was true of the last one
+ * stays true; this saves the lookup at every value that is read.
+ */
+bool
+type_is_own(const ValueView *view, const TenantRow *tenant, TenantRow *owner)
+{
+	static uint8 last_key[VALUE_KEY_ID_LEN];
+	static pg_uuid_t last_tenant;
+	static bool known = false;
+
+	if (known && memcmp(last_key, view->key_id, VALUE_KEY_ID_LEN) == 0 &&
+		memcmp(&last_tenant, &tenant->uuid, UUID_LEN) == 0)
+		return true;
+	if (!envelope_known_owner(view, &tenant->uuid))
+	{
+		if (!envelope_tenant(view, owner))
+			error_key_unknown(NULL);
+		if (memcmp(&owner->uuid, &tenant->uuid, UUID_LEN) != 0)
+			return false;
+	}
+	memcpy(last_key, view->key_id, VALUE_KEY_ID_LEN);
+	last_tenant = tenant->uuid;
+	known = true;
+	return true;
+}
+
+void
+type_refuse_other(const TenantRow *owner, const TenantRow *tenant, const char *hint)
+{
+	/* this school's own, from before it was erased and onboarded again */
+	if (owner->state == TENANT_ERASED && strcmp(owner->id, tenant->id) == 0)
+		error_erased(owner->id);
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("value belongs to tenant \"%s\", the session is inside \"%s\"",
+					owner->id, tenant->id),
+			 errhint("%s", hint)));
+}
+
+void
+type_refuse_ciphertext(const char *text, size_t len)
+{
+	bytea	   *value = parse_text_form(text, len);
+
+	if (value != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("value is encrypted already"),
+				 errhint("Inside a tenant, input is plaintext. To store ciphertext, RESET nomp_crypt.tenant first.")));
+}
+
+bytea *
+type_seal_text(const TenantRow *tenant, int rights, const char *text, size_t len)
+{
+	char	   *utf8 = pg_server_to_any(text, (int) len, PG_UTF8);
+	size_t		utf8_len = utf8 == text ? len : strlen(utf8);
+	bytea	   *value = envelope_seal(tenant, rights, VALUE_TYPE_TEXT, utf8, utf8_len,
+									  NULL);
+
+	if (utf8 != text)
+	{
+		explicit_bzero(utf8, utf8_len);
+		pfree(utf8);
+	}
+	return value;
+}
+
+/* Outside a tenant: ciphertext, from whoever may load it. */
+static bytea *
+load_text_form(const char *text, size_t len, int32 typmod)
+{
+	bytea	   *value = parse_text_form(text, len);
+	ValueView	view;
+
+	if (value == NULL)
+		error_no_tenant("plaintext cannot be encrypted");
+	type_check_modifier(value, typmod);
+	envelope_parse(value, &view);
+	require_load(&view);
+	type_refuse_probe(&view);
+	return value;
 }
 
 bytea *
 type_from_text(const char *text, size_t len, int32 typmod)
 {
 	const TenantRow *tenant = session_tenant_row();
+	bytea	   *plain;
 	bytea	   *value;
-	char	   *utf8;
 
 	if (tenant == NULL)
-	{
-		ValueView	view;
+		return load_text_form(text, len, typmod);
+	type_refuse_ciphertext(text, len);
+	if (typemod_type_code(typmod) == VALUE_TYPE_TEXT && !typemod_searchable(typmod))
+		return type_seal_text(tenant, RIGHTS_TO_SEAL(typmod), text, len);
 
-		value = parse_text_form(text, len);
-		if (value == NULL)
-			error_no_tenant("plaintext cannot be encrypted");
-		type_check_modifier(value, typmod);
-		envelope_parse(value, &view);
-		require_load(&view);
-		return value;
-	}
-	if (parse_text_form(text, len) != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("value is encrypted already"),
-				 errhint("Inside a tenant, input is plaintext. To store ciphertext, RESET nomp_crypt.tenant first.")));
-	utf8 = pg_server_to_any(text, (int) len, PG_UTF8);
-	value = envelope_seal(tenant, RIGHT_ENCRYPT, typemod_type_code(typmod), utf8,
-						  utf8 == text ? len : strlen(utf8), NULL);
-	if (utf8 != text)
-	{
-		explicit_bzero(utf8, strlen(utf8));
-		pfree(utf8);
-	}
+	plain = (bytea *) cstring_to_text_with_len(text, (int) len);
+	value = type_seal(tenant, RIGHTS_TO_SEAL(typmod), PointerGetDatum(plain), TEXTOID,
+					  typmod, false);
+	explicit_bzero(VARDATA(plain), len);
+	pfree(plain);
 	return value;
+}
+
+/* The value's text, by the inner type's output function. */
+static char *
+open_text(const ValueView *view)
+{
+	size_t		len;
+	char	   *payload = envelope_open(view, RIGHT_DECRYPT, &len);
+
+	if (view->type_code != VALUE_TYPE_TEXT)
+		return inner_to_text(view->type_code,
+							 inner_from_payload(view->type_code, payload, len));
+	if (memchr(payload, 0, len) != NULL || len > INT_MAX)
+		error_integrity();
+	return pg_any_to_server(payload, (int) len, PG_UTF8);
 }
 
 char *
 type_to_text(const bytea *value)
 {
 	ValueView	view;
-	size_t		len;
-	char	   *plain;
 
 	envelope_parse(value, &view);
-	if (view.type_code != VALUE_TYPE_TEXT)
-		error_integrity();
-	plain = envelope_open(&view, RIGHT_DECRYPT, &len);
-	if (memchr(plain, 0, len) != NULL || len > INT_MAX)
-		error_integrity();
-	return pg_any_to_server(plain, (int) len, PG_UTF8);
+	return open_text(&view);
 }
 
 void
@@ -189,7 +289,10 @@ nc_in(PG_FUNCTION_ARGS)
 	PG_RETURN_BYTEA_P(type_from_text(text, strlen(text), typmod));
 }
 
-/* encrypted_out(encrypted) returns cstring.  Raises NC001 to NC005, 42501. */
+/*
+ * encrypted_out(encrypted) returns cstring.  Raises NC001 to NC005, 42501,
+ * 55000 for another tenant's value.
+ */
 Datum
 nc_out(PG_FUNCTION_ARGS)
 {
@@ -201,22 +304,12 @@ nc_out(PG_FUNCTION_ARGS)
 	if (tenant == NULL)
 		PG_RETURN_CSTRING(type_text_form(value));
 	envelope_parse(value, &view);
-	if (envelope_known_owner(&view, &tenant->uuid))
-		PG_RETURN_CSTRING(type_to_text(value));
-	if (!envelope_tenant(&view, &owner))
-		error_key_unknown(NULL);
-	if (memcmp(&owner.uuid, &tenant->uuid, UUID_LEN) == 0)
-		PG_RETURN_CSTRING(type_to_text(value));
+	if (type_is_own(&view, tenant, &owner))
+		PG_RETURN_CSTRING(open_text(&view));
 	if (session_shows_others())
 		PG_RETURN_CSTRING(type_text_form(value));
-	/* this school's own, from before it was erased and onboarded again */
-	if (owner.state == TENANT_ERASED && strcmp(owner.id, tenant->id) == 0)
-		error_erased(owner.id);
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("value belongs to tenant \"%s\", the session is inside \"%s\"",
-					owner.id, tenant->id),
-			 errhint("Select only rows of the session's tenant, or set nomp_crypt.other_tenants to \"ciphertext\".")));
+	type_refuse_other(&owner, tenant,
+					  "Select only rows of the session's tenant, or set nomp_crypt.other_tenants to \"ciphertext\".");
 }
 
 /*
@@ -241,6 +334,7 @@ nc_recv(PG_FUNCTION_ARGS)
 				 errhint("In binary, values of this type are always ciphertext. Send plaintext as a text parameter, or declare the parameter as text.")));
 	type_check_modifier(value, typmod);
 	require_load(&view);
+	type_refuse_probe(&view);
 	PG_RETURN_BYTEA_P(value);
 }
 
@@ -249,34 +343,4 @@ Datum
 nc_send(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BYTEA_P(PG_GETARG_BYTEA_P_COPY(0));
-}
-
-/* encrypted(encrypted, int4, boolean): coercion to a column's modifier. */
-Datum
-nc_coerce(PG_FUNCTION_ARGS)
-{
-	bytea	   *value = PG_GETARG_BYTEA_PP(0);
-
-	type_check_modifier(value, PG_GETARG_INT32(1));
-	PG_RETURN_BYTEA_P(value);
-}
-
-/* encrypted(text, int4, boolean) returns encrypted: as the input function. */
-Datum
-nc_from_text(PG_FUNCTION_ARGS)
-{
-	text	   *plain = PG_GETARG_TEXT_PP(0);
-	char	   *copy = text_to_cstring(plain);
-	bytea	   *value = type_from_text(copy, strlen(copy), PG_GETARG_INT32(1));
-
-	explicit_bzero(copy, strlen(copy));
-	pfree(copy);
-	PG_RETURN_BYTEA_P(value);
-}
-
-/* text(encrypted) returns text: decrypts, inside a tenant or not. */
-Datum
-nc_to_text(PG_FUNCTION_ARGS)
-{
-	PG_RETURN_TEXT_P(cstring_to_text(type_to_text(PG_GETARG_BYTEA_PP(0))));
 }

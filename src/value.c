@@ -31,7 +31,9 @@ _Static_assert(VALUE_MAX_AAD == OFFSET_NONCE + VALUE_FINGERPRINT_LEN,
 static bool
 known_type(uint8_t type_code)
 {
-	return type_code == VALUE_TYPE_TEXT;
+	uint8_t		element = type_code & ~VALUE_TYPE_ARRAY;
+
+	return element >= VALUE_TYPE_TEXT && element <= VALUE_TYPE_LAST;
 }
 
 bool
