@@ -267,6 +267,62 @@ test_hkdf(void)
 }
 
 /* ------------------------------------------------------------------------
+ * HMAC: RFC 4231's test cases 1 to 5.  Their keys are shorter than ours,
+ * which changes nothing: HMAC pads a key with zeros.  The fifth is RFC 4231's
+ * own truncation.
+ * ------------------------------------------------------------------------ */
+
+typedef struct HmacVector
+{
+	const char *key;			/* in hex */
+	const char *data;
+	size_t		repeat;			/* data is one byte, that often; 0: a string */
+	const char *mac;
+} HmacVector;
+
+static const HmacVector hmac_vectors[] = {
+	{"0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b", "Hi There", 0,
+	"b0344c61d8db38535ca8afceaf0bf12b"},
+	{"4a656665", "what do ya want for nothing?", 0,
+	"5bdcc146bf60754e6a042426089575c7"},
+	{"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "\xdd", 50,
+	"773ea91e36800e46854db8ebd09181a7"},
+	{"0102030405060708090a0b0c0d0e0f10111213141516171819", "\xcd", 50,
+	"82558a389a443c0ea4cc819899f2083a"},
+	{"0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c", "Test With Truncation", 0,
+	"a3b6167473100ee06e0c796c2955552b"},
+};
+
+static void
+test_hmac(void)
+{
+	uint8_t		key[32],
+				data[64],
+				mac[CIPHER_MAC_LEN];
+
+	for (int i = 0; i < 5; i++)
+	{
+		const HmacVector *v = &hmac_vectors[i];
+		size_t		len = v->repeat > 0 ? v->repeat : strlen(v->data);
+
+		memset(key, 0, sizeof(key));
+		from_hex(v->key, key, sizeof(key));
+		if (v->repeat > 0)
+			memset(data, v->data[0], len);
+		else
+			memcpy(data, v->data, len);
+		tap_ok(cipher_hmac(key, data, len, mac) &&
+			   equals_hex(mac, sizeof(mac), v->mac),
+			   "HMAC-SHA-256: RFC 4231, test case %d", i + 1);
+	}
+	/* Computed with Python's hmac module. */
+	memset(key, 0x42, sizeof(key));
+	tap_ok(cipher_hmac(key, NULL, 0, mac) &&
+		   equals_hex(mac, sizeof(mac), "58f0742d53a418d2df62182814f13760"),
+		   "HMAC-SHA-256: 32-byte key, no data");
+}
+
+/* ------------------------------------------------------------------------
  * Tampering
  * ------------------------------------------------------------------------ */
 
@@ -418,7 +474,7 @@ test_helpers(void)
 #define PIECE		8			/* bytes that are no accident */
 #define DEAD_STACK	32768
 
-static uint8_t needles[4][32];
+static uint8_t needles[6][32];
 static int	needle_count;
 
 static void
@@ -505,6 +561,14 @@ learn_needles(void)
 	reveal(0, key);
 	cipher_hkdf(key, 32, (const uint8_t *) "x", 1, out);
 	add_needle(out);
+
+	/* What HMAC hashes first, and second: the key, masked with constants. */
+	for (int pass = 0; pass < 2; pass++)
+	{
+		for (int i = 0; i < 32; i++)
+			out[i] = key[i] ^ (pass == 0 ? 0x36 : 0x5c);
+		add_needle(out);
+	}
 	cipher_wipe(out, sizeof(out));
 	cipher_wipe(key, sizeof(key));
 
@@ -517,7 +581,10 @@ learn_needles(void)
 	cipher_wipe(out, sizeof(out));
 }
 
-/* Derive, seal and open with the second C2SP key, and HKDF with needle 0. */
+/*
+ * Derive, seal and open with the second C2SP key, HKDF and HMAC with
+ * needle 0.
+ */
 __attribute__((noinline))
 static CipherCtx *
 use_keys(void)
@@ -532,6 +599,7 @@ use_keys(void)
 	cipher_hkdf(key, 32, (const uint8_t *) "x", 1, out);
 	cipher_free(derive_or_bail(key, nonce));
 	cipher_free(derive_or_bail(out, nonce));
+	cipher_hmac(key, (const uint8_t *) "x", 1, out);
 	cipher_wipe(key, sizeof(key));
 	cipher_wipe(out, sizeof(out));
 
@@ -593,6 +661,7 @@ main(int argc, char **argv)
 	test_gcm_file(folder, "nist_gcm_encrypt256.txt", 125);
 	test_gcm_file(folder, "nist_gcm_decrypt256.txt", 125);
 	test_hkdf();
+	test_hmac();
 	test_tampering();
 	test_reuse();
 	test_helpers();
