@@ -6,9 +6,9 @@
 \set VERBOSITY terse
 SELECT nomp_crypt.grant_tenant('ribersborg', 'regress_app', '{search}');
 CREATE FUNCTION modifier(code int, kind text) RETURNS int LANGUAGE sql IMMUTABLE
-RETURN code | ((1 + array_position('{exact,nocase,digits}'::text[], kind) - 1) << 8);
+RETURN code | (array_position('{exact,nocase,digits}'::text[], kind) << 8);
 CREATE FUNCTION fingerprint(value anyelement, code int, kind text DEFAULT 'exact') RETURNS text LANGUAGE sql
-RETURN encode(substr(encrypted_send(nomp_crypt._probe(value, modifier(code, kind))), 35, 16), 'hex');
+AS $$SELECT encode(substr(encrypted_send(nomp_crypt._probe(value, modifier(code, kind))), 35, 16), 'hex')$$;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO regress_app;
 SET ROLE regress_app;
 SET nomp_crypt.tenant = 'ribersborg';

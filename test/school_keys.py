@@ -148,7 +148,7 @@ def main():
             print(name + ".dek", dek.hex())
             cipher_key(name + ".work", work[purpose])
         elif kind == "text":
-            text = bytes.fromhex(rest[1]).decode("utf-8")
+            text = bytes.fromhex("".join(rest[1:])).decode("utf-8")
             print(name, decrypt.fingerprint(work["index"], text, rest[0]).hex())
         else:
             cipher_key(name, decrypt.derived_key(work["values"], bytes.fromhex(rest[0])[10:34]))
