@@ -23,7 +23,7 @@ create_nomp($node, 'ours', 'theirs');
 $node->safe_psql('postgres', <<'SQL');
 SELECT nomp_crypt.grant_all_tenants(current_user, '{search}');
 CREATE TABLE person (id int PRIMARY KEY, exact encrypted(text, searchable),
-	nocase encrypted(text, searchable nocase), digits encrypted(text, searchable digits));
+	nocase encrypted(text, searchable, nocase), digits encrypted(text, searchable, digits));
 CREATE TABLE thing (price encrypted('numeric(10,2)', searchable), made encrypted(timestamptz, searchable),
 	ratio encrypted(float8, searchable), bytes encrypted(bytea, searchable), code encrypted('char(8)', searchable));
 SQL
