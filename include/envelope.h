@@ -54,6 +54,9 @@ extern void envelope_parse(const bytea *value, ValueView *view);
 /* Whose value is it?  False if its key is not known here.  No rights check. */
 extern bool envelope_tenant(const ValueView *value, TenantRow *row);
 
+/* Is it what a searchable column is compared with (search.c), and no value? */
+extern bool envelope_is_probe(const ValueView *value);
+
 /* Known to be that tenant's, its key being here?  Touches no catalog. */
 extern bool envelope_known_owner(const ValueView *value, const pg_uuid_t *tenant);
 

@@ -56,6 +56,29 @@ envelope_tenant(const ValueView *value, TenantRow *row)
 	return catalog_tenant_by_uuid(&uuid, row);
 }
 
+static bool
+all_zero(const uint8 *bytes, size_t len)
+{
+	for (size_t i = 0; i < len; i++)
+	{
+		if (bytes[i] != 0)
+			return false;
+	}
+	return true;
+}
+
+/* The shape first: it is cheap, and no stored value has a zero nonce. */
+bool
+envelope_is_probe(const ValueView *value)
+{
+	KeyRow		key;
+
+	return value->fingerprint != NULL && value->body_len == VALUE_TAG_LEN &&
+		all_zero(value->nonce, VALUE_NONCE_LEN) &&
+		all_zero(value->body + 1, VALUE_TAG_LEN - 1) &&
+		catalog_key_by_id(value->key_id, &key) && key.spec.place.is_index;
+}
+
 static void
 require_active(const TenantRow *tenant)
 {

@@ -5,7 +5,7 @@
  * A probe is laid out like a stored value and carries a fingerprint, so that
  * the opclasses take it; but its key is the school's index key, its nonce is
  * zero, and its body says only which normalisation made it.  It can be
- * compared, never opened.
+ * compared, never opened (envelope_is_probe knows one).
  *
  * The rewriting of plans (rewrite.c) puts the calls in; a probe is made once
  * for the same input, however many rows it is compared with.  What that keeps
@@ -102,29 +102,6 @@ build_probe(const Column *column, const uint8 key_id[VALUE_KEY_ID_LEN],
 							  no_nonce, fingerprint);
 	body[0] = (uint8) column->normal;
 	return probe;
-}
-
-static bool
-all_zero(const uint8 *bytes, size_t len)
-{
-	for (size_t i = 0; i < len; i++)
-	{
-		if (bytes[i] != 0)
-			return false;
-	}
-	return true;
-}
-
-/* The shape first: it is cheap, and no stored value has a zero nonce. */
-static bool
-is_probe(const ValueView *view)
-{
-	KeyRow		key;
-
-	return view->fingerprint != NULL && view->body_len == VALUE_TAG_LEN &&
-		all_zero(view->nonce, VALUE_NONCE_LEN) &&
-		all_zero(view->body + 1, VALUE_TAG_LEN - 1) &&
-		catalog_key_by_id(view->key_id, &key) && key.spec.place.is_index;
 }
 
 /*
@@ -246,7 +223,7 @@ probe_encrypted(const TenantRow *tenant, bytea *value, const Column *column)
 	Oid			type;
 
 	envelope_parse(value, &view);
-	if (is_probe(&view))
+	if (envelope_is_probe(&view))
 	{
 		require_same_kind(&view, column);
 		return value;

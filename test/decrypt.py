@@ -8,9 +8,11 @@ written after the page.
     decrypt.py --dek HEX --tenant UUID --version N VALUE
     decrypt.py --kek HEX --wrapped HEX --tenant UUID --version N VALUE
     decrypt.py --check < lines of "dek tenant version plaintext-hex value"
+    decrypt.py --dek HEX --tenant UUID --version N [--normal KIND] --fingerprint TEXT
     decrypt.py --example docs/format.md
 
-VALUE is the text form, nc1:...  Exits with 0 if everything decrypts (and is
+With --fingerprint, --dek is the index key and TEXT the canonical text; KIND
+is nocase or digits.  VALUE is the text form, nc1:...  Exits with 0 if everything decrypts (and is
 what it should be), 1 if something does not, 2 for wrong usage.
 """
 
@@ -21,6 +23,7 @@ import hashlib
 import hmac
 import re
 import sys
+import unicodedata
 import uuid
 
 from cryptography.exceptions import InvalidTag
@@ -125,6 +128,27 @@ def decrypt(dek, tenant, version, text):
     return xaes_open(k_enc, nonce, sealed, aad)
 
 
+# Searching
+
+def normal(text, kind):
+    if kind == "nocase":
+        nfc = unicodedata.normalize("NFC", text)
+        return unicodedata.normalize("NFC", nfc.casefold())
+    if kind == "digits":
+        return "".join(c for c in text if c in "0123456789")
+    return text
+
+
+def fingerprint(k_idx, text, kind=None):
+    """Of a canonical text."""
+    data = normal(text, kind).encode("utf-8")
+    return hmac.new(k_idx, data, hashlib.sha256).digest()[:16]
+
+
+def index_key(dek, tenant, version):
+    return hkdf(dek, lp(b"nomp_crypt k_idx v1") + place(tenant, b"index", version))
+
+
 # Ways of running it
 
 def check(lines):
@@ -170,6 +194,9 @@ def check_example(page):
         one("key_check")[:8] == one("key_id"),
         hkdf(dek, lp(b"nomp_crypt k_enc v1") + key_place) == one("k_enc"),
         len(fields["text form"]) == 2,
+        index_key(one("index key"), tenant, version) == one("k_idx"),
+        fingerprint(one("k_idx"), one("plaintext").decode("utf-8")) == one("fingerprint"),
+        from_text(fields["text form"][1])[34:50] == one("fingerprint"),
     ]
     for i, text in enumerate(fields["text form"]):
         key_id, nonce, aad, _ = split(from_text(text))
@@ -195,11 +222,19 @@ def main():
     parser.add_argument("--wrapped", type=bytes.fromhex)
     parser.add_argument("--tenant", type=uuid.UUID)
     parser.add_argument("--version", type=int)
+    parser.add_argument("--fingerprint", metavar="TEXT")
+    parser.add_argument("--normal", choices=["nocase", "digits"])
     parser.add_argument("value", nargs="?")
     args = parser.parse_args()
 
     if args.check:
         return check(sys.stdin)
+    if args.fingerprint is not None:
+        if args.dek is None or args.tenant is None or args.version is None:
+            parser.error("a fingerprint needs --dek, --tenant and --version")
+        k_idx = index_key(args.dek, args.tenant, args.version)
+        print(fingerprint(k_idx, args.fingerprint, args.normal).hex())
+        return 0
     try:
         if args.example:
             return check_example(args.example)

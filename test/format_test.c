@@ -212,6 +212,24 @@ print_example_wrap(FILE *out, const Sample *s)
 	print_field(out, "wrapped", wrapped, sizeof(wrapped));
 }
 
+/* The index key's lines; takes the fingerprint of the plaintext. */
+static void
+print_example_index(FILE *out, Sample *s)
+{
+	KeyPlace	place = s->place;
+	uint8_t		index_key[32],
+				k_idx[32];
+
+	place.is_index = 1;
+	for (int i = 0; i < 32; i++)
+		index_key[i] = (uint8_t) (0x20 + i);
+	if (!keyplace_working_key(&place, index_key, k_idx) ||
+		!cipher_hmac(k_idx, s->plain, s->plain_len, s->fingerprint))
+		tap_bail("no fingerprint for the example");
+	print_field(out, "index key", index_key, sizeof(index_key));
+	print_field(out, "k_idx", k_idx, sizeof(k_idx));
+}
+
 static void
 print_example(FILE *out)
 {
@@ -229,7 +247,6 @@ print_example(FILE *out)
 	{
 		installation[i] = (uint8_t) (0x11 * i);
 		s.place.tenant[i] = (uint8_t) (0xff - 0x11 * i);
-		s.fingerprint[i] = (uint8_t) (0xf0 + i);
 	}
 	memcpy(s.plain, name, s.plain_len);
 	if (!keyplace_check(&s.place, s.dek, key_check) ||
@@ -250,6 +267,7 @@ print_example(FILE *out)
 	print_field(out, "k_enc", key, sizeof(key));
 	print_field(out, "plaintext", s.plain, s.plain_len);
 	print_example_value(out, &s);
+	print_example_index(out, &s);
 	s.searchable = true;
 	s.nonce[23]++;
 	print_example_value(out, &s);

@@ -6,9 +6,10 @@ asks the token itself.
     school_keys.py MODULE TOKEN PINFILE < lines
 
 Lines in: "key NAME KEK-LABEL TENANT PURPOSE VERSION WRAPPED-HEX" (first), and
-"value NAME VALUE-HEX" for values under the key before.  Lines out, "NAME HEX":
-the data key NAME.dek, its working key NAME.work, the derived key of a value,
-NAME, and for the last two, which ciphers are keyed with, the other round keys
+"value NAME VALUE-HEX" for values under the values key, "text NAME KIND
+TEXT-HEX" for fingerprints under the index key (KIND: exact, nocase, digits).  Lines out, "NAME HEX":
+the data key NAME.dek, its working key NAME.work, the derived key of a value or
+the fingerprint of a text, NAME, and for working and derived keys, which ciphers are keyed with, the other round keys
 of AES-256, NAME.rounds (13 blocks; two neighbours give the key away).
 """
 
@@ -134,7 +135,7 @@ def main():
     module, label, pin_file = sys.argv[1:]
     with open(pin_file, "rb") as file:
         token = Token(module, label, file.read().strip())
-    work = None
+    work = {}
     for line in sys.stdin:
         kind, name, *rest = line.split()
         if kind == "key":
@@ -143,11 +144,14 @@ def main():
             dek = token.unwrap(kek.encode(), bytes.fromhex(wrapped),
                                decrypt.lp(b"nomp_crypt wrap v1") + place)
             info = {"values": b"nomp_crypt k_enc v1", "index": b"nomp_crypt k_idx v1"}[purpose]
-            work = decrypt.hkdf(dek, decrypt.lp(info) + place)
+            work[purpose] = decrypt.hkdf(dek, decrypt.lp(info) + place)
             print(name + ".dek", dek.hex())
-            cipher_key(name + ".work", work)
+            cipher_key(name + ".work", work[purpose])
+        elif kind == "text":
+            text = bytes.fromhex("".join(rest[1:])).decode("utf-8")
+            print(name, decrypt.fingerprint(work["index"], text, rest[0]).hex())
         else:
-            cipher_key(name, decrypt.derived_key(work, bytes.fromhex(rest[0])[10:34]))
+            cipher_key(name, decrypt.derived_key(work["values"], bytes.fromhex(rest[0])[10:34]))
 
 
 if __name__ == "__main__":

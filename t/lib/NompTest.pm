@@ -19,7 +19,7 @@ use Test::More;
 our @EXPORT = qw(
   make_token keystore_uri nomp_node nomp_conf create_nomp
   sqlstate in_tenant wait_until helper_pid broker_pid server_pids
-  find_in_memory school_keys crash token_labels delete_from_token
+  find_in_memory school_keys fingerprint crash token_labels delete_from_token
   shim_module shim_says shim_calls set_keystore keystore_state failure
   start_query end_query open_session says starts libpq_calls
   restart_helper tampered flips outcome
@@ -469,12 +469,11 @@ sub delete_from_token
 	return;
 }
 
-# school_keys(NODE, DIR, ID, NAME => VALUE IN HEX...): that school's keys in
-# make_token's token 'nomp', unwrapped outside the server, with the keys
-# derived from them for those values: name => bytes, see test/school_keys.py.
-sub school_keys
+# What test/school_keys.py answers about a school's keys in make_token's token
+# 'nomp', and those lines: name => bytes.
+sub ask_school_keys
 {
-	my ($node, $dir, $id, %values) = @_;
+	my ($node, $dir, $id, @questions) = @_;
 	my $lines = $node->safe_psql('postgres', <<"SQL");
 SELECT concat_ws(' ', 'key', k.purpose, e.label, k.tenant, k.purpose,
 	k.version, encode(k.wrapped, 'hex'))
@@ -486,7 +485,7 @@ SQL
 	my ($out, $err) = ('', '');
 	my %keys;
 
-	$lines .= "\nvalue $_ $values{$_}" for sort keys %values;
+	$lines = join "\n", $lines, @questions;
 	local $ENV{SOFTHSM2_CONF} = "$dir/softhsm2.conf";
 	IPC::Run::run(
 		[
@@ -506,6 +505,28 @@ SQL
 		$keys{$name} = pack 'H*', $hex;
 	}
 	return %keys;
+}
+
+# school_keys(NODE, DIR, ID, NAME => VALUE IN HEX...): that school's keys,
+# unwrapped outside the server, with the keys derived from them for those
+# values: name => bytes.
+sub school_keys
+{
+	my ($node, $dir, $id, %values) = @_;
+
+	return ask_school_keys($node, $dir, $id,
+		map { "value $_ $values{$_}" } sort keys %values);
+}
+
+# fingerprint(NODE, DIR, ID, KIND, TEXT): in hex, of a canonical text (a perl
+# string of bytes in UTF-8), made outside the server.
+sub fingerprint
+{
+	my ($node, $dir, $id, $kind, $text) = @_;
+	my %answer = ask_school_keys($node, $dir, $id,
+		"text asked $kind " . unpack 'H*', $text);
+
+	return unpack 'H*', $answer{asked};
 }
 
 # tampered(NODE, SCHOOL, CHANGES): the row of the school's key for values is
