@@ -18,34 +18,34 @@ typedef enum AccessLog
 extern int	access_log;			/* nomp_crypt.log_access */
 
 extern void access_log_init(void);
-extern void access_note(const pg_uuid_t *tenant, AccessKind kind);
+extern void access_note(const pg_uuid_t *tenant, const char *id, AccessKind kind);
 
 /*
  * Call these when it has been done, with the rights that it was done under:
- * they tell what it was for.  Turning a literal into a column's value opens
- * it under "encrypt", sealing a literal is allowed to whoever holds any right,
- * and a stored value's fingerprint is made under "encrypt": none of these is
- * reading, writing or searching.
+ * one right alone says what it was for.  Alternatives belong to what happens
+ * on the way: a literal is sealed for whoever holds any right, and opened
+ * again to become a column's value or to be looked up.  That is neither
+ * reading nor writing.
  */
 static inline void
 access_opened(const pg_uuid_t *tenant, int rights)
 {
-	if (unlikely(access_log != ACCESS_LOG_NONE) && (rights & RIGHT_DECRYPT) != 0)
-		access_note(tenant, ACCESS_READ);
+	if (unlikely(access_log != ACCESS_LOG_NONE) && rights == RIGHT_DECRYPT)
+		access_note(tenant, NULL, ACCESS_READ);
 }
 
 static inline void
-access_sealed(const pg_uuid_t *tenant, int rights)
+access_sealed(const TenantRow *tenant, int rights)
 {
 	if (unlikely(access_log != ACCESS_LOG_NONE) && rights == RIGHT_ENCRYPT)
-		access_note(tenant, ACCESS_WRITTEN);
+		access_note(&tenant->uuid, tenant->id, ACCESS_WRITTEN);
 }
 
 static inline void
-access_fingerprinted(const pg_uuid_t *tenant, int rights)
+access_fingerprinted(const TenantRow *tenant, int rights)
 {
-	if (unlikely(access_log != ACCESS_LOG_NONE) && (rights & RIGHT_SEARCH) != 0)
-		access_note(tenant, ACCESS_SEARCHED);
+	if (unlikely(access_log != ACCESS_LOG_NONE) && rights == RIGHT_SEARCH)
+		access_note(&tenant->uuid, tenant->id, ACCESS_SEARCHED);
 }
 
 #endif							/* NOMP_ACCESS_LOG_H */

@@ -20,6 +20,8 @@ extern void rights_init(void);
 extern void rights_forget(void);
 extern bool rights_has(const pg_uuid_t *tenant, int right);
 extern bool rights_cached(const pg_uuid_t *tenant, int right);
+/* Also where keys are used without asking for the rights in one tenant. */
+extern void rights_require_connection(void);
 extern void rights_require(const TenantRow *tenant, int right);
 extern void rights_holdings(int right, RightsHeld *found);
 extern bool rights_held(const RightsHeld *found, const pg_uuid_t *tenant);

@@ -57,9 +57,9 @@ static MemoryContext uses_context = NULL;
 static Use *last_use = NULL;
 static int	strictest = ACCESS_LOG_NONE;	/* of the settings in force at a use */
 
-/* Who and whose, in words. */
+/* Who and whose, in words; the tenant's id is looked up if it is NULL. */
 static void
-name_use(AccessKey *names, const UseKey *key)
+name_use(AccessKey *names, const UseKey *key, const char *id)
 {
 	char	   *database = get_database_name(MyDatabaseId);
 	char	   *role = GetUserNameFromId(key->role, true);
@@ -71,14 +71,16 @@ name_use(AccessKey *names, const UseKey *key)
 		strlcpy(names->role, role, sizeof(names->role));
 	else
 		snprintf(names->role, sizeof(names->role), "%u", key->role);
-	if (catalog_tenant_by_uuid(&key->tenant, &tenant))
+	if (id != NULL)
+		strlcpy(names->tenant, id, sizeof(names->tenant));
+	else if (catalog_tenant_by_uuid(&key->tenant, &tenant))
 		strlcpy(names->tenant, tenant.id, sizeof(names->tenant));
 	else
 		uuid_text(&key->tenant, names->tenant);
 }
 
 static Use *
-find_use(const UseKey *key)
+find_use(const UseKey *key, const char *id)
 {
 	AccessKey	names;
 	bool		found;
@@ -100,7 +102,7 @@ find_use(const UseKey *key)
 	use = hash_search(uses, key, HASH_FIND, NULL);
 	if (use != NULL)
 		return use;
-	name_use(&names, key);		/* may raise: before there is an entry */
+	name_use(&names, key, id);		/* may raise: before there is an entry */
 	use = hash_search(uses, key, HASH_ENTER, &found);
 	memset(&use->entry, 0, sizeof(use->entry));
 	use->entry.key = names;
@@ -109,7 +111,7 @@ find_use(const UseKey *key)
 
 /* One more; the second half of the functions in the header. */
 void
-access_note(const pg_uuid_t *tenant, AccessKind kind)
+access_note(const pg_uuid_t *tenant, const char *id, AccessKind kind)
 {
 	Oid			role = GetUserId();
 
@@ -121,7 +123,7 @@ access_note(const pg_uuid_t *tenant, AccessKind kind)
 		memset(&key, 0, sizeof(key));
 		key.role = role;
 		key.tenant = *tenant;
-		last_use = find_use(&key);
+		last_use = find_use(&key, id);
 	}
 	last_use->entry.counts[kind]++;
 	strictest = Max(strictest, access_log);

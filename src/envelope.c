@@ -244,7 +244,7 @@ envelope_seal(const TenantRow *tenant, int rights, uint8 type_code,
 		if (!cipher_seal(ctx, nonce + CIPHER_PREFIX_LEN, aad, aad_len,
 						 (const uint8 *) payload, len, body))
 			elog(ERROR, "could not encrypt a value");
-		access_sealed(&tenant->uuid, rights);
+		access_sealed(tenant, rights);
 		return value;
 	}
 	error_keystore(KS_RETRY, "", tenant->id);

@@ -152,18 +152,22 @@ right_name(int rights)
 	return rights & RIGHT_SEARCH ? "search" : "load";
 }
 
-/*
- * Any one of those rights, over a connection that may carry values.  Raises
- * 42501, 28000.
- */
+/* A connection that may carry values.  Raises 28000. */
 void
-rights_require(const TenantRow *tenant, int right)
+rights_require_connection(void)
 {
 	if (require_tls && session_in_clear())
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
 				 errmsg("keys may not be used over a connection without encryption"),
 				 errhint("Connect with sslmode=require or gssencmode=require; nomp_crypt.require_tls is on.")));
+}
+
+/* Any one of those rights.  Raises 42501, 28000. */
+void
+rights_require(const TenantRow *tenant, int right)
+{
+	rights_require_connection();
 	if (!rights_has(&tenant->uuid, right))
 		error_right_missing(right_name(right), tenant->id);
 }

@@ -19,7 +19,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my @extension_tables =
-  qw(erasure installation kek tenant tenant_key tenant_right);
+  qw(audit erasure installation kek tenant tenant_key tenant_right);
 my $temp = PostgreSQL::Test::Utils::tempdir();
 
 my $node = nomp_node('main', allows_streaming => 1);
@@ -398,7 +398,7 @@ my @as_owner = (
 	"$temp/owned.sql", '-d', $node->connstr('owned'));
 $node->command_fails_like(
 	\@as_owner,
-	qr/permission denied for table (?:installation|tenant|kek|erasure)/,
+	qr/permission denied for table (?:audit|installation|tenant|kek|erasure)/,
 	'the owner alone cannot dump the keys, and the dump fails');
 one("SELECT nomp_crypt.grant_admin('owner')", 'owned');
 $node->command_ok(\@as_owner, 'after grant_admin() he can');
