@@ -133,7 +133,8 @@ CREATE TYPE @extschema@.encrypted (
 	TYPMOD_OUT = @extschema@.encrypted_typmod_out,
 	ANALYZE = @extschema@.encrypted_analyze,
 	INTERNALLENGTH = VARIABLE,
-	STORAGE = external
+	STORAGE = external,
+	COLLATABLE = true
 );
 COMMENT ON TYPE @extschema@.encrypted IS
 'plaintext inside a tenant, ciphertext outside and in storage; declare as encrypted(text)';
@@ -166,13 +167,14 @@ CREATE CAST (@extschema@.encrypted AS varchar)
 WITH FUNCTION @extschema@.encrypted_to_varchar(@extschema@.encrypted);
 
 -- ---------------------------------------------------------------------------
--- Keyless comparison, for opclasses. Queries that use it are refused.
+-- Comparison. "=" and the opclasses go by fingerprint and need no key; queries
+-- are rewritten where that is no answer.
 -- ---------------------------------------------------------------------------
 
 CREATE FUNCTION @extschema@.encrypted_eq(@extschema@.encrypted, @extschema@.encrypted) RETURNS boolean
-LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_eq';
+LANGUAGE c IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_eq';
 CREATE FUNCTION @extschema@.encrypted_ne(@extschema@.encrypted, @extschema@.encrypted) RETURNS boolean
-LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_ne';
+LANGUAGE c IMMUTABLE STRICT LEAKPROOF PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_ne';
 CREATE FUNCTION @extschema@.encrypted_lt(@extschema@.encrypted, @extschema@.encrypted) RETURNS boolean
 LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_lt';
 CREATE FUNCTION @extschema@.encrypted_le(@extschema@.encrypted, @extschema@.encrypted) RETURNS boolean
@@ -227,6 +229,58 @@ CREATE OPERATOR CLASS @extschema@.encrypted_ops DEFAULT FOR TYPE @extschema@.enc
 	OPERATOR 1 @extschema@.=,
 	FUNCTION 1 @extschema@.encrypted_hash(@extschema@.encrypted),
 	FUNCTION 2 @extschema@.encrypted_hash_extended(@extschema@.encrypted, bigint);
+
+-- Comparisons with values of other types, and patterns: placeholders, which
+-- queries have rewritten.
+CREATE FUNCTION @extschema@.encrypted_compare(@extschema@.encrypted, anyelement) RETURNS boolean
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_not_rewritten';
+CREATE FUNCTION @extschema@.encrypted_compare(anyelement, @extschema@.encrypted) RETURNS boolean
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_not_rewritten';
+CREATE FUNCTION @extschema@.encrypted_compare(@extschema@.encrypted, text) RETURNS boolean
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_not_rewritten';
+CREATE FUNCTION @extschema@.encrypted_compare(text, @extschema@.encrypted) RETURNS boolean
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_not_rewritten';
+CREATE FUNCTION @extschema@.encrypted_compare(@extschema@.encrypted, varchar) RETURNS boolean
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_not_rewritten';
+CREATE FUNCTION @extschema@.encrypted_compare(varchar, @extschema@.encrypted) RETURNS boolean
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_not_rewritten';
+
+DO $$
+DECLARE
+	operator text;
+	other text;
+	commutator text;
+BEGIN
+	FOREACH operator IN ARRAY '{=,<>,<,<=,>,>=}'::text[] LOOP
+		commutator := CASE operator WHEN '<' THEN '>' WHEN '<=' THEN '>=' WHEN '>' THEN '<'
+			WHEN '>=' THEN '<=' ELSE operator END;
+		FOREACH other IN ARRAY '{anyelement,text,varchar}'::text[] LOOP
+			EXECUTE format('CREATE OPERATOR @extschema@.%s (LEFTARG = @extschema@.encrypted, RIGHTARG = %s,
+				FUNCTION = @extschema@.encrypted_compare, COMMUTATOR = OPERATOR(@extschema@.%s))',
+				operator, other, commutator);
+			EXECUTE format('CREATE OPERATOR @extschema@.%s (LEFTARG = %s, RIGHTARG = @extschema@.encrypted,
+				FUNCTION = @extschema@.encrypted_compare, COMMUTATOR = OPERATOR(@extschema@.%s))',
+				operator, other, commutator);
+		END LOOP;
+	END LOOP;
+	FOREACH operator IN ARRAY '{~~,!~~,~~*,!~~*,~,!~,~*,!~*,^@}'::text[] LOOP
+		EXECUTE format('CREATE OPERATOR @extschema@.%s (LEFTARG = @extschema@.encrypted, RIGHTARG = text,
+			FUNCTION = @extschema@.encrypted_compare)', operator);
+	END LOOP;
+END
+$$;
+
+-- The larger and the smaller by what is inside, inside a tenant.
+CREATE FUNCTION nomp_crypt._larger(@extschema@.encrypted, @extschema@.encrypted) RETURNS @extschema@.encrypted
+LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_larger';
+CREATE FUNCTION nomp_crypt._smaller(@extschema@.encrypted, @extschema@.encrypted) RETURNS @extschema@.encrypted
+LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_smaller';
+CREATE AGGREGATE @extschema@.max(@extschema@.encrypted) (
+	SFUNC = nomp_crypt._larger, STYPE = @extschema@.encrypted,
+	COMBINEFUNC = nomp_crypt._larger, PARALLEL = SAFE);
+CREATE AGGREGATE @extschema@.min(@extschema@.encrypted) (
+	SFUNC = nomp_crypt._smaller, STYPE = @extschema@.encrypted,
+	COMBINEFUNC = nomp_crypt._smaller, PARALLEL = SAFE);
 
 -- ---------------------------------------------------------------------------
 -- Functions on values; for everybody, rights are checked inside

@@ -8,6 +8,9 @@
 #include "catalog.h"
 
 extern void session_init(void);
+
+/* What to call when another tenant, or none, may be in force. */
+extern void session_on_change(void (*callback) (void));
 extern void session_shmem_request(void);
 extern void session_shmem_startup(void);
 

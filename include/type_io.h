@@ -25,6 +25,12 @@ extern bytea *type_seal(const TenantRow *tenant, int rights, Datum value,
 extern Datum type_open(const ValueView *view, int rights, Oid type, int32 modifier,
 					   bool explicit);
 
+/*
+ * The same for a comparison: inside a tenant, of that tenant's value, with
+ * the right "decrypt".  Raises NC006 outside, 55000 for another tenant's.
+ */
+extern Datum type_open_in_session(const ValueView *view, Oid type);
+
 /* Decrypt to server-encoded text, for whoever holds the right. */
 extern char *type_to_text(const bytea *value);
 

@@ -1,18 +1,24 @@
 /*
  * compare.c
- *		Keyless comparison: identical values only.
+ *		Keyless comparison: by fingerprint, or of the bytes as they are.
  *
- * For the opclasses that unique checks, sorting, hashing, ANALYZE and replica
- * identity need.  Never raises in those roles and never asks for a key.  Two
- * encryptions of one plaintext differ, so an application's comparison would
- * mislead: the guards refuse it (compare_guard.c), and so do these functions
- * when an expression calls them.
+ * For "=" and for the opclasses that unique checks, indexes, grouping,
+ * sorting, ANALYZE and replica identity need.  Values with a fingerprint are
+ * equal if the fingerprints are; those without one only if they are
+ * identical, and sort after the others.  Never raises in those roles and
+ * never asks for a key.
+ *
+ * In an expression, values without a fingerprint are refused: two
+ * encryptions of one plaintext differ, so the answer would mislead.  Queries
+ * are rewritten (rewrite_expr.c) so that this does not happen; what was never
+ * rewritten ends here.
  */
 #include "postgres.h"
 
 #include "common/hashfn.h"
 #include "compat.h"
 #include "nodes/primnodes.h"
+#include "value.h"
 
 NC_FUNCTION(nc_eq);
 NC_FUNCTION(nc_ne);
@@ -23,97 +29,136 @@ NC_FUNCTION(nc_ge);
 NC_FUNCTION(nc_cmp);
 NC_FUNCTION(nc_hash);
 NC_FUNCTION(nc_hash_extended);
+NC_FUNCTION(nc_not_rewritten);
 
-static int
-compare_bytes(FunctionCallInfo fcinfo)
+/* What a value is compared by. */
+typedef struct Subject
 {
-	bytea	   *a = PG_GETARG_BYTEA_PP(0);
-	bytea	   *b = PG_GETARG_BYTEA_PP(1);
-	int			len_a = VARSIZE_ANY_EXHDR(a);
-	int			len_b = VARSIZE_ANY_EXHDR(b);
-	int			result = memcmp(VARDATA_ANY(a), VARDATA_ANY(b), Min(len_a, len_b));
+	const uint8 *bytes;
+	int			len;
+	bool		is_fingerprint;
+} Subject;
 
-	if (result == 0)
-		result = (len_a > len_b) - (len_a < len_b);
-	PG_FREE_IF_COPY(a, 0);
-	PG_FREE_IF_COPY(b, 1);
-	return result;
+static Subject
+subject_of(const bytea *value)
+{
+	Subject		subject;
+	ValueView	view;
+
+	subject.bytes = (const uint8 *) VARDATA_ANY(value);
+	subject.len = VARSIZE_ANY_EXHDR(value);
+	subject.is_fingerprint = value_parse(subject.bytes, subject.len, &view) &&
+		view.fingerprint != NULL;
+	if (subject.is_fingerprint)
+	{
+		subject.bytes = view.fingerprint;
+		subject.len = VALUE_FINGERPRINT_LEN;
+	}
+	return subject;
+}
+
+static void
+refuse(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("encrypted values cannot be compared"),
+			 errhint("Compare what is inside, for example column::text = '...', or declare the column searchable.")));
 }
 
 /*
  * Written in an expression, as opposed to used by an opclass, whose support
  * functions are called with no expression or with a Const of its options.
  */
-static void
-refuse_in_expression(FunctionCallInfo fcinfo)
+static bool
+in_expression(FunctionCallInfo fcinfo)
 {
 	Node	   *expr = fcinfo->flinfo != NULL ? fcinfo->flinfo->fn_expr : NULL;
 
-	if (expr != NULL && !IsA(expr, Const))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("encrypted values cannot be compared"),
-				 errhint("Compare what is inside: column::text = '...'.")));
+	return expr != NULL && !IsA(expr, Const);
 }
 
 static int
-compare_operands(FunctionCallInfo fcinfo)
+compare_subjects(const Subject *a, const Subject *b)
 {
-	refuse_in_expression(fcinfo);
-	return compare_bytes(fcinfo);
+	int			result;
+
+	if (a->is_fingerprint != b->is_fingerprint)
+		return a->is_fingerprint ? -1 : 1;
+	result = memcmp(a->bytes, b->bytes, Min(a->len, b->len));
+	return result != 0 ? result : (a->len > b->len) - (a->len < b->len);
+}
+
+static int
+compare(FunctionCallInfo fcinfo, bool equality)
+{
+	bytea	   *a = PG_GETARG_BYTEA_PP(0);
+	bytea	   *b = PG_GETARG_BYTEA_PP(1);
+	Subject		subject_a = subject_of(a);
+	Subject		subject_b = subject_of(b);
+	int			result;
+
+	if (in_expression(fcinfo) &&
+		!(equality && subject_a.is_fingerprint && subject_b.is_fingerprint))
+		refuse();
+	result = compare_subjects(&subject_a, &subject_b);
+	PG_FREE_IF_COPY(a, 0);
+	PG_FREE_IF_COPY(b, 1);
+	return result;
 }
 
 Datum
 nc_eq(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(compare_operands(fcinfo) == 0);
+	PG_RETURN_BOOL(compare(fcinfo, true) == 0);
 }
 
 Datum
 nc_ne(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(compare_operands(fcinfo) != 0);
+	PG_RETURN_BOOL(compare(fcinfo, true) != 0);
 }
 
 Datum
 nc_lt(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(compare_operands(fcinfo) < 0);
+	PG_RETURN_BOOL(compare(fcinfo, false) < 0);
 }
 
 Datum
 nc_le(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(compare_operands(fcinfo) <= 0);
+	PG_RETURN_BOOL(compare(fcinfo, false) <= 0);
 }
 
 Datum
 nc_gt(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(compare_operands(fcinfo) > 0);
+	PG_RETURN_BOOL(compare(fcinfo, false) > 0);
 }
 
 Datum
 nc_ge(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(compare_operands(fcinfo) >= 0);
+	PG_RETURN_BOOL(compare(fcinfo, false) >= 0);
 }
 
 Datum
 nc_cmp(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_INT32(compare_operands(fcinfo));
+	PG_RETURN_INT32(compare(fcinfo, false));
 }
 
 Datum
 nc_hash(PG_FUNCTION_ARGS)
 {
-	bytea	   *value;
+	bytea	   *value = PG_GETARG_BYTEA_PP(0);
+	Subject		subject = subject_of(value);
 	Datum		result;
 
-	refuse_in_expression(fcinfo);
-	value = PG_GETARG_BYTEA_PP(0);
-	result = hash_any((unsigned char *) VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
+	if (in_expression(fcinfo) && !subject.is_fingerprint)
+		refuse();
+	result = hash_any(subject.bytes, subject.len);
 	PG_FREE_IF_COPY(value, 0);
 	return result;
 }
@@ -121,13 +166,24 @@ nc_hash(PG_FUNCTION_ARGS)
 Datum
 nc_hash_extended(PG_FUNCTION_ARGS)
 {
-	bytea	   *value;
+	bytea	   *value = PG_GETARG_BYTEA_PP(0);
+	Subject		subject = subject_of(value);
 	Datum		result;
 
-	refuse_in_expression(fcinfo);
-	value = PG_GETARG_BYTEA_PP(0);
-	result = hash_any_extended((unsigned char *) VARDATA_ANY(value),
-							   VARSIZE_ANY_EXHDR(value), PG_GETARG_INT64(1));
+	if (in_expression(fcinfo) && !subject.is_fingerprint)
+		refuse();
+	result = hash_any_extended(subject.bytes, subject.len, PG_GETARG_INT64(1));
 	PG_FREE_IF_COPY(value, 0);
 	return result;
+}
+
+/*
+ * Stands for comparisons with a value of another type and for LIKE and its
+ * kin, which queries have rewritten.  Reached only where nothing rewrites.
+ */
+Datum
+nc_not_rewritten(PG_FUNCTION_ARGS)
+{
+	refuse();
+	PG_RETURN_NULL();
 }

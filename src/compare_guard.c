@@ -1,39 +1,32 @@
 /*
  * compare_guard.c
- *		Finds the comparisons that ciphertext cannot answer, and refuses them.
+ *		Refuses comparisons of encrypted values that nothing can answer.
  *
- * Two encryptions of one plaintext differ: a query that compares, sorts or
- * groups values of the type would give a wrong answer without anybody
- * noticing.  Walks queries after rewriting (query_guard.c) and expressions
- * that are stored and never planned (ddl_guard.c).
- *
- * A value is compared also where it is hidden: in a row, an array, a domain,
- * or the body of an SQL function that the planner inlines.
+ * Two encryptions of one plaintext differ: a query that compares values of
+ * the type as they are would give a wrong answer without anybody noticing.
+ * Where they stand plain, queries are rewritten (rewrite_expr.c,
+ * rewrite_query.c); where they are hidden in a row or an array, they are
+ * refused here.  Expressions that are stored and never rewritten may compare
+ * only what fingerprints answer (ddl_guard.c).
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "catalog.h"
-#include "catalog/pg_language.h"
-#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "compare_guard.h"
-#include "executor/functions.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/nodeFuncs.h"
-#include "rewrite/rewriteHandler.h"
-#include "tcop/tcopprot.h"
+#include "rewrite.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
-#include "utils/syscache.h"
 #include "utils/typcache.h"
 
 typedef struct Walk
 {
 	Oid			ours;			/* the type */
-	List	   *functions;		/* whose bodies are being looked at */
+	bool		stored;			/* an expression that is never rewritten */
 	bool		makes_records;	/* of our type somewhere */
 	bool		compares_records;	/* whose columns are not known here */
 } Walk;
@@ -46,7 +39,7 @@ refuse(const char *what)
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 			 errmsg("encrypted values cannot be %s", what),
-			 errhint("Use what is inside, for example column::text, inside a tenant.")));
+			 errhint("Use what is inside, for example column::text.")));
 }
 
 static bool
@@ -121,7 +114,10 @@ expr_holds(Node *expr, Oid ours, bool *unknown)
 	return compare_guard_holds(type, ours);
 }
 
-/* Is any of these, which are compared, or hold, of our type? */
+/*
+ * Do any of these, which are compared, hide our type?  Where it stands plain,
+ * rewrite_expr.c has seen to it.
+ */
 static bool
 any_compared(List *exprs, Walk *walk)
 {
@@ -129,25 +125,66 @@ any_compared(List *exprs, Walk *walk)
 
 	foreach(lc, exprs)
 	{
-		if (expr_holds(lfirst(lc), walk->ours, &walk->compares_records))
+		if (!rewrite_is_ours(lfirst(lc), walk->ours) &&
+			expr_holds(lfirst(lc), walk->ours, &walk->compares_records))
 			return true;
 	}
 	return false;
 }
 
-/* Does any of these hold our type, or may it? */
+/* x = ANY (array): the elements are compared one by one. */
 static bool
-any_holds(List *exprs, Oid ours)
+array_operation_hides(ScalarArrayOpExpr *op, Walk *walk)
 {
-	bool		unknown = false;
+	Oid			element = get_base_element_type(exprType(lsecond(op->args)));
+
+	return any_compared(list_make1(linitial(op->args)), walk) ||
+		(getBaseType(element) != walk->ours &&
+		 any_compared(list_make1(lsecond(op->args)), walk));
+}
+
+/*
+ * In a stored expression, which runs without being rewritten: is this
+ * comparison of our type one that fingerprints answer?
+ */
+static bool
+answers_stored(Node *node, Walk *walk)
+{
+	OpExpr	   *op = (OpExpr *) node;
+	char	   *name;
+
+	if (!IsA(node, OpExpr) && !IsA(node, DistinctExpr) && !IsA(node, NullIfExpr))
+		return false;
+	name = get_opname(op->opno);
+	return list_length(op->args) == 2 && name != NULL &&
+		(strcmp(name, "=") == 0 || strcmp(name, "<>") == 0) &&
+		rewrite_is_ours(linitial(op->args), walk->ours) &&
+		rewrite_is_ours(lsecond(op->args), walk->ours) &&
+		rewrite_same_search(rewrite_modifier(linitial(op->args), walk->ours),
+							rewrite_modifier(lsecond(op->args), walk->ours));
+}
+
+static bool
+any_ours(List *exprs, Walk *walk)
+{
 	ListCell   *lc;
 
 	foreach(lc, exprs)
 	{
-		if (expr_holds(lfirst(lc), ours, &unknown))
+		Oid			type = exprType(lfirst(lc));
+
+		if (rewrite_is_ours(lfirst(lc), walk->ours) ||
+			getBaseType(get_base_element_type(type)) == walk->ours)
 			return true;
 	}
-	return unknown;
+	return false;
+}
+
+static void
+check_stored_comparison(Node *node, List *args, Walk *walk)
+{
+	if (walk->stored && any_ours(args, walk) && !answers_stored(node, walk))
+		refuse("compared in a definition");
 }
 
 /* Is any of these sort or group clauses over our type? */
@@ -166,6 +203,7 @@ clauses_compare(List *clauses, List *targets, Walk *walk)
 			TargetEntry *entry = lfirst_node(TargetEntry, target);
 
 			if (entry->ressortgroupref == clause->tleSortGroupRef &&
+				!rewrite_is_ours((Node *) entry->expr, walk->ours) &&
 				expr_holds((Node *) entry, walk->ours, &walk->compares_records))
 				return true;
 		}
@@ -185,7 +223,8 @@ check_set_operations(Node *node, Walk *walk)
 	{
 		foreach(lc, op->colTypes)
 		{
-			if (compare_guard_holds(lfirst_oid(lc), walk->ours))
+			if (getBaseType(lfirst_oid(lc)) != walk->ours &&
+				compare_guard_holds(lfirst_oid(lc), walk->ours))
 				refuse("compared by UNION, INTERSECT or EXCEPT");
 			if (lfirst_oid(lc) == RECORDOID || lfirst_oid(lc) == RECORDARRAYOID)
 				walk->compares_records = true;
@@ -278,90 +317,6 @@ compares_elements(Oid function)
 	}
 }
 
-/* Rewrite as the planner's inlining does, and look at the result. */
-static void
-check_body(Query *query, Walk *walk)
-{
-	ListCell   *lc;
-
-	query = copyObject(query);
-	AcquireRewriteLocks(query, true, false);
-	foreach(lc, QueryRewrite(query))
-		(void) check_node(lfirst(lc), walk);
-}
-
-static void
-check_bodies(Node *body, Walk *walk)
-{
-	ListCell   *lc;
-
-	if (IsA(body, Query))
-		check_body((Query *) body, walk);
-	else
-	{
-		/* BEGIN ATOMIC: a list with one list of queries */
-		foreach(lc, linitial_node(List, castNode(List, body)))
-		{
-			if (lfirst_node(Query, lc)->commandType != CMD_UTILITY)
-				check_body(lfirst_node(Query, lc), walk);
-		}
-	}
-}
-
-/* Parse a body of text, if it is one statement, for the types of this call. */
-static void
-check_text_body(const char *source, HeapTuple tuple, Node *call, Walk *walk)
-{
-	List	   *raw = pg_parse_query(source);
-	SQLFunctionParseInfoPtr info;
-	ListCell   *lc;
-
-	if (list_length(raw) != 1)
-		return;
-	info = prepare_sql_fn_parse_info(tuple, call, exprInputCollation(call));
-	foreach(lc, pg_analyze_and_rewrite_withcb(linitial_node(RawStmt, raw), source,
-											  (ParserSetupHook) sql_fn_parser_setup,
-											  info, NULL))
-	{
-		if (lfirst_node(Query, lc)->commandType != CMD_UTILITY)
-			(void) check_node(lfirst(lc), walk);
-	}
-}
-
-/*
- * The planner inlines SQL functions, those whose body is stored parsed
- * without passing any hook; so is a scalar one whose body is text, but it
- * sees no values of our type if none is passed to it.
- */
-static void
-check_function(Node *call, Oid function, List *args, Walk *walk)
-{
-	HeapTuple	tuple;
-	Form_pg_proc form;
-	Datum		body;
-	bool		isnull;
-
-	if (function < FirstNormalObjectId || list_member_oid(walk->functions, function))
-		return;
-	tuple = SearchSysCacheCopy1(PROCOID, ObjectIdGetDatum(function));
-	if (!HeapTupleIsValid(tuple))
-		return;
-	form = (Form_pg_proc) GETSTRUCT(tuple);
-	if (form->prolang != SQLlanguageId || form->prokind != PROKIND_FUNCTION ||
-		form->prosecdef || !heap_attisnull(tuple, Anum_pg_proc_proconfig, NULL))
-		return;
-	walk->functions = lappend_oid(walk->functions, function);
-	body = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_prosqlbody, &isnull);
-	if (!isnull)
-		check_bodies(stringToNode(TextDatumGetCString(body)), walk);
-	else if (!form->proretset && any_holds(args, walk->ours))
-	{
-		body = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_prosrc, &isnull);
-		check_text_body(TextDatumGetCString(body), tuple, call, walk);
-	}
-	walk->functions = list_delete_last(walk->functions);
-}
-
 static void
 check_call(Node *node, Oid function, List *args, Walk *walk)
 {
@@ -371,7 +326,6 @@ check_call(Node *node, Oid function, List *args, Walk *walk)
 		refuse("compared");
 	if (expr_holds(node, walk->ours, &unknown) && exprType(node) == RECORDOID)
 		walk->makes_records = true;
-	check_function(node, function, args, walk);
 }
 
 static bool
@@ -388,6 +342,8 @@ check_node(Node *node, Walk *walk)
 			return query_tree_walker((Query *) node, check_node, walk, 0);
 		case T_OpExpr:
 			/* operators that take our type are our comparisons, or hide them */
+			if (((OpExpr *) node)->opresulttype == BOOLOID)
+				check_stored_comparison(node, ((OpExpr *) node)->args, walk);
 			if (((OpExpr *) node)->opresulttype == BOOLOID &&
 				any_compared(((OpExpr *) node)->args, walk) &&
 				!compares_images(((OpExpr *) node)->opno))
@@ -395,19 +351,23 @@ check_node(Node *node, Walk *walk)
 			break;
 		case T_DistinctExpr:
 		case T_NullIfExpr:
+			check_stored_comparison(node, ((OpExpr *) node)->args, walk);
 			if (any_compared(((OpExpr *) node)->args, walk))
 				refuse("compared");
 			break;
 		case T_ScalarArrayOpExpr:
-			if (any_compared(((ScalarArrayOpExpr *) node)->args, walk) &&
+			check_stored_comparison(node, ((ScalarArrayOpExpr *) node)->args, walk);
+			if (array_operation_hides((ScalarArrayOpExpr *) node, walk) &&
 				!compares_images(((ScalarArrayOpExpr *) node)->opno))
 				refuse("compared");
 			break;
 		case T_RowCompareExpr:
+			check_stored_comparison(node, ((RowCompareExpr *) node)->largs, walk);
 			if (any_compared(((RowCompareExpr *) node)->largs, walk))
 				refuse("compared");
 			break;
 		case T_MinMaxExpr:
+			check_stored_comparison(node, ((MinMaxExpr *) node)->args, walk);
 			if (any_compared(((MinMaxExpr *) node)->args, walk))
 				refuse("compared");
 			break;
@@ -433,24 +393,17 @@ check_node(Node *node, Walk *walk)
 	return expression_tree_walker(node, check_node, walk);
 }
 
-/* Refuse a query or an expression that compares values of our type. */
+/*
+ * Refuse a query that compares hidden values of our type; or an expression
+ * that is stored, if it compares values at all but by fingerprint.
+ */
 void
-compare_guard_check(Node *tree, Oid ours)
+compare_guard_check(Node *tree, Oid ours, bool stored)
 {
-	Walk		walk = {.ours = ours};
+	Walk		walk = {.ours = ours,.stored = stored};
 
 	(void) check_node(tree, &walk);
 	if (walk.makes_records && walk.compares_records)
 		refuse("compared within records");
 }
 
-/* The same for an SQL function's body, parsed while a call of it is planned. */
-void
-compare_guard_check_body(Query *body, Oid ours)
-{
-	Walk		walk = {.ours = ours};
-
-	check_body(body, &walk);
-	if (walk.makes_records && walk.compares_records)
-		refuse("compared within records");
-}

@@ -2,9 +2,9 @@
  * ddl_guard.c
  *		Definitions that would mislead or lose data are refused.
  *
- * A column of the type needs a modifier; a unique index, primary key, foreign
- * key or range over it would never find an equal, nor would a comparison in a
- * stored expression, which no planner hook sees; a constant of the type in a
+ * A column of the type needs a modifier; without fingerprints a unique index,
+ * primary key or foreign key over it would never find an equal, nor would a
+ * comparison in a stored expression, which no planner hook sees; a constant of the type in a
  * definition would belong to one school; and DROP EXTENSION would take the
  * keys of living schools with it.
  */
@@ -29,8 +29,10 @@
 #include "compare_guard.h"
 #include "guard.h"
 #include "parser/parse_type.h"
+#include "rewrite.h"
 #include "tcop/utility.h"
 #include "type_io.h"
+#include "typemod.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -113,14 +115,15 @@ check_columns(Oid relid, char relkind, int attnum, Oid ours)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_TABLE_DEFINITION),
 					 errmsg("column \"%s\" needs to say what is encrypted", NameStr(att->attname)),
-					 errhint("Declare it encrypted(text); in a query, cast it to that.")));
+					 errhint("Declare it encrypted(text), for example; in a query, cast it to that.")));
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 }
 
+/* A column's type, domains looked through, and its modifier. */
 static Oid
-own_attribute_type(Oid relid, AttrNumber attnum)
+own_attribute_type(Oid relid, AttrNumber attnum, int32 *typmod)
 {
 	Relation	rel = table_open(AttributeRelationId, AccessShareLock);
 	ScanKeyData key[2];
@@ -128,6 +131,7 @@ own_attribute_type(Oid relid, AttrNumber attnum)
 	HeapTuple	tuple;
 	Oid			type = InvalidOid;
 
+	*typmod = -1;
 	ScanKeyInit(&key[0], Anum_pg_attribute_attrelid, BTEqualStrategyNumber, F_OIDEQ,
 				ObjectIdGetDatum(relid));
 	ScanKeyInit(&key[1], Anum_pg_attribute_attnum, BTEqualStrategyNumber, F_INT2EQ,
@@ -135,7 +139,10 @@ own_attribute_type(Oid relid, AttrNumber attnum)
 	scan = systable_beginscan(rel, AttributeRelidNumIndexId, true, SnapshotSelf, 2, key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
-		type = ((Form_pg_attribute) GETSTRUCT(tuple))->atttypid;
+	{
+		*typmod = ((Form_pg_attribute) GETSTRUCT(tuple))->atttypmod;
+		type = getBaseTypeAndTypmod(((Form_pg_attribute) GETSTRUCT(tuple))->atttypid, typmod);
+	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	return type;
@@ -146,12 +153,22 @@ refuse_equality(const char *what)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("%s over encrypted values is not supported by this version", what),
-			 errdetail("Two encryptions of the same value differ, so it would never find an equal."),
-			 errhint("A later version knows encrypted(text, searchable).")));
+			 errmsg("%s needs searchable columns", what),
+			 errdetail("Without a fingerprint two encryptions of the same value differ, so it would never find an equal."),
+			 errhint("Declare the column encrypted(text, searchable).")));
 }
 
-/* Refuse a unique index whose columns are of our type. */
+/* Can this column's values be told equal?  True for other types. */
+static bool
+has_equality(Oid relid, AttrNumber attnum, Oid ours)
+{
+	int32		typmod;
+	Oid			type = own_attribute_type(relid, attnum, &typmod);
+
+	return type == ours ? typemod_searchable(typmod) : !compare_guard_holds(type, ours);
+}
+
+/* Refuse a unique index or exclusion constraint that would find no equal. */
 static void
 check_index(Oid indexid, Oid ours)
 {
@@ -168,12 +185,44 @@ check_index(Oid indexid, Oid ours)
 	table_close(rel, AccessShareLock);
 	for (int i = 1; i <= natts; i++)
 	{
-		if (compare_guard_holds(own_attribute_type(indexid, i), ours))
+		if (!has_equality(indexid, i, ours))
 			refuse_equality("a unique or exclusion constraint");
 	}
 }
 
-/* Refuse a foreign key over columns of our type. */
+static int
+key_columns(HeapTuple tuple, AttrNumber column, Relation rel, int16 **numbers)
+{
+	bool		isnull;
+	Datum		keys = heap_getattr(tuple, column, RelationGetDescr(rel), &isnull);
+	ArrayType  *array = isnull ? NULL : DatumGetArrayTypePCopy(keys);
+
+	*numbers = isnull ? NULL : (int16 *) ARR_DATA_PTR(array);
+	return isnull ? 0 : ARR_DIMS(array)[0];
+}
+
+/* Both sides of a foreign key must be found by the same fingerprints. */
+static void
+check_key_pair(Oid from, AttrNumber from_column, Oid to, AttrNumber to_column, Oid ours)
+{
+	int32		from_mod;
+	int32		to_mod;
+	Oid			from_type = own_attribute_type(from, from_column, &from_mod);
+	Oid			to_type = own_attribute_type(to, to_column, &to_mod);
+
+	if (!compare_guard_holds(from_type, ours) && !compare_guard_holds(to_type, ours))
+		return;
+	if (from_type == ours && to_type == ours && rewrite_same_search(from_mod, to_mod))
+		return;
+	if (from_type == ours && to_type == ours &&
+		typemod_searchable(from_mod) && typemod_searchable(to_mod))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a foreign key needs columns that are searchable in the same way"),
+				 errhint("Declare both with the same normalisation.")));
+	refuse_equality("a foreign key");
+}
+
 static void
 check_constraint(Oid constraint, Oid ours)
 {
@@ -181,26 +230,24 @@ check_constraint(Oid constraint, Oid ours)
 	SysScanDesc scan;
 	HeapTuple	tuple = fetch_own(rel, ConstraintOidIndexId, Anum_pg_constraint_oid,
 								  constraint, &scan);
-	bool		refuse = false;
+	Oid			from = InvalidOid;
+	Oid			to = InvalidOid;
+	int16	   *from_columns = NULL;
+	int16	   *to_columns = NULL;
+	int			n = 0;
 
 	if (HeapTupleIsValid(tuple) &&
 		((Form_pg_constraint) GETSTRUCT(tuple))->contype == CONSTRAINT_FOREIGN)
 	{
-		bool		isnull;
-		Datum		keys = heap_getattr(tuple, Anum_pg_constraint_conkey,
-										RelationGetDescr(rel), &isnull);
-		ArrayType  *array = isnull ? NULL : DatumGetArrayTypeP(keys);
-		int			n = isnull ? 0 : ARR_DIMS(array)[0];
-
-		for (int i = 0; i < n; i++)
-			refuse = refuse ||
-				compare_guard_holds(own_attribute_type(((Form_pg_constraint) GETSTRUCT(tuple))->conrelid,
-													   ((int16 *) ARR_DATA_PTR(array))[i]), ours);
+		from = ((Form_pg_constraint) GETSTRUCT(tuple))->conrelid;
+		to = ((Form_pg_constraint) GETSTRUCT(tuple))->confrelid;
+		n = key_columns(tuple, Anum_pg_constraint_conkey, rel, &from_columns);
+		(void) key_columns(tuple, Anum_pg_constraint_confkey, rel, &to_columns);
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
-	if (refuse)
-		refuse_equality("a foreign key");
+	for (int i = 0; i < n; i++)
+		check_key_pair(from, from_columns[i], to, to_columns[i], ours);
 }
 
 /*
@@ -231,7 +278,7 @@ check_expressions(Oid catalog, Oid index, AttrNumber key, Oid oid,
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	foreach(lc, expressions)
-		compare_guard_check(lfirst(lc), ours);
+		compare_guard_check(lfirst(lc), ours, true);
 }
 
 /* What a relation's definition must not hold; sub is a column or 0. */

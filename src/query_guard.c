@@ -4,10 +4,13 @@
  *
  * After parse analysis every constant of the type is wrapped in
  * nomp_crypt._literal, so that a cached plan cannot carry one school's value
- * into another.  Before planning, a query that compares, sorts or groups
- * values of the type is refused (compare_guard.c); so is the body of an SQL
- * function that the planner inlines, which passes the first hook but not the
- * second.
+ * into another.  When the session's school changes, PostgreSQL is told that
+ * this function has changed: plans that call it are made again, from the
+ * statement's text, and no others.
+ *
+ * Before planning, comparisons are rewritten (rewrite.h), or refused
+ * (compare_guard.c), and SQL functions that handle values of the type are
+ * kept from being inlined (inline_guard.c).
  *
  * Costs one walk over the query tree each, and nothing in a database without
  * the extension.
@@ -19,22 +22,36 @@
 #include "catalog/pg_type.h"
 #include "compare_guard.h"
 #include "guard.h"
+#include "inline_guard.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/planner.h"
 #include "parser/analyze.h"
+#include "rewrite.h"
 #include "session.h"
 #include "sqlnames.h"
 #include "type_io.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
-static int	planning = 0;		/* how deep */
 static planner_hook_type next_planner = NULL;
 static post_parse_analyze_hook_type next_analyze = NULL;
 
 /* ---- literals ---- */
+
+static bool literals_made = false;	/* by this session */
+static uint32 literal_hash = 0; /* of _literal's row, as plans remember it */
+
+/* Called when the school changes, perhaps outside a transaction. */
+static void
+literals_changed(void)
+{
+	if (literals_made)
+		CallSyscacheCallbacks(PROCOID, literal_hash);
+}
 
 typedef struct LiteralContext
 {
@@ -74,9 +91,15 @@ wrap_literals(Node *node, LiteralContext *context)
 	if (IsA(node, Query))
 		return (Node *) query_tree_mutator((Query *) node, wrap_literals, context, 0);
 	if (is_literal(node, context->type))
+	{
+		literal_hash = GetSysCacheHashValue1(PROCOID, ObjectIdGetDatum(sql_function(SQL_LITERAL)));
+		literals_made = true;
 		return (Node *) makeFuncExpr(sql_function(SQL_LITERAL), context->type,
 									 list_make2(node, makeBoolConst(context->inside, false)),
-									 InvalidOid, InvalidOid, COERCE_EXPLICIT_CALL);
+									 ((Const *) node)->constcollid,
+									 ((Const *) node)->constcollid,
+									 COERCE_EXPLICIT_CALL);
+	}
 	return expression_tree_mutator(node, wrap_literals, context);
 }
 
@@ -139,8 +162,6 @@ analyze(ParseState *pstate, Query *query, JumbleState *jstate)
 	type = catalog_type();
 	if (!OidIsValid(type))
 		return;
-	if (planning > 0 && query->commandType == CMD_SELECT)
-		compare_guard_check_body(query, type);
 	if (OidIsValid(sql_function(SQL_LITERAL)))
 		wrap_query(query, type);
 }
@@ -148,26 +169,34 @@ analyze(ParseState *pstate, Query *query, JumbleState *jstate)
 /* ---- comparisons ---- */
 
 static PlannedStmt *
-plan(Query *query, const char *source, int options, ParamListInfo params)
+plan_rewritten(Query *query, const char *source, int options, ParamListInfo params)
 {
 	Oid			ours = catalog_type();
-	PlannedStmt *result;
 
-	/* a literal in an SQL function that is inlined now would be nobody's */
-	type_refuse_literals++;
-	planning++;
+	if (OidIsValid(ours))
+	{
+		query = rewrite_query(query, ours);
+		compare_guard_check((Node *) query, ours, false);
+		(void) inline_guard_set(inline_guard_find(query, ours));
+	}
+	return next_planner != NULL ?
+		next_planner(query, source, options, params) :
+		standard_planner(query, source, options, params);
+}
+
+static PlannedStmt *
+plan(Query *query, const char *source, int options, ParamListInfo params)
+{
+	List	   *before = inline_guard_set(NIL);
+	PlannedStmt *volatile result = NULL;
+
 	PG_TRY();
 	{
-		if (OidIsValid(ours))
-			compare_guard_check((Node *) query, ours);
-		result = next_planner != NULL ?
-			next_planner(query, source, options, params) :
-			standard_planner(query, source, options, params);
+		result = plan_rewritten(query, source, options, params);
 	}
 	PG_FINALLY();
 	{
-		type_refuse_literals--;
-		planning--;
+		(void) inline_guard_set(before);
 	}
 	PG_END_TRY();
 	return result;
@@ -176,6 +205,8 @@ plan(Query *query, const char *source, int options, ParamListInfo params)
 void
 query_guard_init(void)
 {
+	inline_guard_init();
+	session_on_change(literals_changed);
 	next_planner = planner_hook;
 	planner_hook = plan;
 	next_analyze = post_parse_analyze_hook;

@@ -66,6 +66,8 @@ static TenantRow cached_row;
 static uint64 cached_xact = 0;
 static uint64 cached_epoch = 0;
 
+static void (*on_change) (void) = NULL;
+
 /* Per PGPROC: the leader's word for its parallel workers. */
 static pg_atomic_uint32 *in_force = NULL;
 
@@ -110,6 +112,15 @@ assign_tenant(const char *newval, void *extra)
 	set_in_xact = extra != NULL ? *(uint64 *) extra : 0;
 	cached_xact = 0;
 	publish();
+	if (on_change != NULL)
+		on_change();
+}
+
+static void
+assign_scope(int newval, void *extra)
+{
+	if (on_change != NULL)
+		on_change();
 }
 
 static void
@@ -125,6 +136,9 @@ at_xact_event(XactEvent event, void *arg)
 			this_xact++;
 			cached_xact = 0;
 			publish();
+			/* a tenant that counted for this transaction only */
+			if (tenant_scope == SCOPE_TRANSACTION && session_names_tenant() && on_change != NULL)
+				on_change();
 			break;
 		default:
 			break;
@@ -141,6 +155,12 @@ at_subxact_event(SubXactEvent event, SubTransactionId mine,
 }
 
 void
+session_on_change(void (*callback) (void))
+{
+	on_change = callback;
+}
+
+void
 session_init(void)
 {
 	DefineCustomStringVariable("nomp_crypt.tenant",
@@ -154,7 +174,7 @@ session_init(void)
 							 "Whether nomp_crypt.tenant lasts for the session or only for the transaction that set it.",
 							 "Use transaction behind a connection pooler.",
 							 &tenant_scope, SCOPE_SESSION, scope_options,
-							 PGC_USERSET, 0, NULL, NULL, NULL);
+							 PGC_USERSET, 0, NULL, assign_scope, NULL);
 	DefineCustomEnumVariable("nomp_crypt.other_tenants",
 							 "What a session inside one school sees of another's values: error or ciphertext.",
 							 NULL,

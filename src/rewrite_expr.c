@@ -1,0 +1,612 @@
+/*
+ * rewrite_expr.c
+ *		Comparisons in expressions: by fingerprint, or of what is inside.
+ *
+ * "=" and its kin with a searchable side keep our operator; the other side
+ * becomes nomp_crypt._probe(x, modifier), which is STABLE and free of
+ * columns where x is, so that an index serves it.  Every other comparison
+ * becomes that of the base type, with both sides in nomp_crypt._plain().
+ *
+ * The type is collatable, so the parser has chosen the collation by the rules
+ * of the base type: it is kept.
+ */
+#include "postgres.h"
+
+#include "access/stratnum.h"
+#include "catalog.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_operator.h"
+#include "catalog/pg_type.h"
+#include "inner.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+#include "optimizer/optimizer.h"
+#include "parser/parse_coerce.h"
+#include "parser/parse_node.h"
+#include "parser/parse_oper.h"
+#include "errors.h"
+#include "rewrite.h"
+#include "session.h"
+#include "sqlnames.h"
+#include "typemod.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+#include "utils/typcache.h"
+#include "value.h"
+
+#define HINT_TYPE	"What is inside is not known here. Cast it, for example (...)::text, or declare the variable encrypted(text)."
+
+void
+rewrite_refuse(const char *what, const char *hint)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("encrypted values cannot be %s", what),
+			 errhint("%s", hint)));
+}
+
+/* ---- what is known of an expression ---- */
+
+bool
+rewrite_is_ours(Node *expr, Oid ours)
+{
+	Oid			type = exprType(expr);
+
+	return type == ours ||
+		(type >= FirstNormalObjectId && getBaseType(type) == ours);
+}
+
+int32
+rewrite_modifier(Node *expr, Oid ours)
+{
+	int32		typmod = exprTypmod(expr);
+	Oid			type = exprType(expr);
+
+	while (typmod < 0 && IsA(expr, RelabelType))
+	{
+		/* the parser drops a domain's modifier */
+		expr = (Node *) ((RelabelType *) expr)->arg;
+		type = exprType(expr);
+		typmod = exprTypmod(expr);
+	}
+	return getBaseTypeAndTypmod(type, &typmod) == ours ? typmod : -1;
+}
+
+/* varchar compares as text, as in PostgreSQL. */
+static Oid
+compared_type(int32 typmod)
+{
+	Oid			type = inner_type(typemod_type_code(typmod));
+
+	if (type == VARCHAROID)
+		return TEXTOID;
+	return type == VARCHARARRAYOID ? TEXTARRAYOID : type;
+}
+
+static Oid common_inner_type(List *exprs, Oid ours);
+
+/*
+ * With an unknown modifier, that of the parts: coalesce(name, 'nobody') is of
+ * name's type, because the literal has none of its own.
+ */
+Oid
+rewrite_inner_type(Node *expr, Oid ours)
+{
+	int32		typmod = rewrite_modifier(expr, ours);
+	List	   *parts = NIL;
+	ListCell   *lc;
+
+	check_stack_depth();
+	if (typmod >= 0)
+		return compared_type(typmod);
+	switch (nodeTag(expr))
+	{
+		case T_CoalesceExpr:
+			return common_inner_type(((CoalesceExpr *) expr)->args, ours);
+		case T_MinMaxExpr:
+			return common_inner_type(((MinMaxExpr *) expr)->args, ours);
+		case T_NullIfExpr:
+			return common_inner_type(list_make1(linitial(((NullIfExpr *) expr)->args)), ours);
+		case T_RelabelType:
+			return rewrite_inner_type((Node *) ((RelabelType *) expr)->arg, ours);
+		case T_CaseExpr:
+			foreach(lc, ((CaseExpr *) expr)->args)
+				parts = lappend(parts, lfirst_node(CaseWhen, lc)->result);
+			if (((CaseExpr *) expr)->defresult != NULL)
+				parts = lappend(parts, ((CaseExpr *) expr)->defresult);
+			return common_inner_type(parts, ours);
+		case T_Aggref:
+			/* min and max give what they get */
+			foreach(lc, ((Aggref *) expr)->args)
+				parts = lappend(parts, lfirst_node(TargetEntry, lc)->expr);
+			return list_length(parts) == 1 ? common_inner_type(parts, ours) : InvalidOid;
+		case T_FuncExpr:
+			if (((FuncExpr *) expr)->funcid == sql_function(SQL_LARGER) ||
+				((FuncExpr *) expr)->funcid == sql_function(SQL_SMALLER))
+				return common_inner_type(((FuncExpr *) expr)->args, ours);
+			return InvalidOid;
+		default:
+			return InvalidOid;
+	}
+}
+
+/* The type inside all of these that have one; InvalidOid if they differ. */
+static Oid
+common_inner_type(List *exprs, Oid ours)
+{
+	Oid			common = InvalidOid;
+	ListCell   *lc;
+
+	foreach(lc, exprs)
+	{
+		Oid			type = rewrite_is_ours(lfirst(lc), ours) ?
+		rewrite_inner_type(lfirst(lc), ours) : InvalidOid;
+
+		if (!OidIsValid(type))
+			continue;
+		if (OidIsValid(common) && common != type)
+			return InvalidOid;
+		common = type;
+	}
+	return common;
+}
+
+bool
+rewrite_same_search(int32 a, int32 b)
+{
+	return typemod_searchable(a) && typemod_searchable(b) &&
+		typemod_normal(a) == typemod_normal(b);
+}
+
+/* ---- building expressions ---- */
+
+static Node *
+int_constant(int32 value)
+{
+	return (Node *) makeConst(INT4OID, -1, InvalidOid, sizeof(int32),
+							  Int32GetDatum(value), false, true);
+}
+
+/*
+ * Comparing what is inside is for sessions inside a tenant: said already when
+ * the query is planned, even if it would find no row.
+ */
+Node *
+rewrite_plain(Node *expr, Oid type)
+{
+	Oid			collation = exprCollation(expr);
+	bool		once = !contain_var_clause(expr) && !IsA(expr, CaseTestExpr) &&
+		!contain_volatile_functions(expr);
+	FuncExpr   *call;
+
+	if (session_tenant() == NULL)
+		error_no_tenant("encrypted values cannot be compared");
+	call = makeFuncExpr(sql_function(SQL_PLAIN), type,
+						list_make3(expr, makeNullConst(type, -1, get_typcollation(type)),
+								   makeBoolConst(once, false)),
+						OidIsValid(get_typcollation(type)) ? collation : InvalidOid,
+						collation, COERCE_EXPLICIT_CALL);
+	return (Node *) call;
+}
+
+/* A fingerprint to compare a searchable column with. */
+static Node *
+probe(Node *expr, int32 typmod, Oid ours)
+{
+	return (Node *) makeFuncExpr(sql_function(SQL_PROBE), ours,
+								 list_make2(expr, int_constant(typmod)),
+								 exprCollation(expr), exprCollation(expr),
+								 COERCE_EXPLICIT_CALL);
+}
+
+/* The implicit casts that the parser would add take the collation along. */
+static void
+give_collation(Node *expr, Oid collation)
+{
+	if (OidIsValid(get_typcollation(exprType(expr))) && !OidIsValid(exprCollation(expr)))
+		exprSetCollation(expr, collation);
+}
+
+/* The same operator, by name, of what is inside. */
+static OpExpr *
+base_operation(const char *operator, Node *left, Node *right, Oid collation)
+{
+	ParseState *pstate = make_parsestate(NULL);
+	OpExpr	   *op = (OpExpr *) make_op(pstate, list_make2(makeString("pg_catalog"),
+														   makeString(pstrdup(operator))),
+										left, right, NULL, -1);
+
+	if (op->opresulttype != BOOLOID || op->opretset)
+		elog(ERROR, "operator \"%s\" does not compare", operator);
+	give_collation(linitial(op->args), collation);
+	give_collation(lsecond(op->args), collation);
+	op->inputcollid = collation;
+	return op;
+}
+
+static const char *
+equality_name(Oid operator)
+{
+	char	   *name = get_opname(operator);
+
+	return name != NULL && (strcmp(name, "=") == 0 || strcmp(name, "<>") == 0) ? name : NULL;
+}
+
+/* LIKE, regular expressions: the left side is text, whatever is inside. */
+static bool
+matches_pattern(const char *name)
+{
+	return name[0] == '~' || (name[0] == '!' && name[1] == '~') || strcmp(name, "^@") == 0;
+}
+
+static Oid
+type_namespace(Oid type)
+{
+	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(type));
+	Oid			result = InvalidOid;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		result = ((Form_pg_type) GETSTRUCT(tuple))->typnamespace;
+		ReleaseSysCache(tuple);
+	}
+	return result;
+}
+
+/* Our own operator over our type? */
+static bool
+our_operator(Oid operator, Oid ours)
+{
+	HeapTuple	tuple;
+	bool		result = false;
+
+	if (operator < FirstNormalObjectId)
+		return false;
+	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(operator));
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_operator form = (Form_pg_operator) GETSTRUCT(tuple);
+
+		result = (form->oprleft == ours || form->oprright == ours) &&
+			form->oprnamespace == type_namespace(ours);
+		ReleaseSysCache(tuple);
+	}
+	return result;
+}
+
+/* The base types that two sides are compared as; refuses if nothing is known. */
+static void
+choose_types(Node *left, Node *right, Oid ours, Oid *left_type, Oid *right_type)
+{
+	bool		left_ours = rewrite_is_ours(left, ours);
+	bool		right_ours = rewrite_is_ours(right, ours);
+
+	*left_type = left_ours ? rewrite_inner_type(left, ours) : exprType(left);
+	*right_type = right_ours ? rewrite_inner_type(right, ours) : exprType(right);
+	if (!OidIsValid(*left_type))
+		*left_type = *right_type;
+	if (!OidIsValid(*right_type))
+		*right_type = *left_type;
+	if (!OidIsValid(*left_type))
+		rewrite_refuse("compared", HINT_TYPE);
+}
+
+static Node *
+plain_side(Node *expr, Oid type, Oid ours)
+{
+	return rewrite_is_ours(expr, ours) ? rewrite_plain(expr, type) : expr;
+}
+
+/* ---- the kinds of comparison ---- */
+
+typedef enum Way
+{
+	BY_FINGERPRINT,
+	BY_CONTENT
+} Way;
+
+/*
+ * Can "=" or "<>" be answered by fingerprints?  Then *left and *right become
+ * what is to be compared.
+ */
+static Way
+choose_way(Oid operator, Node **left, Node **right, Oid ours)
+{
+	int32		left_mod = rewrite_is_ours(*left, ours) ? rewrite_modifier(*left, ours) : -1;
+	int32		right_mod = rewrite_is_ours(*right, ours) ? rewrite_modifier(*right, ours) : -1;
+
+	if (equality_name(operator) == NULL ||
+		(!typemod_searchable(left_mod) && !typemod_searchable(right_mod)))
+		return BY_CONTENT;
+	if (rewrite_same_search(left_mod, right_mod))
+		return BY_FINGERPRINT;
+	if (typemod_searchable(left_mod) && typemod_searchable(right_mod))
+		rewrite_refuse("compared if one column ignores what the other does not",
+					   "The columns are searchable in different ways. Compare what is inside, for example column::text.");
+	if (typemod_searchable(left_mod))
+		*right = probe(*right, left_mod, ours);
+	else
+		*left = probe(*left, right_mod, ours);
+	return BY_FINGERPRINT;
+}
+
+/* Our "=" or "<>" over two values of our type, whichever it was. */
+static Oid
+fingerprint_operator(Oid operator, Oid ours)
+{
+	return OpernameGetOprid(list_make2(makeString(get_namespace_name(type_namespace(ours))),
+									   makeString(get_opname(operator))),
+							ours, ours);
+}
+
+/* OpExpr, DistinctExpr, NullIfExpr */
+static Node *
+rewrite_operation(OpExpr *op, Oid ours)
+{
+	Node	   *left = linitial(op->args);
+	Node	   *right = lsecond(op->args);
+	const char *name = get_opname(op->opno);
+	Oid			left_type;
+	Oid			right_type;
+	OpExpr	   *result;
+
+	if (choose_way(op->opno, &left, &right, ours) == BY_FINGERPRINT)
+	{
+		result = copyObject(op);
+		result->opno = fingerprint_operator(op->opno, ours);
+		result->opfuncid = get_opcode(result->opno);
+		result->args = list_make2(left, right);
+		return (Node *) result;
+	}
+	if (matches_pattern(name))
+	{
+		left_type = rewrite_inner_type(left, ours);
+		if (!OidIsValid(left_type))
+			left_type = TEXTOID;
+		right_type = exprType(right);
+	}
+	else
+		choose_types(left, right, ours, &left_type, &right_type);
+	result = base_operation(name, plain_side(left, left_type, ours),
+							plain_side(right, right_type, ours), op->inputcollid);
+	if (IsA(op, DistinctExpr))
+		NodeSetTag(result, T_DistinctExpr);
+	if (IsA(op, NullIfExpr))
+	{
+		CaseWhen   *when = makeNode(CaseWhen);
+		CaseExpr   *choice = makeNode(CaseExpr);
+
+		when->expr = (Expr *) result;
+		when->result = (Expr *) makeNullConst(op->opresulttype, -1, op->opcollid);
+		choice->casetype = op->opresulttype;
+		choice->casecollid = op->opcollid;
+		choice->args = list_make1(when);
+		choice->defresult = (Expr *) copyObject(left);
+		return (Node *) choice;
+	}
+	return (Node *) result;
+}
+
+/* Apply something to every element of an array. */
+static Node *
+map_array(Node *array, Oid result_element, Node *element_expr)
+{
+	ArrayCoerceExpr *map = makeNode(ArrayCoerceExpr);
+
+	map->arg = (Expr *) array;
+	map->elemexpr = (Expr *) element_expr;
+	map->resulttype = get_array_type(result_element);
+	map->resulttypmod = -1;
+	map->resultcollid = exprCollation(array);
+	map->coerceformat = COERCE_EXPLICIT_CAST;
+	map->location = -1;
+	return (Node *) map;
+}
+
+static Node *
+any_element(Node *array)
+{
+	CaseTestExpr *element = makeNode(CaseTestExpr);
+
+	element->typeId = get_base_element_type(exprType(array));
+	element->typeMod = exprTypmod(array);
+	element->collation = exprCollation(array);
+	return (Node *) element;
+}
+
+static Node *
+probe_array(Node *array, int32 typmod, Oid ours)
+{
+	FuncExpr   *call = (FuncExpr *) array;
+	ListCell   *lc;
+
+	/* the column says how the tenants' values are to be made */
+	if (IsA(array, FuncExpr) && call->funcid == sql_function(SQL_SEARCH_VALUES))
+		return (Node *) makeFuncExpr(sql_function(SQL_SEARCH_VALUES_AS), call->funcresulttype,
+									 list_make2(linitial(call->args), int_constant(typmod)),
+									 call->funccollid, call->inputcollid,
+									 COERCE_EXPLICIT_CALL);
+	if (IsA(array, ArrayExpr) && !((ArrayExpr *) array)->multidims)
+	{
+		ArrayExpr  *result = copyObject((ArrayExpr *) array);
+
+		foreach(lc, result->elements)
+			lfirst(lc) = probe(lfirst(lc), typmod, ours);
+		result->array_typeid = get_array_type(ours);
+		result->element_typeid = ours;
+		return (Node *) result;
+	}
+	return map_array(array, ours, probe(any_element(array), typmod, ours));
+}
+
+static Node *
+plain_array(Node *array, Oid type)
+{
+	ListCell   *lc;
+
+	if (IsA(array, ArrayExpr) && !((ArrayExpr *) array)->multidims)
+	{
+		ArrayExpr  *result = copyObject((ArrayExpr *) array);
+
+		foreach(lc, result->elements)
+			lfirst(lc) = rewrite_plain(lfirst(lc), type);
+		result->array_typeid = get_array_type(type);
+		result->element_typeid = type;
+		result->array_collid = OidIsValid(get_typcollation(type)) ? result->array_collid : InvalidOid;
+		return (Node *) result;
+	}
+	return map_array(array, type, rewrite_plain(any_element(array), type));
+}
+
+/* The type inside an array's elements, as far as it is known. */
+static Oid
+array_inner_type(Node *array, Oid ours)
+{
+	if (exprTypmod(array) >= 0)
+		return compared_type(exprTypmod(array));
+	if (IsA(array, ArrayExpr))
+		return common_inner_type(((ArrayExpr *) array)->elements, ours);
+	return InvalidOid;
+}
+
+static Node *
+array_by_fingerprint(ScalarArrayOpExpr *op, Node *left, Node *array, Oid ours)
+{
+	ScalarArrayOpExpr *result = makeNode(ScalarArrayOpExpr);
+
+	result->opno = fingerprint_operator(op->opno, ours);
+	result->opfuncid = get_opcode(result->opno);
+	result->useOr = op->useOr;
+	result->inputcollid = op->inputcollid;
+	result->args = list_make2(left, array);
+	result->location = op->location;
+	return (Node *) result;
+}
+
+/* x = ANY (array) and its kin */
+static Node *
+rewrite_array_operation(ScalarArrayOpExpr *op, Oid ours)
+{
+	Node	   *left = linitial(op->args);
+	Node	   *array = lsecond(op->args);
+	bool		left_ours = rewrite_is_ours(left, ours);
+	bool		array_ours = getBaseType(get_base_element_type(exprType(array))) == ours;
+	int32		left_mod = left_ours ? rewrite_modifier(left, ours) : -1;
+	int32		array_mod = array_ours ? exprTypmod(array) : -1;
+	Oid			left_type = left_ours ? rewrite_inner_type(left, ours) : exprType(left);
+	Oid			array_type = array_ours ? array_inner_type(array, ours) :
+	get_base_element_type(exprType(array));
+	ScalarArrayOpExpr *result;
+
+	if (equality_name(op->opno) != NULL)
+	{
+		if (rewrite_same_search(left_mod, array_mod))
+			return array_by_fingerprint(op, left, array, ours);
+		if (typemod_searchable(left_mod) && !typemod_searchable(array_mod))
+			return array_by_fingerprint(op, left, probe_array(array, left_mod, ours), ours);
+		if (typemod_searchable(array_mod) && !typemod_searchable(left_mod))
+			return array_by_fingerprint(op, probe(left, array_mod, ours), array, ours);
+	}
+	if (!OidIsValid(left_type))
+		left_type = array_type;
+	if (!OidIsValid(array_type))
+		array_type = left_type;
+	if (!OidIsValid(left_type))
+		rewrite_refuse("compared", HINT_TYPE);
+	result = (ScalarArrayOpExpr *)
+		make_scalar_array_op(make_parsestate(NULL),
+							 list_make2(makeString("pg_catalog"),
+										makeString(get_opname(op->opno))),
+							 op->useOr, plain_side(left, left_type, ours),
+							 array_ours ? plain_array(array, array_type) : array, -1);
+	give_collation(linitial(result->args), op->inputcollid);
+	give_collation(lsecond(result->args), op->inputcollid);
+	result->inputcollid = op->inputcollid;
+	return (Node *) result;
+}
+
+/* (a, b) < (c, d), of which some are ours */
+static Node *
+rewrite_row_comparison(RowCompareExpr *row, Oid ours)
+{
+	RowCompareExpr *result = copyObject(row);
+	int			n = list_length(row->largs);
+
+	for (int i = 0; i < n; i++)
+	{
+		Node	   *left = list_nth(row->largs, i);
+		Node	   *right = list_nth(row->rargs, i);
+		Oid			left_type;
+		Oid			right_type;
+		Oid			family;
+		Oid			operator;
+
+		if (!rewrite_is_ours(left, ours) && !rewrite_is_ours(right, ours))
+			continue;
+		choose_types(left, right, ours, &left_type, &right_type);
+		family = lookup_type_cache(left_type, TYPECACHE_BTREE_OPFAMILY)->btree_opf;
+		operator = OidIsValid(family) ?
+			get_opfamily_member(family, left_type, right_type, row->rctype) : InvalidOid;
+		if (!OidIsValid(operator))
+			rewrite_refuse("compared in this row", "Cast both sides to the same type.");
+		list_nth_cell(result->largs, i)->ptr_value = plain_side(left, left_type, ours);
+		list_nth_cell(result->rargs, i)->ptr_value = plain_side(right, right_type, ours);
+		list_nth_cell(result->opnos, i)->oid_value = operator;
+		list_nth_cell(result->opfamilies, i)->oid_value = family;
+	}
+	return (Node *) result;
+}
+
+/* GREATEST and LEAST; NULLs are passed over, as there. */
+static Node *
+rewrite_minmax(MinMaxExpr *minmax, Oid ours)
+{
+	Oid			function = sql_function(minmax->op == IS_GREATEST ? SQL_LARGER : SQL_SMALLER);
+	Node	   *result = linitial(minmax->args);
+	ListCell   *lc;
+
+	if (session_tenant() == NULL)
+		error_no_tenant("encrypted values cannot be compared");
+	if (!OidIsValid(common_inner_type(minmax->args, ours)))
+		rewrite_refuse("compared", HINT_TYPE);
+	for_each_from(lc, minmax->args, 1)
+		result = (Node *) makeFuncExpr(function, ours, list_make2(result, lfirst(lc)),
+									   minmax->minmaxcollid, minmax->inputcollid,
+									   COERCE_EXPLICIT_CALL);
+	return result;
+}
+
+Node *
+rewrite_comparison(Node *node, Oid ours)
+{
+	OpExpr	   *op = (OpExpr *) node;
+
+	switch (nodeTag(node))
+	{
+		case T_OpExpr:
+		case T_DistinctExpr:
+		case T_NullIfExpr:
+			if (list_length(op->args) == 2 && our_operator(op->opno, ours))
+				return rewrite_operation(op, ours);
+			return NULL;
+		case T_ScalarArrayOpExpr:
+			if (our_operator(((ScalarArrayOpExpr *) node)->opno, ours))
+				return rewrite_array_operation((ScalarArrayOpExpr *) node, ours);
+			return NULL;
+		case T_RowCompareExpr:
+			for (int i = 0; i < list_length(((RowCompareExpr *) node)->opnos); i++)
+			{
+				if (our_operator(list_nth_oid(((RowCompareExpr *) node)->opnos, i), ours))
+					return rewrite_row_comparison((RowCompareExpr *) node, ours);
+			}
+			return NULL;
+		case T_MinMaxExpr:
+			if (((MinMaxExpr *) node)->minmaxtype == ours)
+				return rewrite_minmax((MinMaxExpr *) node, ours);
+			return NULL;
+		default:
+			return NULL;
+	}
+}
