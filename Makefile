@@ -21,10 +21,13 @@ OUR_HEADERS = $(sort $(wildcard include/*.h))
 SRC_OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 OBJS = nomp_crypt.o $(SRC_OBJS)
 
+PKG_CONFIG ?= pkg-config
+ICU_LIBS = $(shell $(PKG_CONFIG) --libs icu-uc)
+
 # PostgreSQL 15 does not mark exported symbols itself, 16 does, the same way.
 PG_CPPFLAGS = -Iinclude -DPGDLLEXPORT='__attribute__((visibility("default")))'
 PG_CFLAGS = -std=gnu11 -fvisibility=hidden
-SHLIB_LINK = -lcrypto
+SHLIB_LINK = -lcrypto $(ICU_LIBS)
 
 ifdef DEV
 PG_CPPFLAGS += -DUSE_ASSERT_CHECKING
@@ -35,7 +38,6 @@ PG_CFLAGS += $(DEV_CFLAGS)
 endif
 
 # The keystore helper: a program of its own, without a line of the server.
-PKG_CONFIG ?= pkg-config
 KEYSTORE = keystore/nomp_crypt-keystore
 KEYSTORE_OBJS = $(patsubst %.c,%.o,$(sort $(wildcard keystore/*.c)))
 KEYSTORE_HEADERS = $(sort $(wildcard keystore/*.h))

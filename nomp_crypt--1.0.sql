@@ -302,6 +302,13 @@ CREATE FUNCTION nomp_crypt._literal(value @extschema@.encrypted, inside boolean)
 RETURNS @extschema@.encrypted
 LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_literal';
 
+CREATE FUNCTION nomp_crypt.search_values(value text) RETURNS @extschema@.encrypted[]
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_search_values';
+CREATE FUNCTION nomp_crypt._search_values(value text, typmod integer) RETURNS @extschema@.encrypted[]
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_search_values_as';
+CREATE FUNCTION nomp_crypt._probe(value anyelement, typmod integer) RETURNS @extschema@.encrypted
+LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_probe';
+
 -- ---------------------------------------------------------------------------
 -- Building blocks of administration; for nobody but the functions below
 -- ---------------------------------------------------------------------------
@@ -367,6 +374,89 @@ LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_keystore_status';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_status(uuid) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- Audit: what administrators did, and who used what
+-- ---------------------------------------------------------------------------
+
+-- Appended to by the functions below, in their own transactions. Whoever may
+-- disable triggers, a superuser, can change it: the server log has it too.
+CREATE TABLE nomp_crypt.audit (
+	uuid			uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+	at				timestamptz NOT NULL DEFAULT clock_timestamp(),
+	role			name NOT NULL,
+	session_role	name NOT NULL,
+	act				text NOT NULL,
+	tenant			text,
+	detail			jsonb NOT NULL
+);
+COMMENT ON TABLE nomp_crypt.audit IS 'who did what to keys, tenants and rights; append-only';
+CREATE INDEX audit_at_idx ON nomp_crypt.audit (at);
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.audit', '');
+
+CREATE FUNCTION nomp_crypt._append_only() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	RAISE EXCEPTION 'table "%.%" is append-only', tg_table_schema, tg_table_name
+		USING ERRCODE = 'object_not_in_prerequisite_state',
+		HINT = 'Its rows are evidence, also of mistakes.';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._append_only() FROM PUBLIC;
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON nomp_crypt.audit
+FOR EACH STATEMENT EXECUTE FUNCTION nomp_crypt._append_only();
+-- statement triggers do not fire for replication, row triggers do
+CREATE TRIGGER append_only_rows BEFORE UPDATE OR DELETE ON nomp_crypt.audit
+FOR EACH ROW EXECUTE FUNCTION nomp_crypt._append_only();
+ALTER TABLE nomp_crypt.audit ENABLE ALWAYS TRIGGER append_only;
+ALTER TABLE nomp_crypt.audit ENABLE ALWAYS TRIGGER append_only_rows;
+
+CREATE FUNCTION nomp_crypt._log_act(act text, tenant text, detail text) RETURNS void
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_log_act';
+REVOKE ALL ON FUNCTION nomp_crypt._log_act(text, text, text) FROM PUBLIC;
+
+-- One act on record, in the table and in the server log. No personal data.
+CREATE FUNCTION nomp_crypt._audit(act text, tenant text, detail jsonb) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	INSERT INTO nomp_crypt.audit (role, session_role, act, tenant, detail)
+	VALUES (nomp_crypt._acting_role(), session_user, _audit.act, _audit.tenant,
+			jsonb_strip_nulls(_audit.detail));
+	PERFORM nomp_crypt._log_act(_audit.act, _audit.tenant, jsonb_strip_nulls(_audit.detail)::text);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._audit(text, text, jsonb) FROM PUBLIC;
+
+-- The same for an act on an erasure case.
+CREATE FUNCTION nomp_crypt._audit_case(act text, c nomp_crypt.erasure, detail jsonb DEFAULT '{}') RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._audit(_audit_case.act,
+		(SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = c.tenant),
+		jsonb_build_object('case', c.case_id, 'uuid', c.tenant) || _audit_case.detail);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._audit_case(text, nomp_crypt.erasure, jsonb) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._access(OUT hour timestamptz, OUT role name, OUT tenant text,
+	OUT read bigint, OUT written bigint, OUT searched bigint) RETURNS SETOF record
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_access';
+REVOKE ALL ON FUNCTION nomp_crypt._access() FROM PUBLIC;
+CREATE VIEW nomp_crypt.access AS
+SELECT hour, role, tenant, read, written, searched FROM nomp_crypt._access();
+COMMENT ON VIEW nomp_crypt.access IS
+'use of values on this node that the server log does not have yet; see nomp_crypt.log_access';
+
+-- ---------------------------------------------------------------------------
+-- Rows and sessions of one tenant; for everybody
+-- ---------------------------------------------------------------------------
+
+-- A trigger: the row's values are of the tenant that the named column says.
+CREATE FUNCTION nomp_crypt.enforce_tenant() RETURNS trigger
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_enforce_tenant';
+-- The tenant in force, NULL outside; for policies.
+CREATE FUNCTION nomp_crypt.current_tenant() RETURNS text
+LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_current_tenant';
+
+-- ---------------------------------------------------------------------------
 -- The installation
 -- ---------------------------------------------------------------------------
 
@@ -417,6 +507,7 @@ BEGIN
 		PERFORM nomp_crypt._register_write(mine);
 	END IF;
 	INSERT INTO nomp_crypt.installation (uuid) VALUES (mine);
+	PERFORM nomp_crypt._audit('found_installation', NULL, jsonb_build_object('installation', mine));
 	RETURN mine;
 END
 $$;
@@ -455,6 +546,8 @@ BEGIN
 	PERFORM nomp_crypt._register_write(mine);
 	PERFORM nomp_crypt._keystore_setup(mine);
 	INSERT INTO nomp_crypt.installation (uuid) VALUES (mine) ON CONFLICT DO NOTHING;
+	PERFORM nomp_crypt._audit('adopt_keystore', NULL, jsonb_build_object('installation', mine,
+		'serial', status.serial, 'canary', status.canary, 'new_keystore', new_keystore));
 	RETURN mine;
 END
 $$;
@@ -495,6 +588,7 @@ DECLARE
 	new_tenant uuid := gen_random_uuid();
 	new_kek uuid := gen_random_uuid();
 	made record;
+	made_label text;
 BEGIN
 	IF create_tenant.id IS NULL OR create_tenant.id = '' OR octet_length(create_tenant.id) >= 128 THEN
 		RAISE EXCEPTION 'a tenant''s id must have 1 to 127 bytes'
@@ -519,8 +613,11 @@ BEGIN
 		ON CONFLICT (uuid) DO NOTHING;
 		INSERT INTO nomp_crypt.tenant_key (key_id, tenant, purpose, version, kek, wrapped, key_check)
 		VALUES (made.key_id, new_tenant, made.purpose, made.version, new_kek, made.wrapped, made.key_check);
+		made_label := made.label;
 	END LOOP;
 	PERFORM nomp_crypt._changed();
+	PERFORM nomp_crypt._audit('create_tenant', create_tenant.id,
+		jsonb_build_object('uuid', new_tenant, 'key', made_label));
 	RETURN new_tenant;
 END
 $$;
@@ -581,6 +678,7 @@ BEGIN
 			nomp_crypt._keystore_remove(installation, leftover.label,
 				greatest(0, floor(extract(epoch FROM older_than)))::bigint) THEN
 			action := 'removed';
+			PERFORM nomp_crypt._audit('reconcile_keystore', NULL, jsonb_build_object('removed', leftover.label));
 		ELSE
 			action := 'orphan';
 		END IF;
@@ -646,6 +744,11 @@ BEGIN
 			AND NOT (t.encrypt OR t.decrypt OR t.search OR t.load);
 	END IF;
 	PERFORM nomp_crypt._changed();
+	PERFORM nomp_crypt._audit(
+		CASE WHEN give THEN 'grant' ELSE 'revoke' END ||
+		CASE WHEN _set_rights.tenant = '00000000-0000-0000-0000-000000000000' THEN '_all_tenants' ELSE '_tenant' END,
+		(SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = _set_rights.tenant),
+		jsonb_build_object('role', _set_rights.role, 'rights', rights));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._set_rights(uuid, name, text[], boolean) FROM PUBLIC;
@@ -735,6 +838,9 @@ BEGIN
 	VALUES (new_case, target, _erase_request.reason, _erase_request.reference, nomp_crypt._acting_role());
 	UPDATE nomp_crypt.tenant t SET state = 'suspended' WHERE t.uuid = target AND t.state = 'active';
 	PERFORM nomp_crypt._changed();
+	SELECT * INTO open_case FROM nomp_crypt.erasure e WHERE e.case_id = new_case;
+	PERFORM nomp_crypt._audit_case('erase_request', open_case,
+		jsonb_build_object('reason', open_case.reason, 'reference', open_case.reference));
 	RETURN new_case;
 END
 $$;
@@ -802,9 +908,11 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 #variable_conflict use_column
 DECLARE
 	target uuid := nomp_crypt._tenant_uuid(withdraw_erasure.id);
+	c nomp_crypt.erasure;
 BEGIN
 	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
-	UPDATE nomp_crypt.erasure e SET state = 'withdrawn' WHERE e.tenant = target AND e.state = 'requested';
+	UPDATE nomp_crypt.erasure e SET state = 'withdrawn' WHERE e.tenant = target AND e.state = 'requested'
+	RETURNING e.* INTO c;
 	IF NOT FOUND THEN
 		RAISE EXCEPTION 'tenant "%" has no erasure that could be withdrawn', withdraw_erasure.id
 			USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -812,6 +920,7 @@ BEGIN
 	END IF;
 	UPDATE nomp_crypt.tenant t SET state = 'active' WHERE t.uuid = target AND t.state = 'suspended';
 	PERFORM nomp_crypt._changed();
+	PERFORM nomp_crypt._audit_case('withdraw_erasure', c);
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.withdraw_erasure(text) FROM PUBLIC;
@@ -851,6 +960,8 @@ BEGIN
 			keystore_serial = seen.serial, keys_seen = seen.labels
 		WHERE e.case_id = c.case_id;
 		UPDATE nomp_crypt.tenant t SET state = 'fenced' WHERE t.uuid = c.tenant;
+		PERFORM nomp_crypt._audit_case('erase_fence', c,
+			jsonb_build_object('serial', seen.serial, 'keys', seen.labels));
 	END IF;
 	UPDATE nomp_crypt.erasure e SET checked_at = clock_timestamp() WHERE e.case_id = c.case_id;
 	PERFORM nomp_crypt._changed();
@@ -871,6 +982,7 @@ BEGIN
 		UPDATE nomp_crypt.erasure e SET state = 'submitted', submitted_at = clock_timestamp(),
 			submitted_lsn = pg_current_wal_insert_lsn()
 		WHERE e.case_id = c.case_id;
+		PERFORM nomp_crypt._audit_case('erase_submit', c);
 	END IF;
 END
 $$;
@@ -903,6 +1015,8 @@ BEGIN
 	UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
 	UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
 	PERFORM nomp_crypt._changed();
+	PERFORM nomp_crypt._audit_case('erase_destroy', c,
+		jsonb_build_object('serial', c.keystore_serial, 'keys', gone));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_destroy(uuid) FROM PUBLIC;
@@ -929,11 +1043,12 @@ BEGIN
 		AND (p.proname IN ('adopt_keystore', 'keystore_status', 'create_tenant', 'create_tenants',
 						   '_tenant_exists', 'reconcile_keystore', 'grant_tenant', 'grant_all_tenants',
 						   'revoke_tenant', 'revoke_all_tenants', 'erase_tenant', 'withdraw_erasure')
-			 OR p.proname IN ('_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
+			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_submit', '_erase_destroy')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);
 	END LOOP;
 	EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA nomp_crypt TO %I', role);
+	PERFORM nomp_crypt._audit('grant_admin', NULL, jsonb_build_object('role', role));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.grant_admin(name) FROM PUBLIC;

@@ -6,6 +6,7 @@
  */
 #include "postgres.h"
 
+#include "access_log.h"
 #include "admin.h"
 #include "broker.h"
 #include "compat.h"
@@ -38,6 +39,7 @@ shmem_request(void)
 	holders_shmem_request();
 	request_shmem_request();
 	session_shmem_request();
+	access_table_shmem_request();
 }
 
 static void
@@ -49,6 +51,7 @@ shmem_startup(void)
 	holders_shmem_startup();
 	request_shmem_startup();
 	session_shmem_startup();
+	access_table_shmem_startup();
 }
 
 void
@@ -68,6 +71,7 @@ _PG_init(void)
 	erase_init();
 	session_init();
 	rights_init();
+	access_log_init();
 	mykeys_init();
 	keystore_sql_init();
 

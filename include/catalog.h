@@ -41,7 +41,10 @@ typedef struct KeyRow
 #define RIGHT_SEARCH	4
 #define RIGHT_LOAD		8
 
-typedef void (*RightCallback) (const char *role, int rights, void *arg);
+typedef void (*RightCallback) (const char *role, const pg_uuid_t *tenant,
+							   int rights, void *arg);
+typedef void (*TenantCallback) (const TenantRow *row, void *arg);
+typedef void (*KeyCallback) (const KeyRow *row, void *arg);
 
 extern Oid	catalog_schema(void);
 extern Oid	catalog_relation(const char *name);
@@ -50,12 +53,16 @@ extern Oid	catalog_type(void);
 extern bool catalog_installation(pg_uuid_t *uuid);
 extern bool catalog_tenant_by_id(const char *id, TenantRow *row);
 extern bool catalog_tenant_by_uuid(const pg_uuid_t *uuid, TenantRow *row);
+extern void catalog_tenants(TenantCallback callback, void *arg);
 extern bool catalog_any_living_tenant(void);
 extern bool catalog_key_by_id(const uint8 key_id[VALUE_KEY_ID_LEN], KeyRow *row);
 extern bool catalog_current_key(const pg_uuid_t *tenant, KeyRow *row);
+extern bool catalog_index_key(const pg_uuid_t *tenant, KeyRow *row);
+extern void catalog_index_keys(KeyCallback callback, void *arg);
 extern bool catalog_unwrap_request(const KeyRow *wanted, UnwrapRequest *out);
 extern bool catalog_label_exists(const char *label);
 extern void catalog_rights(const pg_uuid_t *tenant, RightCallback callback, void *arg);
+extern void catalog_all_rights(RightCallback callback, void *arg);
 
 extern void uuid_text(const pg_uuid_t *uuid, char out[37]);
 extern bool uuid_parse(const char *text, pg_uuid_t *out);

@@ -1,9 +1,9 @@
 /*
  * cipher.h
- *		The only door to OpenSSL's ciphers and key derivation.
+ *		The only door to OpenSSL's ciphers, MAC and key derivation.
  *
- * XAES-256-GCM (C2SP XAES-256-GCM), HKDF-SHA-256 (RFC 5869).  No PostgreSQL
- * header: the vector tests link this file alone.  Functions return false
+ * XAES-256-GCM (C2SP XAES-256-GCM), HKDF-SHA-256 (RFC 5869), HMAC-SHA-256
+ * (RFC 2104).  No PostgreSQL header: the vector tests link this file alone.  Functions return false
  * when OpenSSL fails or, on opening, when the tag does not match; they never
  * log and never raise.
  */
@@ -18,6 +18,7 @@
 #define CIPHER_NONCE_LEN	24
 #define CIPHER_PREFIX_LEN	12	/* nonce bytes that select the derived key */
 #define CIPHER_TAG_LEN		16
+#define CIPHER_MAC_LEN		16	/* HMAC-SHA-256, truncated */
 
 /*
  * A derived key: AES-256-GCM keyed for one (key, first 12 nonce bytes).  Its
@@ -58,6 +59,11 @@ extern bool cipher_open(CipherCtx *ctx, const uint8_t nonce_tail[12],
 extern bool cipher_hkdf(const uint8_t *ikm, size_t ikm_len,
 						const uint8_t *info, size_t info_len,
 						uint8_t out[32]);
+
+/* The first CIPHER_MAC_LEN bytes of HMAC-SHA-256. */
+extern bool cipher_hmac(const uint8_t key[CIPHER_KEY_LEN],
+						const uint8_t *data, size_t len,
+						uint8_t out[CIPHER_MAC_LEN]);
 
 /* Cryptographically secure random bytes; false when the kernel has none. */
 extern bool cipher_random(void *out, size_t len);

@@ -33,6 +33,21 @@ extern void envelope_fingerprint(const TenantRow *tenant, int rights,
 								 uint8 fingerprint[VALUE_FINGERPRINT_LEN],
 								 uint8 *key_id);
 
+/*
+ * The same for many tenants, whose rights and states were checked together
+ * with their index keys' rows, all read after keyring_epoch() gave "epoch".
+ * False if keys have been revoked since: read everything again.
+ */
+typedef struct FingerprintTarget
+{
+	TenantRow	tenant;
+	KeyRow		key;
+	uint8		fingerprint[VALUE_FINGERPRINT_LEN];
+} FingerprintTarget;
+
+extern bool envelope_fingerprint_all(FingerprintTarget *targets, int count,
+									 uint64 epoch, const char *text, size_t len);
+
 /* Parse, or raise NC005. */
 extern void envelope_parse(const bytea *value, ValueView *view);
 

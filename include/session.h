@@ -23,6 +23,12 @@ extern const TenantRow *session_tenant_row(void);
 /* Is a tenant named at all, in force or not?  For the log guard. */
 extern bool session_names_tenant(void);
 
+/*
+ * Does what this session sees go over a network without encryption?  For a
+ * parallel worker: what its leader's session sees.
+ */
+extern bool session_in_clear(void);
+
 /* Show other schools' values as ciphertext instead of raising? */
 extern bool session_shows_others(void);
 

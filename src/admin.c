@@ -2,7 +2,7 @@
  * admin.c
  *		Small internal SQL functions that administration is built from.
  *
- * EXECUTE on all of them is revoked from everybody; the definer functions of
+ * EXECUTE on all of them but current_tenant is revoked from everybody; the definer functions of
  * nomp_crypt--1.0.sql call them.
  */
 #include "postgres.h"
@@ -14,6 +14,7 @@
 #include "miscadmin.h"
 #include "mykeys.h"
 #include "rights.h"
+#include "session.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
@@ -23,6 +24,8 @@ NC_FUNCTION(nc_changed);
 NC_FUNCTION(nc_acting_role);
 NC_FUNCTION(nc_lock_keystore);
 NC_FUNCTION(nc_wipe);
+NC_FUNCTION(nc_log_act);
+NC_FUNCTION(nc_current_tenant);
 
 /* A lock of the whole server, not of one database: any fixed pair will do. */
 #define LOCK_CLASS	0x6e6f6d70		/* "nomp" */
@@ -85,4 +88,52 @@ nc_wipe(PG_FUNCTION_ARGS)
 	holders_poke(tenant->data);
 	holders_await(tenant->data, epoch);
 	PG_RETURN_VOID();
+}
+
+static char *
+text_or(FunctionCallInfo fcinfo, int i, char *otherwise)
+{
+	return PG_ARGISNULL(i) ? otherwise : text_to_cstring(PG_GETARG_TEXT_PP(i));
+}
+
+/*
+ * nomp_crypt._log_act(act text, tenant text, detail text) returns void
+ *
+ * One line of the server log, which the client does not see.  Written when
+ * the act is done, not when its transaction commits: what happened in the
+ * keystore is not undone by a rollback.
+ */
+Datum
+nc_log_act(PG_FUNCTION_ARGS)
+{
+	char	   *tenant = text_or(fcinfo, 1, NULL);
+
+	ereport(LOG_SERVER_ONLY,
+			(errmsg("nomp_crypt: %s%s%s%s by role \"%s\", session of \"%s\", %s",
+					text_or(fcinfo, 0, "?"),
+					tenant != NULL ? " tenant \"" : "",
+					tenant != NULL ? tenant : "",
+					tenant != NULL ? "\"" : "",
+					GetUserNameFromId(GetOuterUserId(), false),
+					GetUserNameFromId(GetSessionUserId(), false),
+					text_or(fcinfo, 2, "{}")),
+			 errhidestmt(true), errhidecontext(true)));
+	PG_RETURN_VOID();
+}
+
+/*
+ * nomp_crypt.current_tenant() returns text
+ *
+ * The tenant in force, NULL outside: what row-level security asks for.  The
+ * setting alone may be left over from another transaction, which does not
+ * count under nomp_crypt.tenant_scope = transaction.
+ */
+Datum
+nc_current_tenant(PG_FUNCTION_ARGS)
+{
+	const char *tenant = session_tenant();
+
+	if (tenant == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(tenant));
 }

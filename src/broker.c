@@ -17,6 +17,7 @@
  */
 #include "postgres.h"
 
+#include "access_table.h"
 #include "broker.h"
 #include "broker_codec.h"
 #include "broker_jobs.h"
@@ -384,6 +385,7 @@ run_checks(int64 now)
 	if (now >= next_tick)
 	{
 		keyring_expire();
+		access_table_write_due();
 		next_tick = now + TICK_MS * INT64CONST(1000);
 	}
 	if (now >= next_cycle)
@@ -435,6 +437,7 @@ leave(int code, Datum arg)
 {
 	request_broker_ready(false);
 	keyring_wipe_all();
+	access_table_close();
 	if (current == NULL)
 		helper_stop();
 	helper_kill();
@@ -449,6 +452,7 @@ nomp_crypt_broker_main(Datum arg)
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	before_shmem_exit(leave, 0);
 	request_broker_ready(true);
+	access_table_open();
 	next_cycle = lease_boot_now() + key_check_interval * INT64CONST(1000000);
 
 	while (!ShutdownRequestPending)

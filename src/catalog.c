@@ -4,7 +4,7 @@
  *
  * One scan function, one snapshot: the non-historic catalog snapshot, which
  * is taken anew for relations without a syscache.  Attribute numbers below
- * are those of nomp_crypt--1.0.sql; the version is compared once per backend.
+ * are those of nomp_crypt--1.0.sql.
  *
  * Every byte of a row is somebody's input: lengths are checked here, truth is
  * checked by the key_check after unwrapping.
@@ -16,23 +16,12 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog.h"
-#include "catalog/namespace.h"
-#include "catalog/pg_extension.h"
-#include "catalog/pg_proc.h"
-#include "catalog/pg_type.h"
-#include "commands/extension.h"
 #include "errors.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
-#include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
-
-#define SCHEMA_NAME		"nomp_crypt"
-#define SQL_VERSION		"1.0"
 
 /* nomp_crypt.installation */
 #define INST_UUID		1
@@ -57,10 +46,6 @@
 #define RIGHT_TENANT	2
 #define RIGHT_FIRST		3		/* encrypt, decrypt, search, load */
 
-static bool version_checked = false;
-static Oid	type_oid = InvalidOid;	/* of "encrypted" */
-static bool type_known = false;	/* is type_oid current? */
-
 /* A scan of one of our tables, by one of its indexes. */
 typedef struct OwnScan
 {
@@ -68,107 +53,6 @@ typedef struct OwnScan
 	Snapshot	snapshot;
 	SysScanDesc scan;
 } OwnScan;
-
-static void
-forget_type(Datum arg, int cacheid, uint32 hashvalue)
-{
-	type_known = false;
-	version_checked = false;
-}
-
-/* The extension's row: schema of the type, version.  False if not created. */
-static bool
-extension_row(Oid *schema, char **version)
-{
-	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		found = false;
-
-	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber,
-				F_NAMEEQ, CStringGetDatum("nomp_crypt"));
-	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-	{
-		bool		isnull;
-		Datum		datum = heap_getattr(tuple, Anum_pg_extension_extversion,
-										 RelationGetDescr(rel), &isnull);
-
-		*schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
-		*version = isnull ? pstrdup("") : TextDatumGetCString(datum);
-		found = true;
-	}
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return found;
-}
-
-/*
- * The type's OID, or InvalidOid where the extension does not exist.  Cheap
- * when nothing changed: hooks ask this for every statement.
- */
-Oid
-catalog_type(void)
-{
-	static bool registered = false;
-	Oid			schema;
-	char	   *version;
-
-	if (type_known)
-		return type_oid;
-	if (!registered)
-	{
-		CacheRegisterSyscacheCallback(TYPEOID, forget_type, (Datum) 0);
-		registered = true;
-	}
-	type_known = true;			/* a concurrent invalidation resets it */
-	type_oid = InvalidOid;
-	if (extension_row(&schema, &version))
-		type_oid = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
-								   CStringGetDatum("encrypted"),
-								   ObjectIdGetDatum(schema));
-	return type_oid;
-}
-
-/* Our schema; raises if the SQL objects are missing or of another version. */
-Oid
-catalog_schema(void)
-{
-	if (!version_checked)
-	{
-		Oid			schema;
-		char	   *version;
-
-		if (!extension_row(&schema, &version))
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("extension \"nomp_crypt\" does not exist in this database"),
-					 errhint("CREATE EXTENSION nomp_crypt;")));
-		if (strcmp(version, SQL_VERSION) != 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("the loaded library of nomp_crypt is for version %s, this database has version %s",
-							SQL_VERSION, version),
-					 errhint("ALTER EXTENSION nomp_crypt UPDATE; or restart the server with the matching library.")));
-		version_checked = true;
-		(void) catalog_type();	/* registers the invalidation callback */
-	}
-	return get_namespace_oid(SCHEMA_NAME, false);
-}
-
-Oid
-catalog_relation(const char *name)
-{
-	Oid			oid = get_relname_relid(name, catalog_schema());
-
-	if (!OidIsValid(oid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation \"%s.%s\" does not exist", SCHEMA_NAME, name)));
-	return oid;
-}
 
 static void
 begin_scan(OwnScan *own, const char *table, const char *index,
@@ -341,6 +225,23 @@ catalog_tenant_by_uuid(const pg_uuid_t *uuid, TenantRow *row)
 	return found;
 }
 
+/* Every school there is or was. */
+void
+catalog_tenants(TenantCallback callback, void *arg)
+{
+	OwnScan		own;
+	HeapTuple	tuple;
+	TenantRow	row;
+
+	begin_scan(&own, "tenant", NULL, 0, 0, (Datum) 0);
+	while (HeapTupleIsValid(tuple = next_row(&own)))
+	{
+		read_tenant(&own, tuple, &row);
+		callback(&row, arg);
+	}
+	end_scan(&own);
+}
+
 bool
 catalog_any_living_tenant(void)
 {
@@ -416,9 +317,19 @@ catalog_key_by_id(const uint8 key_id[VALUE_KEY_ID_LEN], KeyRow *row)
 	return found;
 }
 
-/* The school's newest key for values that may be written with. */
-bool
-catalog_current_key(const pg_uuid_t *tenant, KeyRow *row)
+/* Is it a key of that purpose that may be written with? */
+static bool
+read_active_key(OwnScan *own, HeapTuple tuple, bool is_index, KeyRow *row)
+{
+	char		state[16];
+
+	return read_key(own, tuple, row) && row->spec.place.is_index == is_index &&
+		text_column(own, tuple, KEY_STATE, state, sizeof(state)) &&
+		strcmp(state, "active") == 0;
+}
+
+static bool
+newest_key(const pg_uuid_t *tenant, bool is_index, KeyRow *row)
 {
 	OwnScan		own;
 	HeapTuple	tuple;
@@ -429,11 +340,8 @@ catalog_current_key(const pg_uuid_t *tenant, KeyRow *row)
 	while (HeapTupleIsValid(tuple = next_row(&own)))
 	{
 		KeyRow		candidate;
-		char		state[16];
 
-		if (!read_key(&own, tuple, &candidate) || candidate.spec.place.is_index ||
-			!text_column(&own, tuple, KEY_STATE, state, sizeof(state)) ||
-			strcmp(state, "active") != 0)
+		if (!read_active_key(&own, tuple, is_index, &candidate))
 			continue;
 		if (!found || candidate.spec.place.version > row->spec.place.version)
 			*row = candidate;
@@ -441,6 +349,37 @@ catalog_current_key(const pg_uuid_t *tenant, KeyRow *row)
 	}
 	end_scan(&own);
 	return found;
+}
+
+/* The school's newest key for values that may be written with. */
+bool
+catalog_current_key(const pg_uuid_t *tenant, KeyRow *row)
+{
+	return newest_key(tenant, false, row);
+}
+
+/* The school's key for fingerprints. */
+bool
+catalog_index_key(const pg_uuid_t *tenant, KeyRow *row)
+{
+	return newest_key(tenant, true, row);
+}
+
+/* Every school's key for fingerprints. */
+void
+catalog_index_keys(KeyCallback callback, void *arg)
+{
+	OwnScan		own;
+	HeapTuple	tuple;
+	KeyRow		row;
+
+	begin_scan(&own, "tenant_key", NULL, 0, 0, (Datum) 0);
+	while (HeapTupleIsValid(tuple = next_row(&own)))
+	{
+		if (read_active_key(&own, tuple, true, &row))
+			callback(&row, arg);
+	}
+	end_scan(&own);
 }
 
 static bool
@@ -508,30 +447,40 @@ catalog_label_exists(const char *label)
 	return found;
 }
 
+/* The grants that a scan finds. */
+static void
+read_rights(OwnScan *own, RightCallback callback, void *arg)
+{
+	HeapTuple	tuple;
+
+	while (HeapTupleIsValid(tuple = next_row(own)))
+	{
+		int			rights = 0;
+		bool		isnull;
+		Datum		role = column(own, tuple, RIGHT_ROLE, &isnull);
+		pg_uuid_t	tenant;
+
+		if (isnull)
+			continue;
+		uuid_column(own, tuple, RIGHT_TENANT, &tenant);
+		for (int i = 0; i < 4; i++)
+		{
+			if (DatumGetBool(column(own, tuple, RIGHT_FIRST + i, &isnull)) && !isnull)
+				rights |= 1 << i;
+		}
+		callback(NameStr(*DatumGetName(role)), &tenant, rights, arg);
+	}
+	end_scan(own);
+}
+
 static void
 rights_of(const pg_uuid_t *tenant, RightCallback callback, void *arg)
 {
 	OwnScan		own;
-	HeapTuple	tuple;
 
 	begin_scan(&own, "tenant_right", "tenant_right_tenant_idx", RIGHT_TENANT,
 			   F_UUID_EQ, UUIDPGetDatum(tenant));
-	while (HeapTupleIsValid(tuple = next_row(&own)))
-	{
-		int			rights = 0;
-		bool		isnull;
-		Datum		role = column(&own, tuple, RIGHT_ROLE, &isnull);
-
-		if (isnull)
-			continue;
-		for (int i = 0; i < 4; i++)
-		{
-			if (DatumGetBool(column(&own, tuple, RIGHT_FIRST + i, &isnull)) && !isnull)
-				rights |= 1 << i;
-		}
-		callback(NameStr(*DatumGetName(role)), rights, arg);
-	}
-	end_scan(&own);
+	read_rights(&own, callback, arg);
 }
 
 /* Every grant for a tenant, and for all tenants (the zero uuid). */
@@ -542,4 +491,14 @@ catalog_rights(const pg_uuid_t *tenant, RightCallback callback, void *arg)
 
 	rights_of(tenant, callback, arg);
 	rights_of(&all, callback, arg);
+}
+
+/* Every grant there is. */
+void
+catalog_all_rights(RightCallback callback, void *arg)
+{
+	OwnScan		own;
+
+	begin_scan(&own, "tenant_right", NULL, 0, 0, (Datum) 0);
+	read_rights(&own, callback, arg);
 }

@@ -1,7 +1,7 @@
 /*
  * cipher.c
- *		XAES-256-GCM, HKDF-SHA-256, random bytes: the only file that calls
- *		OpenSSL's ciphers and key derivation.  Needs OpenSSL 3.0.
+ *		XAES-256-GCM, HKDF-SHA-256, HMAC-SHA-256, random bytes: the only file
+ *		that calls OpenSSL's ciphers, MAC and key derivation.  Needs OpenSSL 3.0.
  *
  * XAES-256-GCM is the construction of https://c2sp.org/XAES-256-GCM: the key
  * and the first 12 nonce bytes give a derived key, and AES-256-GCM under the
@@ -76,6 +76,7 @@ struct CipherCtx
 static EVP_CIPHER *aes_ecb;
 static EVP_CIPHER *aes_gcm;
 static EVP_KDF *hkdf;
+static EVP_MAC_CTX *hmac_sha256;	/* knows its digest, never has a key */
 
 static bool
 fetch_ciphers(void)
@@ -345,6 +346,63 @@ cipher_hkdf(const uint8_t *ikm, size_t ikm_len,
 	ok = run_hkdf(ikm, ikm_len, info, info_len, out);
 	if (!ok)
 		OPENSSL_cleanse(out, 32);
+	scrub_stack();
+	return finish(ok);
+}
+
+static bool
+prepare_hmac(void)
+{
+	EVP_MAC    *mac;
+	EVP_MAC_CTX *ctx;
+	OSSL_PARAM	params[] = {
+		OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, (char *) "SHA256", 0),
+		OSSL_PARAM_construct_end()
+	};
+
+	if (hmac_sha256 != NULL)
+		return true;
+	mac = EVP_MAC_fetch(NULL, "HMAC", NULL);
+	ctx = mac != NULL ? EVP_MAC_CTX_new(mac) : NULL;
+	EVP_MAC_free(mac);			/* the context has its own reference */
+	if (ctx == NULL)
+		return false;
+	if (EVP_MAC_CTX_set_params(ctx, params) != 1)
+	{
+		EVP_MAC_CTX_free(ctx);
+		return false;
+	}
+	hmac_sha256 = ctx;
+	return true;
+}
+
+static NOINLINE bool
+run_hmac(const uint8_t key[CIPHER_KEY_LEN], const uint8_t *data, size_t len,
+		 uint8_t out[CIPHER_MAC_LEN])
+{
+	uint8_t		whole[32];
+	size_t		done = 0;
+	EVP_MAC_CTX *ctx = prepare_hmac() ? EVP_MAC_CTX_dup(hmac_sha256) : NULL;
+	bool		ok;
+
+	ok = ctx != NULL &&
+		EVP_MAC_init(ctx, key, CIPHER_KEY_LEN, NULL) == 1 &&
+		EVP_MAC_update(ctx, data, len) == 1 &&
+		EVP_MAC_final(ctx, whole, &done, sizeof(whole)) == 1 &&
+		done == sizeof(whole);
+	EVP_MAC_CTX_free(ctx);		/* wipes the key */
+	if (ok)
+		memcpy(out, whole, CIPHER_MAC_LEN);
+	OPENSSL_cleanse(whole, sizeof(whole));
+	return ok;
+}
+
+bool
+cipher_hmac(const uint8_t key[CIPHER_KEY_LEN], const uint8_t *data, size_t len,
+			uint8_t out[CIPHER_MAC_LEN])
+{
+	bool		ok = run_hmac(key, data, len, out);
+
 	scrub_stack();
 	return finish(ok);
 }

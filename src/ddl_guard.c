@@ -29,7 +29,7 @@
 #include "compare_guard.h"
 #include "guard.h"
 #include "parser/parse_type.h"
-#include "rewrite.h"
+#include "rewrite_parts.h"
 #include "tcop/utility.h"
 #include "type_io.h"
 #include "typemod.h"

@@ -3,17 +3,21 @@
  *		Plaintext into values and back: rights, key, cipher, format.
  *
  * The one place where a school's state, the role's rights, the key and the
- * cipher meet; every way into or out of a value passes here.  Order of
+ * cipher meet; every way into or out of a value passes here, and is counted
+ * here (access_log.h).  Order of
  * refusals: right missing, then erased or suspended, then the keystore's.
  *
  * Holds no secret: keys stay in mykeys.c, plaintext belongs to the caller.
  */
 #include "postgres.h"
 
+#include "access_log.h"
 #include "catalog.h"
+#include "cipher.h"
 #include "envelope.h"
 #include "errors.h"
 #include "holders.h"
+#include "miscadmin.h"
 #include "mykeys.h"
 #include "request.h"
 #include "rights.h"
@@ -146,6 +150,8 @@ envelope_open(const ValueView *value, int rights, size_t *len)
 			prepare_to_open(value, rights);	/* says who lacks what */
 			continue;
 		}
+		if (mykeys_place(key)->is_index)
+			error_integrity();
 		ctx = mykeys_opener(key, value->nonce);
 		if (ctx == NULL)
 			continue;
@@ -153,28 +159,30 @@ envelope_open(const ValueView *value, int rights, size_t *len)
 						 value->body, value->body_len, (uint8 *) plain))
 			error_integrity();
 		plain[*len] = '\0';
+		access_opened(&uuid, rights);
 		return plain;
 	}
 	error_keystore(KS_RETRY, "", NULL);
 }
 
-/* Make sure that a school's current key is here; its key_id. */
+/* Make sure that a school's current key, or its index key, is here. */
 static void
-prepare_to_seal(const TenantRow *tenant, uint8 key_id[VALUE_KEY_ID_LEN])
+prepare_current(const TenantRow *tenant, bool is_index)
 {
 	uint64		epoch = keyring_epoch();
 	KeyRow		row;
+	const uint8 *key_id = row.spec.key_check;
 	TenantRow	now;
 
 	/* the caller's row may be older than the epoch */
 	if (!catalog_tenant_by_uuid(&tenant->uuid, &now))
 		error_key_unknown(tenant->id);
 	refuse_inactive(&now);
-	if (!catalog_current_key(&tenant->uuid, &row))
+	if (!(is_index ? catalog_index_key : catalog_current_key) (&tenant->uuid, &row))
 		error_key_unknown(tenant->id);
-	memcpy(key_id, row.spec.key_check, VALUE_KEY_ID_LEN);
 	if (mykeys_find(key_id) < 0)
 		load_key(&row, tenant, epoch);
+	mykeys_set_current(tenant->uuid.data, is_index, key_id);
 }
 
 bytea *
@@ -183,13 +191,12 @@ envelope_seal(const TenantRow *tenant, int rights, uint8 type_code,
 {
 	size_t		size = value_size(len, fingerprint != NULL);
 	bytea	   *value = palloc(VARHDRSZ + size);
-	uint8		key_id[VALUE_KEY_ID_LEN];
 
 	rights_require(tenant, rights);
 	SET_VARSIZE(value, VARHDRSZ + size);
 	for (int try = 0; try < MAX_TRIES; try++)
 	{
-		int			key = mykeys_current(tenant->uuid.data);
+		int			key = mykeys_current(tenant->uuid.data, false);
 		uint8		nonce[VALUE_NONCE_LEN];
 		uint8		aad[VALUE_MAX_AAD];
 		size_t		aad_len;
@@ -199,8 +206,7 @@ envelope_seal(const TenantRow *tenant, int rights, uint8 type_code,
 
 		if (key < 0)
 		{
-			prepare_to_seal(tenant, key_id);
-			mykeys_set_current(tenant->uuid.data, key_id);
+			prepare_current(tenant, false);
 			continue;
 		}
 		ctx = mykeys_sealer(key, nonce);
@@ -215,7 +221,71 @@ envelope_seal(const TenantRow *tenant, int rights, uint8 type_code,
 		if (!cipher_seal(ctx, nonce + CIPHER_PREFIX_LEN, aad, aad_len,
 						 (const uint8 *) payload, len, body))
 			elog(ERROR, "could not encrypt a value");
+		access_sealed(&tenant->uuid, rights);
 		return value;
 	}
 	error_keystore(KS_RETRY, "", tenant->id);
+}
+
+void
+envelope_fingerprint(const TenantRow *tenant, int rights, const char *text,
+					 size_t len, uint8 fingerprint[VALUE_FINGERPRINT_LEN],
+					 uint8 *key_id)
+{
+	rights_require(tenant, rights);
+	for (int try = 0; try < MAX_TRIES; try++)
+	{
+		int			key = mykeys_current(tenant->uuid.data, true);
+
+		if (key < 0)
+		{
+			prepare_current(tenant, true);
+			continue;
+		}
+		if (!mykeys_fingerprint(key, (const uint8 *) text, len, fingerprint))
+			continue;
+		if (key_id != NULL)
+			memcpy(key_id, mykeys_id(key), VALUE_KEY_ID_LEN);
+		return;
+	}
+	error_keystore(KS_RETRY, "", tenant->id);
+}
+
+/* One of many; the key most often waits in the keyring.  False: start over. */
+static bool
+fingerprint_one(FingerprintTarget *target, uint64 epoch, const char *text, size_t len)
+{
+	for (int try = 0; try < MAX_TRIES && keyring_epoch() == epoch; try++)
+	{
+		int			key = mykeys_find(target->key.spec.key_check);
+
+		if (key < 0)
+		{
+			if (mykeys_load_cached(&target->key.spec, target->key.own_transaction,
+								   epoch) == KS_KEY_ABSENT)
+				load_key(&target->key, &target->tenant, epoch);
+			continue;
+		}
+		if (memcmp(mykeys_place(key)->tenant, target->tenant.uuid.data, UUID_LEN) != 0)
+			error_integrity();
+		if (mykeys_fingerprint(key, (const uint8 *) text, len, target->fingerprint))
+			return true;
+	}
+	if (keyring_epoch() == epoch)
+		error_keystore(KS_RETRY, "", target->tenant.id);
+	return false;
+}
+
+bool
+envelope_fingerprint_all(FingerprintTarget *targets, int count, uint64 epoch,
+						 const char *text, size_t len)
+{
+	mykeys_watch(catalog_relation("tenant"));
+	for (int i = 0; i < count; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (!fingerprint_one(&targets[i], epoch, text, len))
+			return false;
+	}
+	return true;
 }

@@ -14,7 +14,8 @@
  * being wiped.
  *
  * Copies and contexts are direct-mapped: a school or a derived key that
- * collides takes the other's place, at the cost of another look-up.
+ * collides takes the other's place, at the cost of another look-up.  A
+ * school's two keys never collide: a searchable value needs both in turns.
  */
 #include "postgres.h"
 
@@ -30,7 +31,8 @@
 #include "storage/proc.h"
 #include "utils/inval.h"
 
-#define NUM_KEYS		256		/* by the first byte of key_id, which is random */
+#define NUM_BY_BYTE		256		/* by the first byte of key_id, which is random */
+#define NUM_KEYS		(2 * NUM_BY_BYTE)	/* keys for values, then index keys */
 #define NUM_OPENERS		64
 
 typedef struct MyKey
@@ -55,13 +57,13 @@ static Opener openers[NUM_OPENERS];
 static volatile uint8 my_secrets[NUM_KEYS][WORKING_KEY_LEN] pg_attribute_aligned(SECRET_PAGE);
 static volatile sig_atomic_t zeroed = false;
 
-/* Which key the school last written for writes with. */
+/* Which key the school last written for writes with; its index key. */
 static struct
 {
 	bool		known;
 	uint8		tenant[16];
 	uint8		key_id[VALUE_KEY_ID_LEN];
-}			current;
+}			current[2];
 
 static Oid	watched = InvalidOid;
 static bool holding = false;	/* have we announced ourselves? */
@@ -108,7 +110,7 @@ wipe_all(void)
 		my_keys[i].used = false;
 	}
 	cipher_wipe((void *) my_secrets, sizeof(my_secrets));
-	current.known = false;
+	memset(current, 0, sizeof(current));
 	zeroed = false;
 	my_epoch = epoch;
 	holders_ack(epoch);
@@ -205,8 +207,6 @@ is_current(void)
 int
 mykeys_find(const uint8 key_id[VALUE_KEY_ID_LEN])
 {
-	MyKey	   *key = &my_keys[key_id[0]];
-
 	if (!holding)
 		return -1;
 	if (!is_current())
@@ -214,11 +214,16 @@ mykeys_find(const uint8 key_id[VALUE_KEY_ID_LEN])
 		wipe_all();
 		return -1;
 	}
-	if (!key->used ||
-		memcmp(key->spec.key_check, key_id, VALUE_KEY_ID_LEN) != 0 ||
-		!lease_valid_coarse(&key->lease))
-		return -1;
-	return key_id[0];
+	for (int i = key_id[0]; i < NUM_KEYS; i += NUM_BY_BYTE)
+	{
+		MyKey	   *key = &my_keys[i];
+
+		if (key->used &&
+			memcmp(key->spec.key_check, key_id, VALUE_KEY_ID_LEN) == 0 &&
+			lease_valid_coarse(&key->lease))
+			return i;
+	}
+	return -1;
 }
 
 /* Drop one copy with everything derived from it. */
@@ -243,6 +248,39 @@ drop_key(int i)
 	cipher_wipe((void *) my_secrets[i], WORKING_KEY_LEN);
 }
 
+/* Before a key is copied: this process is a holder, and of that school's. */
+static void
+prepare_to_hold(const KeySpec *spec)
+{
+	if (!holding)
+		start_holding();
+	else if (!is_current())
+		wipe_all();
+	holders_note(spec->place.tenant);
+}
+
+/* Take a key in; wipes the caller's. */
+static KsStatus
+keep_key(const KeySpec *spec, uint64 epoch, WorkingKey *from)
+{
+	int			i = spec->key_check[0] + (spec->place.is_index ? NUM_BY_BYTE : 0);
+
+	if (!is_current() || epoch != my_epoch)
+	{
+		cipher_wipe(from, sizeof(*from));
+		wipe_all();
+		return KS_RETRY;
+	}
+	drop_key(i);
+	memcpy(&my_keys[i].spec, spec, offsetof(KeySpec, wrapped));
+	my_keys[i].spec.wrapped_len = 0;
+	my_keys[i].lease = from->lease;
+	memcpy((void *) my_secrets[i], from->bytes, WORKING_KEY_LEN);
+	my_keys[i].used = true;
+	cipher_wipe(from, sizeof(*from));
+	return zeroed ? KS_RETRY : KS_OK;
+}
+
 /*
  * Get the first of the keys asked for, from the keyring or through the
  * broker, which puts all of them there.  "epoch" is the one read before the
@@ -253,15 +291,10 @@ KsStatus
 mykeys_load(const UnwrapRequest *what, uint64 epoch, char *reason)
 {
 	const KeySpec *spec = &what->keys[0];
-	int			i = spec->key_check[0];
 	WorkingKey	key;
 
 	reason[0] = '\0';
-	if (!holding)
-		start_holding();
-	else if (!is_current())
-		wipe_all();
-	holders_note(spec->place.tenant);
+	prepare_to_hold(spec);
 	if (!keyring_lookup(spec, what->own_transaction, &key))
 	{
 		KsStatus	status = request_key(what, epoch, &key, reason);
@@ -270,20 +303,18 @@ mykeys_load(const UnwrapRequest *what, uint64 epoch, char *reason)
 			return status;
 		holders_note(spec->place.tenant);	/* waiting may have wiped it */
 	}
-	if (!is_current() || epoch != my_epoch)
-	{
-		cipher_wipe(&key, sizeof(key));
-		wipe_all();
-		return KS_RETRY;
-	}
-	drop_key(i);
-	memcpy(&my_keys[i].spec, spec, offsetof(KeySpec, wrapped));
-	my_keys[i].spec.wrapped_len = 0;
-	my_keys[i].lease = key.lease;
-	memcpy((void *) my_secrets[i], key.bytes, WORKING_KEY_LEN);
-	my_keys[i].used = true;
-	cipher_wipe(&key, sizeof(key));
-	return zeroed ? KS_RETRY : KS_OK;
+	return keep_key(spec, epoch, &key);
+}
+
+KsStatus
+mykeys_load_cached(const KeySpec *spec, bool own_transaction, uint64 epoch)
+{
+	WorkingKey	key;
+
+	prepare_to_hold(spec);
+	if (!keyring_lookup(spec, own_transaction, &key))
+		return KS_KEY_ABSENT;
+	return keep_key(spec, epoch, &key);
 }
 
 /*
@@ -291,19 +322,20 @@ mykeys_load(const UnwrapRequest *what, uint64 epoch, char *reason)
  * for the last school only: a transaction rarely writes for two in turns.
  */
 int
-mykeys_current(const uint8 tenant[16])
+mykeys_current(const uint8 tenant[16], bool is_index)
 {
-	if (!current.known || memcmp(current.tenant, tenant, 16) != 0)
+	if (!current[is_index].known || memcmp(current[is_index].tenant, tenant, 16) != 0)
 		return -1;
-	return mykeys_find(current.key_id);
+	return mykeys_find(current[is_index].key_id);
 }
 
 void
-mykeys_set_current(const uint8 tenant[16], const uint8 key_id[VALUE_KEY_ID_LEN])
+mykeys_set_current(const uint8 tenant[16], bool is_index,
+				   const uint8 key_id[VALUE_KEY_ID_LEN])
 {
-	memcpy(current.tenant, tenant, 16);
-	memcpy(current.key_id, key_id, VALUE_KEY_ID_LEN);
-	current.known = true;
+	memcpy(current[is_index].tenant, tenant, 16);
+	memcpy(current[is_index].key_id, key_id, VALUE_KEY_ID_LEN);
+	current[is_index].known = true;
 }
 
 const KeyPlace *
@@ -331,6 +363,20 @@ derive(int key, const uint8 prefix[CIPHER_PREFIX_LEN])
 		ctx = cipher_derive(bytes, prefix);
 	cipher_wipe(bytes, sizeof(bytes));
 	return ctx;
+}
+
+bool
+mykeys_fingerprint(int key, const uint8 *data, size_t len, uint8 out[CIPHER_MAC_LEN])
+{
+	uint8		bytes[WORKING_KEY_LEN];
+	bool		done = false;
+
+	memcpy(bytes, (const void *) my_secrets[key], WORKING_KEY_LEN);
+	pg_compiler_barrier();
+	if (!zeroed)
+		done = cipher_hmac(bytes, data, len, out);
+	cipher_wipe(bytes, sizeof(bytes));
+	return done;
 }
 
 /* A context that opens values of that nonce prefix. */

@@ -60,8 +60,8 @@ typedef struct LiteralContext
 } LiteralContext;
 
 /*
- * Is this constant one of our type?  Refuses arrays and rows of them: they
- * cannot be wrapped.
+ * Is this constant one of our type?  Refuses rows of them, and arrays of
+ * more than one dimension: they cannot be wrapped.
  */
 static bool
 is_literal(Node *node, Oid type)
@@ -72,15 +72,38 @@ is_literal(Node *node, Oid type)
 		return false;
 	if (constant->consttype == type)
 		return true;
-	if (!compare_guard_holds(constant->consttype, type) ||
-		(OidIsValid(get_element_type(constant->consttype)) &&
-		 DatumGetArrayTypeP(constant->constvalue)->ndim == 0))
+	if (!compare_guard_holds(constant->consttype, type))
 		return false;
+	if (get_element_type(constant->consttype) == type &&
+		ARR_NDIM(DatumGetArrayTypeP(constant->constvalue)) <= 1)
+		return ARR_NDIM(DatumGetArrayTypeP(constant->constvalue)) == 1;
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 			 errmsg("a literal of type %s cannot hold encrypted values",
 					format_type_be(constant->consttype)),
 			 errhint("Write ARRAY[...] or ROW(...), or pass it as a parameter.")));
+}
+
+/* A literal array as ARRAY[...] of literals. */
+static Node *
+spell_out_array(Const *constant, Oid type)
+{
+	ArrayExpr  *array = makeNode(ArrayExpr);
+	Datum	   *elements;
+	bool	   *nulls;
+	int			n;
+
+	deconstruct_array(DatumGetArrayTypeP(constant->constvalue), type, -1, false,
+					  TYPALIGN_INT, &elements, &nulls, &n);
+	array->array_typeid = constant->consttype;
+	array->array_collid = constant->constcollid;
+	array->element_typeid = type;
+	array->location = constant->location;
+	for (int i = 0; i < n; i++)
+		array->elements = lappend(array->elements,
+								  makeConst(type, constant->consttypmod, constant->constcollid,
+											-1, elements[i], nulls[i], false));
+	return (Node *) array;
 }
 
 static Node *
@@ -90,7 +113,9 @@ wrap_literals(Node *node, LiteralContext *context)
 		return NULL;
 	if (IsA(node, Query))
 		return (Node *) query_tree_mutator((Query *) node, wrap_literals, context, 0);
-	if (is_literal(node, context->type))
+	if (is_literal(node, context->type) && ((Const *) node)->consttype != context->type)
+		node = spell_out_array((Const *) node, context->type);
+	else if (is_literal(node, context->type))
 	{
 		literal_hash = GetSysCacheHashValue1(PROCOID, ObjectIdGetDatum(sql_function(SQL_LITERAL)));
 		literals_made = true;

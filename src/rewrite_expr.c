@@ -26,7 +26,7 @@
 #include "parser/parse_node.h"
 #include "parser/parse_oper.h"
 #include "errors.h"
-#include "rewrite.h"
+#include "rewrite_parts.h"
 #include "session.h"
 #include "sqlnames.h"
 #include "typemod.h"
@@ -37,194 +37,6 @@
 #include "value.h"
 
 #define HINT_TYPE	"What is inside is not known here. Cast it, for example (...)::text, or declare the variable encrypted(text)."
-
-void
-rewrite_refuse(const char *what, const char *hint)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("encrypted values cannot be %s", what),
-			 errhint("%s", hint)));
-}
-
-/* ---- what is known of an expression ---- */
-
-bool
-rewrite_is_ours(Node *expr, Oid ours)
-{
-	Oid			type = exprType(expr);
-
-	return type == ours ||
-		(type >= FirstNormalObjectId && getBaseType(type) == ours);
-}
-
-int32
-rewrite_modifier(Node *expr, Oid ours)
-{
-	int32		typmod = exprTypmod(expr);
-	Oid			type = exprType(expr);
-
-	while (typmod < 0 && IsA(expr, RelabelType))
-	{
-		/* the parser drops a domain's modifier */
-		expr = (Node *) ((RelabelType *) expr)->arg;
-		type = exprType(expr);
-		typmod = exprTypmod(expr);
-	}
-	return getBaseTypeAndTypmod(type, &typmod) == ours ? typmod : -1;
-}
-
-/* varchar compares as text, as in PostgreSQL. */
-static Oid
-compared_type(int32 typmod)
-{
-	Oid			type = inner_type(typemod_type_code(typmod));
-
-	if (type == VARCHAROID)
-		return TEXTOID;
-	return type == VARCHARARRAYOID ? TEXTARRAYOID : type;
-}
-
-static Oid common_inner_type(List *exprs, Oid ours);
-
-/*
- * With an unknown modifier, that of the parts: coalesce(name, 'nobody') is of
- * name's type, because the literal has none of its own.
- */
-Oid
-rewrite_inner_type(Node *expr, Oid ours)
-{
-	int32		typmod = rewrite_modifier(expr, ours);
-	List	   *parts = NIL;
-	ListCell   *lc;
-
-	check_stack_depth();
-	if (typmod >= 0)
-		return compared_type(typmod);
-	switch (nodeTag(expr))
-	{
-		case T_CoalesceExpr:
-			return common_inner_type(((CoalesceExpr *) expr)->args, ours);
-		case T_MinMaxExpr:
-			return common_inner_type(((MinMaxExpr *) expr)->args, ours);
-		case T_NullIfExpr:
-			return common_inner_type(list_make1(linitial(((NullIfExpr *) expr)->args)), ours);
-		case T_RelabelType:
-			return rewrite_inner_type((Node *) ((RelabelType *) expr)->arg, ours);
-		case T_CaseExpr:
-			foreach(lc, ((CaseExpr *) expr)->args)
-				parts = lappend(parts, lfirst_node(CaseWhen, lc)->result);
-			if (((CaseExpr *) expr)->defresult != NULL)
-				parts = lappend(parts, ((CaseExpr *) expr)->defresult);
-			return common_inner_type(parts, ours);
-		case T_Aggref:
-			/* min and max give what they get */
-			foreach(lc, ((Aggref *) expr)->args)
-				parts = lappend(parts, lfirst_node(TargetEntry, lc)->expr);
-			return list_length(parts) == 1 ? common_inner_type(parts, ours) : InvalidOid;
-		case T_FuncExpr:
-			if (((FuncExpr *) expr)->funcid == sql_function(SQL_LARGER) ||
-				((FuncExpr *) expr)->funcid == sql_function(SQL_SMALLER))
-				return common_inner_type(((FuncExpr *) expr)->args, ours);
-			return InvalidOid;
-		default:
-			return InvalidOid;
-	}
-}
-
-/* The type inside all of these that have one; InvalidOid if they differ. */
-static Oid
-common_inner_type(List *exprs, Oid ours)
-{
-	Oid			common = InvalidOid;
-	ListCell   *lc;
-
-	foreach(lc, exprs)
-	{
-		Oid			type = rewrite_is_ours(lfirst(lc), ours) ?
-		rewrite_inner_type(lfirst(lc), ours) : InvalidOid;
-
-		if (!OidIsValid(type))
-			continue;
-		if (OidIsValid(common) && common != type)
-			return InvalidOid;
-		common = type;
-	}
-	return common;
-}
-
-bool
-rewrite_same_search(int32 a, int32 b)
-{
-	return typemod_searchable(a) && typemod_searchable(b) &&
-		typemod_normal(a) == typemod_normal(b);
-}
-
-/* ---- building expressions ---- */
-
-static Node *
-int_constant(int32 value)
-{
-	return (Node *) makeConst(INT4OID, -1, InvalidOid, sizeof(int32),
-							  Int32GetDatum(value), false, true);
-}
-
-/*
- * Comparing what is inside is for sessions inside a tenant: said already when
- * the query is planned, even if it would find no row.
- */
-Node *
-rewrite_plain(Node *expr, Oid type)
-{
-	Oid			collation = exprCollation(expr);
-	bool		once = !contain_var_clause(expr) && !IsA(expr, CaseTestExpr) &&
-		!contain_volatile_functions(expr);
-	FuncExpr   *call;
-
-	if (session_tenant() == NULL)
-		error_no_tenant("encrypted values cannot be compared");
-	call = makeFuncExpr(sql_function(SQL_PLAIN), type,
-						list_make3(expr, makeNullConst(type, -1, get_typcollation(type)),
-								   makeBoolConst(once, false)),
-						OidIsValid(get_typcollation(type)) ? collation : InvalidOid,
-						collation, COERCE_EXPLICIT_CALL);
-	return (Node *) call;
-}
-
-/* A fingerprint to compare a searchable column with. */
-static Node *
-probe(Node *expr, int32 typmod, Oid ours)
-{
-	return (Node *) makeFuncExpr(sql_function(SQL_PROBE), ours,
-								 list_make2(expr, int_constant(typmod)),
-								 exprCollation(expr), exprCollation(expr),
-								 COERCE_EXPLICIT_CALL);
-}
-
-/* The implicit casts that the parser would add take the collation along. */
-static void
-give_collation(Node *expr, Oid collation)
-{
-	if (OidIsValid(get_typcollation(exprType(expr))) && !OidIsValid(exprCollation(expr)))
-		exprSetCollation(expr, collation);
-}
-
-/* The same operator, by name, of what is inside. */
-static OpExpr *
-base_operation(const char *operator, Node *left, Node *right, Oid collation)
-{
-	ParseState *pstate = make_parsestate(NULL);
-	OpExpr	   *op = (OpExpr *) make_op(pstate, list_make2(makeString("pg_catalog"),
-														   makeString(pstrdup(operator))),
-										left, right, NULL, -1);
-
-	if (op->opresulttype != BOOLOID || op->opretset)
-		elog(ERROR, "operator \"%s\" does not compare", operator);
-	give_collation(linitial(op->args), collation);
-	give_collation(lsecond(op->args), collation);
-	op->inputcollid = collation;
-	return op;
-}
 
 static const char *
 equality_name(Oid operator)
@@ -326,9 +138,9 @@ choose_way(Oid operator, Node **left, Node **right, Oid ours)
 		rewrite_refuse("compared if one column ignores what the other does not",
 					   "The columns are searchable in different ways. Compare what is inside, for example column::text.");
 	if (typemod_searchable(left_mod))
-		*right = probe(*right, left_mod, ours);
+		*right = rewrite_probe(*right, left_mod, ours);
 	else
-		*left = probe(*left, right_mod, ours);
+		*left = rewrite_probe(*left, right_mod, ours);
 	return BY_FINGERPRINT;
 }
 
@@ -369,7 +181,7 @@ rewrite_operation(OpExpr *op, Oid ours)
 	}
 	else
 		choose_types(left, right, ours, &left_type, &right_type);
-	result = base_operation(name, plain_side(left, left_type, ours),
+	result = rewrite_base_operation(name, plain_side(left, left_type, ours),
 							plain_side(right, right_type, ours), op->inputcollid);
 	if (IsA(op, DistinctExpr))
 		NodeSetTag(result, T_DistinctExpr);
@@ -425,7 +237,7 @@ probe_array(Node *array, int32 typmod, Oid ours)
 	/* the column says how the tenants' values are to be made */
 	if (IsA(array, FuncExpr) && call->funcid == sql_function(SQL_SEARCH_VALUES))
 		return (Node *) makeFuncExpr(sql_function(SQL_SEARCH_VALUES_AS), call->funcresulttype,
-									 list_make2(linitial(call->args), int_constant(typmod)),
+									 list_make2(linitial(call->args), rewrite_int_constant(typmod)),
 									 call->funccollid, call->inputcollid,
 									 COERCE_EXPLICIT_CALL);
 	if (IsA(array, ArrayExpr) && !((ArrayExpr *) array)->multidims)
@@ -433,12 +245,12 @@ probe_array(Node *array, int32 typmod, Oid ours)
 		ArrayExpr  *result = copyObject((ArrayExpr *) array);
 
 		foreach(lc, result->elements)
-			lfirst(lc) = probe(lfirst(lc), typmod, ours);
+			lfirst(lc) = rewrite_probe(lfirst(lc), typmod, ours);
 		result->array_typeid = get_array_type(ours);
 		result->element_typeid = ours;
 		return (Node *) result;
 	}
-	return map_array(array, ours, probe(any_element(array), typmod, ours));
+	return map_array(array, ours, rewrite_probe(any_element(array), typmod, ours));
 }
 
 static Node *
@@ -465,9 +277,9 @@ static Oid
 array_inner_type(Node *array, Oid ours)
 {
 	if (exprTypmod(array) >= 0)
-		return compared_type(exprTypmod(array));
+		return rewrite_compared_type(exprTypmod(array));
 	if (IsA(array, ArrayExpr))
-		return common_inner_type(((ArrayExpr *) array)->elements, ours);
+		return rewrite_common_type(((ArrayExpr *) array)->elements, ours);
 	return InvalidOid;
 }
 
@@ -507,7 +319,7 @@ rewrite_array_operation(ScalarArrayOpExpr *op, Oid ours)
 		if (typemod_searchable(left_mod) && !typemod_searchable(array_mod))
 			return array_by_fingerprint(op, left, probe_array(array, left_mod, ours), ours);
 		if (typemod_searchable(array_mod) && !typemod_searchable(left_mod))
-			return array_by_fingerprint(op, probe(left, array_mod, ours), array, ours);
+			return array_by_fingerprint(op, rewrite_probe(left, array_mod, ours), array, ours);
 	}
 	if (!OidIsValid(left_type))
 		left_type = array_type;
@@ -521,8 +333,8 @@ rewrite_array_operation(ScalarArrayOpExpr *op, Oid ours)
 										makeString(get_opname(op->opno))),
 							 op->useOr, plain_side(left, left_type, ours),
 							 array_ours ? plain_array(array, array_type) : array, -1);
-	give_collation(linitial(result->args), op->inputcollid);
-	give_collation(lsecond(result->args), op->inputcollid);
+	rewrite_give_collation(linitial(result->args), op->inputcollid);
+	rewrite_give_collation(lsecond(result->args), op->inputcollid);
 	result->inputcollid = op->inputcollid;
 	return (Node *) result;
 }
@@ -569,7 +381,7 @@ rewrite_minmax(MinMaxExpr *minmax, Oid ours)
 
 	if (session_tenant() == NULL)
 		error_no_tenant("encrypted values cannot be compared");
-	if (!OidIsValid(common_inner_type(minmax->args, ours)))
+	if (!OidIsValid(rewrite_common_type(minmax->args, ours)))
 		rewrite_refuse("compared", HINT_TYPE);
 	for_each_from(lc, minmax->args, 1)
 		result = (Node *) makeFuncExpr(function, ours, list_make2(result, lfirst(lc)),

@@ -25,6 +25,7 @@
 #include "parser/parsetree.h"
 #include "rewrite.h"
 #include "rewrite/rewriteManip.h"
+#include "rewrite_parts.h"
 #include "sqlnames.h"
 #include "typemod.h"
 #include "utils/builtins.h"

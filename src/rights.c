@@ -6,6 +6,10 @@
  * by default; a superuser needs them too (he can grant them to himself: an
  * audit line, not a barrier).  Answers are kept for the transaction, for a
  * few schools, and are read anew when keys are revoked.
+ *
+ * Owns nomp_crypt.require_tls too: whoever wants to use a key passes
+ * rights_require once per transaction and school at least, so this is the
+ * place to look at the connection.
  */
 #include "postgres.h"
 
@@ -15,7 +19,10 @@
 #include "errors.h"
 #include "miscadmin.h"
 #include "rights.h"
+#include "session.h"
 #include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
 
 #define CACHE_SIZE	32			/* direct-mapped by the tenant's first byte */
 
@@ -30,6 +37,7 @@ typedef struct CachedRights
 
 static CachedRights cache[CACHE_SIZE];
 static bool cache_used = false;
+static bool require_tls = false;
 
 /* Forget what was looked up: rows have changed, or the transaction is over. */
 void
@@ -54,9 +62,21 @@ at_subxact_event(SubXactEvent event, SubTransactionId mine,
 		rights_forget();
 }
 
+/* Whatever was looked up before was looked up without asking for TLS. */
+static void
+assign_require_tls(bool newval, void *extra)
+{
+	rights_forget();
+}
+
 void
 rights_init(void)
 {
+	DefineCustomBoolVariable("nomp_crypt.require_tls",
+							 "Whether keys may be used only over encrypted connections and unix sockets.",
+							 NULL,
+							 &require_tls, false,
+							 PGC_SUSET, 0, NULL, assign_require_tls, NULL);
 	RegisterXactCallback(at_xact_event, NULL);
 	RegisterSubXactCallback(at_subxact_event, NULL);
 }
@@ -71,7 +91,7 @@ acts_as(Oid role)
 }
 
 static void
-add_rights(const char *role, int rights, void *arg)
+add_rights(const char *role, const pg_uuid_t *tenant, int rights, void *arg)
 {
 	Oid			oid = get_role_oid(role, true);
 
@@ -132,12 +152,87 @@ right_name(int rights)
 	return rights & RIGHT_SEARCH ? "search" : "load";
 }
 
-/* Any one of those rights.  Raises 42501. */
+/*
+ * Any one of those rights, over a connection that may carry values.  Raises
+ * 42501, 28000.
+ */
 void
 rights_require(const TenantRow *tenant, int right)
 {
+	if (require_tls && session_in_clear())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+				 errmsg("keys may not be used over a connection without encryption"),
+				 errhint("Connect with sslmode=require or gssencmode=require; nomp_crypt.require_tls is on.")));
 	if (!rights_has(&tenant->uuid, right))
 		error_right_missing(right_name(right), tenant->id);
+}
+
+typedef struct Holdings
+{
+	int			right;
+	RightsHeld *found;
+	NameData	role;			/* the last one seen; grants come in runs */
+	bool		is_mine;
+} Holdings;
+
+static void
+add_tenant(const char *role, const pg_uuid_t *tenant, int rights, void *arg)
+{
+	static const pg_uuid_t all = {{0}};
+	Holdings   *held = arg;
+	RightsHeld *found = held->found;
+
+	if ((rights & held->right) == 0)
+		return;
+	if (strcmp(NameStr(held->role), role) != 0)
+	{
+		Oid			oid = get_role_oid(role, true);
+
+		namestrcpy(&held->role, role);
+		held->is_mine = OidIsValid(oid) && acts_as(oid);
+	}
+	if (!held->is_mine)
+		return;
+	if (memcmp(tenant, &all, UUID_LEN) == 0)
+	{
+		found->everywhere = true;
+		return;
+	}
+	if (found->count == found->room)
+	{
+		found->room = Max(64, 2 * found->room);
+		found->tenants = found->tenants == NULL ?
+			palloc(found->room * sizeof(pg_uuid_t)) :
+			repalloc(found->tenants, found->room * sizeof(pg_uuid_t));
+	}
+	found->tenants[found->count++] = *tenant;
+}
+
+static int
+compare_uuids(const void *a, const void *b)
+{
+	return memcmp(a, b, UUID_LEN);
+}
+
+/* Where does the current role hold that right?  One scan, whatever the number. */
+void
+rights_holdings(int right, RightsHeld *found)
+{
+	Holdings	held = {.right = right,.found = found};
+
+	memset(found, 0, sizeof(*found));
+	catalog_all_rights(add_tenant, &held);
+	if (found->count > 0)
+		qsort(found->tenants, found->count, sizeof(pg_uuid_t), compare_uuids);
+}
+
+bool
+rights_held(const RightsHeld *found, const pg_uuid_t *tenant)
+{
+	return found->everywhere ||
+		(found->count > 0 &&
+		 bsearch(tenant, found->tenants, found->count, sizeof(pg_uuid_t), compare_uuids) != NULL);
 }
 
 /*

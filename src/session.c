@@ -2,7 +2,8 @@
  * session.c
  *		Which school this session is inside, and what that means.
  *
- * Owns nomp_crypt.tenant, nomp_crypt.tenant_scope, nomp_crypt.other_tenants.
+ * Owns nomp_crypt.tenant, nomp_crypt.tenant_scope, nomp_crypt.other_tenants,
+ * nomp_crypt.strict_tenant.
  * The tenant may come from SET, SET LOCAL, set_config and connection options
  * only: a tenant in a file, a role's or a database's settings would make
  * pg_dump and walsenders emit plaintext.
@@ -12,8 +13,14 @@
  * machinery saves and restores with it), and counts only in that
  * transaction.  Parallel workers set up their settings in a transaction of
  * their own, so they take the leader's word, from shared memory.
+ *
+ * strict_tenant: one transaction, one school.  Which school a transaction has
+ * used is noted at the first use.  Another is refused when it is set, and when
+ * it is used: RESET and ROLLBACK TO change the setting without asking.
  */
 #include "postgres.h"
+
+#include <sys/socket.h>
 
 #include "access/parallel.h"
 #include "access/xact.h"
@@ -28,6 +35,7 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
+#include "utils/backend_status.h"
 #include "utils/guc.h"
 
 typedef enum TenantScope
@@ -68,14 +76,74 @@ static uint64 cached_epoch = 0;
 
 static void (*on_change) (void) = NULL;
 
-/* Per PGPROC: the leader's word for its parallel workers. */
-static pg_atomic_uint32 *in_force = NULL;
+/* The school that a transaction has used. */
+static bool strict_tenant = false;
+static char used_tenant[sizeof(cached_row.id)];
+static uint64 used_xact = 0;
+
+/*
+ * Per PGPROC: what parallel workers must know of their leader, and what they
+ * tell it.
+ */
+#define LEADER_IN_FORCE 1		/* the tenant counts in this transaction */
+#define LEADER_IN_CLEAR 2		/* the client's connection is not encrypted */
+#define WORKERS_USED	4		/* a worker has used the tenant */
+
+static pg_atomic_uint32 *leaders = NULL;
+
+/* The word of this process, or NULL where it has none. */
+static pg_atomic_uint32 *
+own_word(void)
+{
+	if (leaders == NULL || MyProc == NULL || MyProc->pgprocno >= MaxBackends)
+		return NULL;
+	return &leaders[MyProc->pgprocno];
+}
+
+/* The word of this parallel worker's leader, or NULL if it is gone. */
+static pg_atomic_uint32 *
+leader_word(void)
+{
+	PGPROC	   *leader = MyProc->lockGroupLeader;
+
+	return leader != NULL ? &leaders[leader->pgprocno] : NULL;
+}
+
+/* This transaction has used that school. */
+static void
+note_use(const char *name)
+{
+	strlcpy(used_tenant, name, sizeof(used_tenant));
+	used_xact = this_xact;
+	if (IsParallelWorker() && leader_word() != NULL)
+		pg_atomic_fetch_or_u32(leader_word(), WORKERS_USED);
+}
+
+/* Before the tenant changes: what workers used was the tenant until now. */
+static void
+note_workers_use(void)
+{
+	pg_atomic_uint32 *word = own_word();
+
+	if (word != NULL && !IsParallelWorker() && session_names_tenant() &&
+		(pg_atomic_read_u32(word) & WORKERS_USED) != 0)
+		note_use(tenant);
+}
+
+static bool
+another_was_used(const char *name)
+{
+	return used_xact == this_xact && strcmp(used_tenant, name) != 0;
+}
+
+#define STRICT_HINT "Commit first, or work for each tenant in a transaction of its own; nomp_crypt.strict_tenant is on."
 
 static bool
 check_tenant(char **newval, void **extra, GucSource source)
 {
 	uint64	   *when;
 
+	note_workers_use();
 	if (*newval == NULL || (*newval)[0] == '\0')
 		return true;
 	if (strlen(*newval) >= sizeof(cached_row.id))
@@ -90,6 +158,14 @@ check_tenant(char **newval, void **extra, GucSource source)
 		GUC_check_errhint("Use SET, SET LOCAL, set_config or a connection option. Elsewhere it would make dumps and replication emit plaintext.");
 		return false;
 	}
+	if (strict_tenant && another_was_used(*newval))
+	{
+		GUC_check_errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE);
+		GUC_check_errmsg("tenant cannot be changed to \"%s\": this transaction has used tenant \"%s\"",
+						 *newval, used_tenant);
+		GUC_check_errhint(STRICT_HINT);
+		return false;
+	}
 	when = malloc(sizeof(uint64));
 	if (when == NULL)
 		return false;
@@ -98,17 +174,41 @@ check_tenant(char **newval, void **extra, GucSource source)
 	return true;
 }
 
-/* Tell parallel workers whether the value counts in this transaction. */
+/*
+ * Does the client send and see values in the clear, over a network?  By this
+ * process's entry for pg_stat_activity, which always says.
+ */
+static bool
+connection_in_clear(void)
+{
+	if (MyProcPort == NULL)
+		return false;			/* nobody's client */
+	if (MyBEEntry == NULL)
+		return true;
+	return MyBEEntry->st_clientaddr.addr.ss_family != AF_UNIX &&
+		!MyBEEntry->st_ssl &&
+		!(MyBEEntry->st_gss && MyBEEntry->st_gssstatus->gss_enc);
+}
+
+/*
+ * Tell parallel workers how things stand.  Runs at the end of each
+ * transaction, and the connection's set-up is one, so there is always a word.
+ */
 static void
 publish(void)
 {
-	if (in_force != NULL && MyProc != NULL && MyProc->pgprocno < MaxBackends)
-		pg_atomic_write_u32(&in_force[MyProc->pgprocno], set_in_xact == this_xact);
+	pg_atomic_uint32 *word = own_word();
+
+	if (word != NULL && !IsParallelWorker())
+		pg_atomic_write_u32(word,
+							(set_in_xact == this_xact ? LEADER_IN_FORCE : 0) |
+							(connection_in_clear() ? LEADER_IN_CLEAR : 0));
 }
 
 static void
 assign_tenant(const char *newval, void *extra)
 {
+	note_workers_use();
 	set_in_xact = extra != NULL ? *(uint64 *) extra : 0;
 	cached_xact = 0;
 	publish();
@@ -180,6 +280,11 @@ session_init(void)
 							 NULL,
 							 &other_tenants, OTHERS_ERROR, others_options,
 							 PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("nomp_crypt.strict_tenant",
+							 "Whether a transaction that has used one school is refused another.",
+							 NULL,
+							 &strict_tenant, false,
+							 PGC_USERSET, 0, NULL, NULL, NULL);
 	RegisterXactCallback(at_xact_event, NULL);
 	RegisterSubXactCallback(at_subxact_event, NULL);
 }
@@ -202,9 +307,9 @@ session_shmem_startup(void)
 	bool		found;
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	in_force = ShmemInitStruct("nomp_crypt sessions", shared_size(), &found);
+	leaders = ShmemInitStruct("nomp_crypt sessions", shared_size(), &found);
 	for (int i = 0; !found && i < MaxBackends; i++)
-		pg_atomic_init_u32(&in_force[i], 0);
+		pg_atomic_init_u32(&leaders[i], 0);
 	LWLockRelease(AddinShmemInitLock);
 }
 
@@ -230,7 +335,7 @@ is_outside_by_nature(void)
 const char *
 session_tenant(void)
 {
-	PGPROC	   *leader;
+	pg_atomic_uint32 *word;
 
 	if (!session_names_tenant() || is_outside_by_nature())
 		return NULL;
@@ -238,9 +343,19 @@ session_tenant(void)
 		return tenant;
 	if (!IsParallelWorker())
 		return set_in_xact == this_xact ? tenant : NULL;
-	leader = MyProc->lockGroupLeader;
-	return leader != NULL &&
-		pg_atomic_read_u32(&in_force[leader->pgprocno]) != 0 ? tenant : NULL;
+	word = leader_word();
+	return word != NULL && (pg_atomic_read_u32(word) & LEADER_IN_FORCE) != 0 ? tenant : NULL;
+}
+
+bool
+session_in_clear(void)
+{
+	pg_atomic_uint32 *word;
+
+	if (!IsParallelWorker())
+		return connection_in_clear();
+	word = leader_word();
+	return word == NULL || (pg_atomic_read_u32(word) & LEADER_IN_CLEAR) != 0;
 }
 
 const TenantRow *
@@ -253,11 +368,18 @@ session_tenant_row(void)
 		return NULL;
 	if (cached_xact == this_xact && cached_epoch == epoch)
 		return &cached_row;
+	if (strict_tenant && another_was_used(name))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("tenant \"%s\" cannot be used: this transaction has used tenant \"%s\"",
+						name, used_tenant),
+				 errhint(STRICT_HINT)));
 	if (!catalog_tenant_by_id(name, &cached_row))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("tenant \"%s\" does not exist", name),
 				 errhint("See nomp_crypt.tenants, or create it with nomp_crypt.create_tenant().")));
+	note_use(name);
 	cached_xact = this_xact;
 	cached_epoch = epoch;
 	return &cached_row;

@@ -169,7 +169,7 @@ sub create_nomp
 	$node->safe_psql('postgres', <<"SQL");
 CREATE EXTENSION nomp_crypt;
 SELECT nomp_crypt.create_tenant(id) FROM unnest('{@{[ join ',', @ids ]}}'::text[]) id;
-SELECT nomp_crypt.grant_all_tenants('$user', '{encrypt,decrypt,load}');
+SELECT nomp_crypt.grant_all_tenants('$user', '{encrypt,decrypt,search,load}');
 CREATE TABLE pupil (id bigint PRIMARY KEY, school text NOT NULL,
 	name encrypted(text), notes encrypted(text));
 SQL

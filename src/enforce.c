@@ -1,0 +1,280 @@
+/*
+ * enforce.c
+ *		nomp_crypt.enforce_tenant: a trigger that ties values to their row's
+ *		school.
+ *
+ * A value says whose it is by its key_id, which the catalog resolves: so this
+ * needs neither key nor right, and works in COPY, for ciphertext that is
+ * loaded, and for rows that come by logical replication (ENABLE ALWAYS).
+ *
+ * What belongs to a table is looked up once per statement and kept in the
+ * trigger's FmgrInfo, with the school of the last key seen, since the values
+ * of a row mostly have one key.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "compat.h"
+#include "envelope.h"
+#include "errors.h"
+#include "executor/executor.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/typcache.h"
+
+NC_FUNCTION(nc_enforce_tenant);
+
+typedef struct Enforcement
+{
+	Oid			relid;
+	int			school;			/* attribute number */
+	Oid			school_type;	/* its base type */
+	Oid			school_out;		/* and output function */
+	int			ncolumns;		/* those with encrypted values inside */
+	int		   *columns;
+	bool		known;			/* is what follows? */
+	uint8		key_id[VALUE_KEY_ID_LEN];
+	char		owner[sizeof(((TenantRow *) 0)->id)];
+} Enforcement;
+
+/* One row under examination. */
+typedef struct Row
+{
+	Enforcement *what;
+	Relation	rel;
+	const char *column;			/* being looked at */
+	const char *school;			/* what the row says, or NULL */
+} Row;
+
+/* Can a value of that type hold one of ours? */
+static bool
+holds_ours(Oid type)
+{
+	Oid			base = getBaseType(type);
+	Oid			element = get_element_type(base);
+
+	check_stack_depth();
+	if (base == catalog_type())
+		return true;
+	if (OidIsValid(element))
+		return holds_ours(element);
+	if (get_typtype(base) == TYPTYPE_COMPOSITE)
+	{
+		TupleDesc	desc = lookup_rowtype_tupdesc_copy(base, -1);
+
+		for (int i = 0; i < desc->natts; i++)
+		{
+			Form_pg_attribute att = TupleDescAttr(desc, i);
+
+			if (!att->attisdropped && holds_ours(att->atttypid))
+				return true;
+		}
+	}
+	return false;
+}
+
+/* Whose value is it?  Raises NC003, NC005. */
+static const char *
+owner_of(Enforcement *what, const ValueView *view)
+{
+	TenantRow	owner;
+
+	if (what->known && memcmp(what->key_id, view->key_id, VALUE_KEY_ID_LEN) == 0)
+		return what->owner;
+	if (!envelope_tenant(view, &owner))
+		error_key_unknown(NULL);
+	memcpy(what->key_id, view->key_id, VALUE_KEY_ID_LEN);
+	strlcpy(what->owner, owner.id, sizeof(what->owner));
+	what->known = true;
+	return what->owner;
+}
+
+static void
+check_one(Row *row, Datum value)
+{
+	/* the header says it: no need to fetch a large value */
+	bytea	   *head = DatumGetByteaPSlice(value, 0, VALUE_MIN_LEN + VALUE_FINGERPRINT_LEN);
+	ValueView	view;
+	const char *school = NameStr(TupleDescAttr(RelationGetDescr(row->rel),
+											   row->what->school - 1)->attname);
+	const char *owner;
+
+	envelope_parse(head, &view);
+	owner = owner_of(row->what, &view);
+	if (row->school == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CHECK_VIOLATION),
+				 errmsg("column \"%s\" holds a value of tenant \"%s\", but the row's column \"%s\" is null",
+						row->column, owner, school),
+				 errhint("Say whose row it is."),
+				 errtablecol(row->rel, row->what->school)));
+	if (strcmp(owner, row->school) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_CHECK_VIOLATION),
+				 errmsg("column \"%s\" holds a value of tenant \"%s\", but the row's column \"%s\" says \"%s\"",
+						row->column, owner, school, row->school),
+				 errhint("A row's values must be encrypted for the row's tenant."),
+				 errtablecol(row->rel, row->what->school)));
+	if ((Pointer) head != DatumGetPointer(value))
+		pfree(head);
+}
+
+/* Every value of ours inside one of that type. */
+static void
+check_value(Row *row, Datum value, Oid type)
+{
+	Oid			base = getBaseType(type);
+	Oid			element = get_element_type(base);
+
+	check_stack_depth();
+	if (base == catalog_type())
+		check_one(row, value);
+	else if (OidIsValid(element))
+	{
+		Datum	   *items;
+		bool	   *nulls;
+		int			n;
+		int16		len;
+		bool		byval;
+		char		align;
+
+		get_typlenbyvalalign(element, &len, &byval, &align);
+		deconstruct_array(DatumGetArrayTypeP(value), element, len, byval, align,
+						  &items, &nulls, &n);
+		for (int i = 0; i < n; i++)
+		{
+			if (!nulls[i])
+				check_value(row, items[i], element);
+		}
+	}
+	else if (get_typtype(base) == TYPTYPE_COMPOSITE)
+	{
+		HeapTupleHeader header = DatumGetHeapTupleHeader(value);
+		TupleDesc	desc = lookup_rowtype_tupdesc_copy(HeapTupleHeaderGetTypeId(header),
+													   HeapTupleHeaderGetTypMod(header));
+
+		for (int i = 0; i < desc->natts; i++)
+		{
+			Form_pg_attribute att = TupleDescAttr(desc, i);
+			bool		isnull;
+			Datum		field;
+
+			if (att->attisdropped)
+				continue;
+			field = GetAttributeByNum(header, i + 1, &isnull);
+			if (!isnull && holds_ours(att->atttypid))
+				check_value(row, field, att->atttypid);
+		}
+	}
+}
+
+/* What to look at in this table.  Raises 22023, 42703, 42804. */
+static Enforcement *
+prepare(FmgrInfo *flinfo, const TriggerData *trigger)
+{
+	Relation	rel = trigger->tg_relation;
+	TupleDesc	desc = RelationGetDescr(rel);
+	Enforcement *what = flinfo->fn_extra;
+	const char *name;
+	bool		is_varlena;
+
+	if (what != NULL && what->relid == RelationGetRelid(rel))
+		return what;
+	if (trigger->tg_trigger->tgnargs != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("trigger function \"enforce_tenant\" needs one argument"),
+				 errhint("Name the column that says whose row it is: EXECUTE FUNCTION nomp_crypt.enforce_tenant('school').")));
+	name = trigger->tg_trigger->tgargs[0];
+	what = MemoryContextAllocZero(flinfo->fn_mcxt, sizeof(Enforcement));
+	what->relid = RelationGetRelid(rel);
+	what->school = SPI_fnumber(desc, name);
+	if (what->school <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of relation \"%s\" does not exist",
+						name, RelationGetRelationName(rel)),
+				 errhint("The argument of nomp_crypt.enforce_tenant names the column that says whose row it is.")));
+	what->school_type = getBaseType(SPI_gettypeid(desc, what->school));
+	if (holds_ours(what->school_type))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" cannot say whose row it is: it is encrypted itself", name)));
+	getTypeOutputInfo(what->school_type, &what->school_out, &is_varlena);
+	what->columns = MemoryContextAlloc(flinfo->fn_mcxt, desc->natts * sizeof(int));
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (!att->attisdropped && holds_ours(att->atttypid))
+			what->columns[what->ncolumns++] = i + 1;
+	}
+	flinfo->fn_extra = what;
+	return what;
+}
+
+/* What the row says; char(n)'s padding is not part of it. */
+static char *
+school_text(const Enforcement *what, Datum value)
+{
+	char	   *text = OidOutputFunctionCall(what->school_out, value);
+
+	if (what->school_type == BPCHAROID)
+	{
+		for (int len = strlen(text); len > 0 && text[len - 1] == ' '; len--)
+			text[len - 1] = '\0';
+	}
+	return text;
+}
+
+/*
+ * nomp_crypt.enforce_tenant('column') returns trigger
+ *
+ * BEFORE INSERT OR UPDATE FOR EACH ROW: every encrypted value of the new row,
+ * in domains, arrays and composites too, is of the tenant that the column
+ * names.  Raises 23514 if not, NC003 for a value whose key is not known here,
+ * 39P01 for another kind of trigger, 22023, 42703 and 42804 for a wrong
+ * argument.
+ */
+Datum
+nc_enforce_tenant(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	HeapTuple	tuple;
+	TupleDesc	desc;
+	Row			row;
+	Datum		value;
+	bool		isnull;
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
+		!TRIGGER_FIRED_BEFORE(trigger->tg_event) ||
+		TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"enforce_tenant\" must be fired BEFORE INSERT OR UPDATE FOR EACH ROW")));
+	row.rel = trigger->tg_relation;
+	row.what = prepare(fcinfo->flinfo, trigger);
+	desc = RelationGetDescr(row.rel);
+	tuple = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ?
+		trigger->tg_newtuple : trigger->tg_trigtuple;
+	value = heap_getattr(tuple, row.what->school, desc, &isnull);
+	row.school = isnull ? NULL : school_text(row.what, value);
+	for (int i = 0; i < row.what->ncolumns; i++)
+	{
+		int			number = row.what->columns[i];
+
+		value = heap_getattr(tuple, number, desc, &isnull);
+		if (isnull)
+			continue;
+		row.column = NameStr(TupleDescAttr(desc, number - 1)->attname);
+		check_value(&row, value, TupleDescAttr(desc, number - 1)->atttypid);
+	}
+	PG_RETURN_POINTER(tuple);
+}
