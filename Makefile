@@ -51,6 +51,7 @@ PLAIN_LDFLAGS = -Wl,-z,relro,-z,now $(SANITIZE)
 
 # Test programs.
 TEST_PROGRAMS = $(patsubst %.c,%,$(sort $(wildcard test/*_test.c)))
+CLIENT_PROGRAMS = $(patsubst %.c,%,$(sort $(wildcard test/*_client.c)))
 TEST_LIBRARIES = $(patsubst %.c,%.so,$(sort $(wildcard test/*_shim.c)))
 PLAIN_OBJS = src/cipher.o src/value.o src/keyplace.o	# need no server
 
@@ -63,7 +64,7 @@ REGRESS_OPTS = --temp-instance='$(REGRESS_DIR)/server' \
 	--encoding=UTF8 --no-locale --load-extension=nomp_crypt
 REGRESS_PREP = regress-config
 
-EXTRA_CLEAN = $(KEYSTORE) $(KEYSTORE_OBJS) $(TEST_PROGRAMS) $(TEST_LIBRARIES) \
+EXTRA_CLEAN = $(KEYSTORE) $(KEYSTORE_OBJS) $(TEST_PROGRAMS) $(CLIENT_PROGRAMS) $(TEST_LIBRARIES) \
 	tmp_check tmp_regress
 
 PG_CONFIG ?= pg_config
@@ -92,11 +93,16 @@ uninstall-keystore:
 
 # Tests.
 .PHONY: test-programs check-unit check-tap regress-config asan format lint
-test-programs: $(TEST_PROGRAMS) $(TEST_LIBRARIES) $(KEYSTORE)
+test-programs: $(TEST_PROGRAMS) $(CLIENT_PROGRAMS) $(TEST_LIBRARIES) $(KEYSTORE)
 
 $(TEST_PROGRAMS): test/%: test/%.c $(PLAIN_OBJS) $(OUR_HEADERS) $(wildcard test/*.h)
 	$(CC) $(PLAIN_CFLAGS) $(P11_CFLAGS) $(SANITIZE) -o $@ $< $(PLAIN_OBJS) \
 		-lcrypto -lpthread
+
+# libpq's own place: PGXS's libpq flags are for the server's tree.
+$(CLIENT_PROGRAMS): test/%: test/%.c
+	$(CC) $(PLAIN_CFLAGS) $(shell $(PKG_CONFIG) --cflags libpq) -o $@ $< \
+		$(shell $(PKG_CONFIG) --libs libpq)
 
 $(TEST_LIBRARIES): test/%.so: test/%.c
 	$(CC) $(PLAIN_CFLAGS) $(P11_CFLAGS) -fPIC -shared -o $@ $< -ldl -lpthread
@@ -117,7 +123,7 @@ installcheck: export SOFTHSM2_CONF = $(REGRESS_DIR)/softhsm2.conf
 regress-config:
 	./scripts/regress-config '$(REGRESS_DIR)'
 
-check-tap: $(TEST_LIBRARIES)
+check-tap: $(TEST_LIBRARIES) $(CLIENT_PROGRAMS)
 	$(prove_installcheck)
 
 format:

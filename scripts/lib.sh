@@ -95,7 +95,7 @@ copy_tree() {
 	as_server mkdir "$TREE"
 	tar -C "$NOMP_ROOT" --mode=u+rwX --exclude=./.git --exclude='*.o' --exclude='*.so' \
 		--exclude='*.bc' --exclude=./keystore/nomp_crypt-keystore \
-		--exclude='./test/*_test' --exclude='./tmp_*' --exclude=./results \
+		--exclude='./test/*_test' --exclude='./test/*_client' --exclude=node_modules --exclude='./tmp_*' --exclude=./results \
 		--exclude='./regression.*' --exclude=./log -cf - . |
 		as_server tar -C "$TREE" --no-same-owner -xf -
 }

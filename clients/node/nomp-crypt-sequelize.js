@@ -1,0 +1,100 @@
+'use strict'
+/*
+ * nomp_crypt for Sequelize 6: the data type, and the tenant of a transaction.
+ *
+ *     const { ENCRYPTED, install, tenant } = require('./nomp-crypt-sequelize')
+ *     await install(sequelize)
+ *     const Pupil = sequelize.define('pupil', {
+ *       name: { type: ENCRYPTED(DataTypes.TEXT) },
+ *       born: { type: ENCRYPTED(DataTypes.DATEONLY) },
+ *       ssn: { type: ENCRYPTED(DataTypes.TEXT, { searchable: true }), unique: true }
+ *     })
+ *     await tenant(sequelize, 's-0180-42', (transaction) =>
+ *       Pupil.findAll({ order: ['name'], transaction }))
+ *
+ * A value is checked, written and given back as the inner type does it.
+ */
+
+const { DataTypes } = require('sequelize')
+const pg = require('pg')
+const nomp = require('./nomp-crypt-pg')
+
+class EncryptedType extends DataTypes.ABSTRACT {
+  constructor (inner, { searchable = false } = {}) {
+    super()
+    if (![false, true, 'nocase', 'digits'].includes(searchable)) {
+      throw new TypeError("searchable is false, true, 'nocase' or 'digits'")
+    }
+    const type = typeof inner === 'function' ? new inner() : inner // eslint-disable-line new-cap
+    this.inner = DataTypes.postgres[type.key] && !(type instanceof DataTypes.postgres[type.key])
+      ? DataTypes.postgres[type.key].extend(type)
+      : type
+    this.searchable = searchable
+  }
+
+  toSql () {
+    const plain = this.inner.toSql().toLowerCase()
+    const inner = /^[a-z]+$/.test(plain) ? plain : `'${plain}'`
+    const search = this.searchable === true
+      ? ', searchable'
+      : this.searchable ? `, searchable ${this.searchable}` : ''
+    return `encrypted(${inner}${search})`
+  }
+
+  validate (value, options) {
+    return this.inner.validate ? this.inner.validate(value, options) : true
+  }
+
+  // Whether stringify() writes something that is quoted already.
+  get escape () {
+    return this.inner.escape
+  }
+
+  _sanitize (value, options) {
+    return this.inner._sanitize ? this.inner._sanitize(value, options) : value
+  }
+
+  _isChanged (value, original) {
+    return this.inner._isChanged ? this.inner._isChanged(value, original) : value !== original
+  }
+
+  _stringify (value, options) {
+    return this.inner.stringify(value, options)
+  }
+
+  _bindParam (value, options) {
+    return this.inner.bindParam(value, options)
+  }
+}
+EncryptedType.key = EncryptedType.prototype.key = 'ENCRYPTED'
+
+/** ENCRYPTED(inner, { searchable }): searchable is false, true, 'nocase' or 'digits'. */
+function ENCRYPTED (inner, options) {
+  return new EncryptedType(inner, options)
+}
+
+/** Once, after the extension exists: native types in results. */
+async function install (sequelize) {
+  await sequelize.query("SELECT 'encrypted'::regtype").catch(() => {
+    throw new Error('there is no type "encrypted": CREATE EXTENSION nomp_crypt')
+  })
+  await nomp.install(pg, {
+    query: async (sql) => ({ rows: await sequelize.query(sql, { type: 'SELECT' }) })
+  })
+}
+
+/** From now on, to the end of the transaction. */
+function setTenant (sequelize, id, transaction) {
+  return sequelize.query("SELECT set_config('nomp_crypt.tenant', $1, true)",
+    { bind: [id], transaction })
+}
+
+/** Runs work(transaction) in a transaction inside that tenant. */
+function tenant (sequelize, id, work) {
+  return sequelize.transaction(async (transaction) => {
+    await setTenant(sequelize, id, transaction)
+    return work(transaction)
+  })
+}
+
+module.exports = { ENCRYPTED, install, setTenant, tenant }
