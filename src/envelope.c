@@ -269,6 +269,7 @@ envelope_fingerprint(const TenantRow *tenant, int rights, const char *text,
 			continue;
 		if (key_id != NULL)
 			memcpy(key_id, mykeys_id(key), VALUE_KEY_ID_LEN);
+		access_fingerprinted(tenant, rights);
 		return;
 	}
 	error_keystore(KS_RETRY, "", tenant->id);
@@ -310,5 +311,7 @@ envelope_fingerprint_all(FingerprintTarget *targets, int count, uint64 epoch,
 		if (!fingerprint_one(&targets[i], epoch, text, len))
 			return false;
 	}
+	for (int i = 0; i < count; i++)
+		access_fingerprinted(&targets[i].tenant, RIGHT_SEARCH);
 	return true;
 }

@@ -225,6 +225,7 @@ rights_holdings(int right, RightsHeld *found)
 {
 	Holdings	held = {.right = right,.found = found};
 
+	rights_require_connection();
 	memset(found, 0, sizeof(*found));
 	catalog_all_rights(add_tenant, &held);
 	if (found->count > 0)

@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "access_log.h"
 #include "canonical.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
@@ -103,7 +104,10 @@ seal(const TenantRow *tenant, int rights, uint8 code, Datum value, int32 typmod,
 		take_fingerprint(tenant, rights, code, value, len, typmod, fingerprint);
 	}
 	if (is_unchanged(old, code, payload, len, fingerprint))
+	{
 		sealed = old->value;
+		access_sealed(tenant, rights);
+	}
 	else
 		sealed = envelope_seal(tenant, rights, code, payload, len, fingerprint);
 	wipe(payload, len);
@@ -264,7 +268,10 @@ nc_coerce(PG_FUNCTION_ARGS)
 						  "A tenant stores its own values only. Decrypt it first: value::text.");
 	rights_require(tenant, RIGHT_ENCRYPT);
 	if (fits_as_it_is(&old.view, typmod))
+	{
+		access_sealed(tenant, RIGHT_ENCRYPT);	/* a literal, to be stored now */
 		PG_RETURN_BYTEA_P(old.value);
+	}
 	PG_RETURN_BYTEA_P(recode(&old, tenant, typmod, explicit));
 }
 

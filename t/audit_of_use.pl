@@ -239,6 +239,19 @@ set_log_access($primary, 'transaction');
 		'42501', 'app cannot switch it off');
 }
 
+# Searching.
+{
+	$primary->safe_psql('postgres',
+		"SELECT nomp_crypt.grant_all_tenants('app', '{search}')");
+	new_lines($primary);
+	as_app($primary, "SELECT cardinality(nomp_crypt.search_values('Anna'))");
+	my @lines = new_lines($primary);
+
+	is(scalar(grep { /role "app".*: 0 read, 0 written, 1 searched$/ } @lines),
+		3, 'a search across schools is one in each');
+	is(scalar(@lines), 3, 'and nothing else');
+}
+
 # Parallel workers.
 {
 	$primary->safe_psql('postgres', <<'SQL');
@@ -530,6 +543,8 @@ CONF
 		  'SELECT nomp_crypt.decrypt(name) FROM pupil WHERE id = 1',
 		'decrypting tolerantly' =>
 		  'SELECT nomp_crypt.try_decrypt(name) FROM pupil WHERE id = 1',
+		searching =>
+		  "SELECT CASE WHEN cardinality(nomp_crypt.search_values('x')) > 0 THEN 'Anna' END",
 		encrypting =>
 		  "SELECT 'Anna' FROM (SELECT nomp_crypt.encrypt('x', 'ribersborg')) e",
 		writing =>
