@@ -1,6 +1,6 @@
 --
--- encrypted(text), which stands for all types (types.sql): plaintext inside a school, ciphertext outside; bad input
--- first.
+-- encrypted(text), which stands for all types (types.sql): plaintext inside a
+-- school, ciphertext outside; bad input first.
 --
 \set VERBOSITY sqlstate
 SET ROLE regress_app;
