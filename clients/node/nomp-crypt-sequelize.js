@@ -19,7 +19,8 @@ const { DataTypes } = require('sequelize')
 const pg = require('pg')
 const nomp = require('./nomp-crypt-pg')
 
-class EncryptedType extends DataTypes.ABSTRACT {
+// The class itself: what DataTypes exports is a proxy that cannot be extended.
+class EncryptedType extends DataTypes.ABSTRACT.prototype.constructor {
   constructor (inner, { searchable = false } = {}) {
     super()
     if (![false, true, 'nocase', 'digits'].includes(searchable)) {
@@ -37,7 +38,7 @@ class EncryptedType extends DataTypes.ABSTRACT {
     const inner = /^[a-z]+$/.test(plain) ? plain : `'${plain}'`
     const search = this.searchable === true
       ? ', searchable'
-      : this.searchable ? `, searchable ${this.searchable}` : ''
+      : this.searchable ? `, searchable, ${this.searchable}` : ''
     return `encrypted(${inner}${search})`
   }
 
@@ -63,6 +64,8 @@ class EncryptedType extends DataTypes.ABSTRACT {
   }
 
   _bindParam (value, options) {
+    // pg sends a Buffer in binary, which is for ciphertext.
+    if (Buffer.isBuffer(value)) return options.bindParam(`\\x${value.toString('hex')}`)
     return this.inner.bindParam(value, options)
   }
 }

@@ -60,7 +60,7 @@ def _caster(dialect, oid):
 
 
 class Encrypted(types.UserDefinedType):
-    """encrypted(<inner>[, searchable [nocase|digits]]).  searchable is False,
+    """encrypted(<inner>[, searchable [, nocase|digits]]).  searchable is False,
     True, "nocase" or "digits"."""
 
     cache_ok = True
@@ -87,7 +87,7 @@ class Encrypted(types.UserDefinedType):
         if not inner.isalpha():
             inner = f"'{inner}'"
         search = {False: "", True: ", searchable"}.get(
-            self.searchable, f", searchable {self.searchable}")
+            self.searchable, f", searchable, {self.searchable}")
         return f"encrypted({inner}{search})"
 
     def bind_processor(self, dialect):
@@ -119,7 +119,16 @@ class Encrypted(types.UserDefinedType):
 
 ENCRYPTED = re.compile(
     r"""(?:.*\.)?encrypted\((?:'([^']*)'|([^,]*))"""
-    r"""(?P<search>,[ ]searchable(?:[ ](\w+))?)?\)""")
+    r"""(?P<search>,[ ]searchable(?:,[ ](\w+))?)?\)""")
+# As the extension prints types, and as format_type() does.
+NAMES = {
+    "bool": "boolean", "int2": "smallint", "int4": "integer", "int8": "bigint",
+    "float4": "real", "float8": "double precision", "bpchar": "character",
+    "varchar": "character varying", "time": "time without time zone",
+    "timetz": "time with time zone",
+    "timestamp": "timestamp without time zone",
+    "timestamptz": "timestamp with time zone",
+}
 
 
 def _encrypted_from(format_type):
@@ -127,7 +136,9 @@ def _encrypted_from(format_type):
     if match is None:
         return None
     searchable = match.group(4) or True if match.group("search") else False
-    return match.group(1) or match.group(2), searchable
+    name, array = re.fullmatch(
+        r"(.*?)(\[\])?", match.group(1) or match.group(2)).groups()
+    return NAMES.get(name, name) + (array or ""), searchable
 
 
 def _reflecting(original, plain_type):

@@ -46,7 +46,7 @@ CREATE TABLE person (
 	notes	encrypted(jsonb),
 	tags	encrypted('text[]'),
 	ssn		encrypted(text, searchable) UNIQUE,
-	email	encrypted(text, searchable nocase)
+	email	encrypted(text, searchable, nocase)
 );
 SQL
 	return $node;
