@@ -9,7 +9,15 @@
 #ifndef NOMP_CANONICAL_H
 #define NOMP_CANONICAL_H
 
-#include "typemod.h"
+#include "postgres.h"
+
+/* What is done to a text before its fingerprint is taken. */
+typedef enum Normal
+{
+	NORMAL_EXACT,
+	NORMAL_NOCASE,
+	NORMAL_DIGITS
+} Normal;
 
 /* Does a type have one?  Not where "=" is missing or ignores too much. */
 extern bool canonical_exists(uint8 code);

@@ -9,15 +9,7 @@
 #ifndef NOMP_TYPEMOD_H
 #define NOMP_TYPEMOD_H
 
-#include "postgres.h"
-
-/* What is done to a text before its fingerprint is taken. */
-typedef enum Normal
-{
-	NORMAL_EXACT,
-	NORMAL_NOCASE,
-	NORMAL_DIGITS
-} Normal;
+#include "canonical.h"
 
 /* The type code a modifier asks for; text for -1. */
 extern uint8 typemod_type_code(int32 typmod);

@@ -181,12 +181,33 @@ has_ref(List *clauses, Index ref)
 }
 
 /*
- * ORDER BY together with DISTINCT.  Where both name the same values, they
- * must agree on what is the same: DISTINCT then goes by what is inside too,
- * which is the same thing unless case or punctuation is ignored.
+ * DISTINCT over what ORDER BY sorts must agree with it on what is the same:
+ * it goes by what is inside too.  An aggregate's must name all its arguments,
+ * so there it stands before the argument instead of in its place.
  */
+static List *
+distinct_inside(List *distinct, SortGroupClause *clause, SortGroupClause *inside,
+				bool aggregate)
+{
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, distinct)
+	{
+		SortGroupClause *old = lfirst_node(SortGroupClause, lc);
+		bool		same = old->tleSortGroupRef == clause->tleSortGroupRef;
+
+		if (same)
+			result = lappend(result, copyObject(inside));
+		if (!same || aggregate)
+			result = lappend(result, old);
+	}
+	return result;
+}
+
+/* ORDER BY, with the DISTINCT beside it. */
 static void
-rewrite_sort(List **sort, List **distinct, List **targets, Oid ours)
+rewrite_sort(List **sort, List **distinct, List **targets, bool aggregate, Oid ours)
 {
 	List	   *sorted = NIL;
 	ListCell   *lc;
@@ -196,7 +217,6 @@ rewrite_sort(List **sort, List **distinct, List **targets, Oid ours)
 		SortGroupClause *clause = lfirst_node(SortGroupClause, lc);
 		TargetEntry *entry = entry_of(clause, *targets);
 		SortGroupClause *inside;
-		ListCell   *dc;
 
 		if (!rewrite_is_ours((Node *) entry->expr, ours))
 		{
@@ -210,11 +230,7 @@ rewrite_sort(List **sort, List **distinct, List **targets, Oid ours)
 		if (typemod_normal(rewrite_modifier((Node *) entry->expr, ours)) != NORMAL_EXACT)
 			rewrite_refuse("made distinct and ordered, if their equality ignores what their order does not",
 						   HINT_CAST);
-		foreach(dc, *distinct)
-		{
-			if (lfirst_node(SortGroupClause, dc)->tleSortGroupRef == clause->tleSortGroupRef)
-				lfirst(dc) = copyObject(inside);
-		}
+		*distinct = distinct_inside(*distinct, clause, inside, aggregate);
 	}
 	*sort = sorted;
 }
@@ -370,7 +386,7 @@ rewrite_aggregate(Aggref *aggref, Oid ours)
 		return (Node *) aggref;
 	}
 	require_searchable(aggref->aggdistinct, aggref->args, ours, "made distinct");
-	rewrite_sort(&aggref->aggorder, &aggref->aggdistinct, &aggref->args, ours);
+	rewrite_sort(&aggref->aggorder, &aggref->aggdistinct, &aggref->args, true, ours);
 	return (Node *) aggref;
 }
 
@@ -395,7 +411,7 @@ rewrite_clauses(Query *query, Oid ours)
 	require_searchable(query->distinctClause, query->targetList, ours, "made distinct");
 	foreach(lc, query->windowClause)
 		rewrite_window(lfirst_node(WindowClause, lc), &query->targetList, ours);
-	rewrite_sort(&query->sortClause, &query->distinctClause, &query->targetList, ours);
+	rewrite_sort(&query->sortClause, &query->distinctClause, &query->targetList, false, ours);
 	check_all_stored(query, ours);
 	return query;
 }
