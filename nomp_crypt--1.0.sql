@@ -177,7 +177,7 @@ BEGIN
 				LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_from_value'$$, inside);
 			EXECUTE format($$CREATE FUNCTION @extschema@.encrypted_to_%s(@extschema@.encrypted)
 				RETURNS pg_catalog.%s
-				LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', %L$$,
+				LANGUAGE c STABLE STRICT PARALLEL SAFE COST 100 AS 'MODULE_PATHNAME', %L$$,
 				replace(inside, '[]', '_array'), inside,
 				CASE inside WHEN 'json' THEN 'nc_to_json' ELSE 'nc_to_value' END);
 			EXECUTE format($$CREATE CAST (pg_catalog.%1$s AS @extschema@.encrypted)
@@ -256,7 +256,8 @@ CREATE OPERATOR CLASS @extschema@.encrypted_ops DEFAULT FOR TYPE @extschema@.enc
 	FUNCTION 2 @extschema@.encrypted_hash_extended(@extschema@.encrypted, bigint);
 
 -- Comparisons with values of other types, and patterns: placeholders, which
--- queries have rewritten.
+-- queries have rewritten. None for varchar: it would be the only operator with
+-- varchar on a side, and take varchar = 'x' away from text's.
 CREATE FUNCTION @extschema@.encrypted_compare(@extschema@.encrypted, anyelement) RETURNS boolean
 LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_not_rewritten';
 CREATE FUNCTION @extschema@.encrypted_compare(anyelement, @extschema@.encrypted) RETURNS boolean
@@ -264,10 +265,6 @@ LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_not_rewritten';
 CREATE FUNCTION @extschema@.encrypted_compare(@extschema@.encrypted, text) RETURNS boolean
 LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_not_rewritten';
 CREATE FUNCTION @extschema@.encrypted_compare(text, @extschema@.encrypted) RETURNS boolean
-LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_not_rewritten';
-CREATE FUNCTION @extschema@.encrypted_compare(@extschema@.encrypted, varchar) RETURNS boolean
-LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_not_rewritten';
-CREATE FUNCTION @extschema@.encrypted_compare(varchar, @extschema@.encrypted) RETURNS boolean
 LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_not_rewritten';
 
 DO $$
@@ -279,7 +276,7 @@ BEGIN
 	FOREACH operator IN ARRAY '{=,<>,<,<=,>,>=}'::text[] LOOP
 		commutator := CASE operator WHEN '<' THEN '>' WHEN '<=' THEN '>=' WHEN '>' THEN '<'
 			WHEN '>=' THEN '<=' ELSE operator END;
-		FOREACH other IN ARRAY '{anyelement,text,varchar}'::text[] LOOP
+		FOREACH other IN ARRAY '{anyelement,text}'::text[] LOOP
 			EXECUTE format('CREATE OPERATOR @extschema@.%s (LEFTARG = @extschema@.encrypted, RIGHTARG = %s,
 				FUNCTION = @extschema@.encrypted_compare, COMMUTATOR = OPERATOR(@extschema@.%s))',
 				operator, other, commutator);
@@ -314,9 +311,9 @@ CREATE AGGREGATE @extschema@.min(@extschema@.encrypted) (
 CREATE FUNCTION nomp_crypt.encrypt(value text, tenant text) RETURNS @extschema@.encrypted
 LANGUAGE c VOLATILE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_encrypt';
 CREATE FUNCTION nomp_crypt.decrypt(value @extschema@.encrypted) RETURNS text
-LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_decrypt';
+LANGUAGE c STABLE STRICT PARALLEL SAFE COST 100 AS 'MODULE_PATHNAME', 'nc_decrypt';
 CREATE FUNCTION nomp_crypt.try_decrypt(value @extschema@.encrypted) RETURNS text
-LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_try_decrypt';
+LANGUAGE c STABLE STRICT PARALLEL SAFE COST 100 AS 'MODULE_PATHNAME', 'nc_try_decrypt';
 CREATE FUNCTION nomp_crypt.tenant_of(value @extschema@.encrypted) RETURNS text
 LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_tenant_of';
 CREATE FUNCTION nomp_crypt.key_info(value @extschema@.encrypted,
@@ -330,7 +327,7 @@ LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_literal';
 -- A side of a comparison, decrypted to the witness's type.
 CREATE FUNCTION nomp_crypt._plain(value @extschema@.encrypted, witness anyelement, once boolean)
 RETURNS anyelement
-LANGUAGE c STABLE CALLED ON NULL INPUT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_plain';
+LANGUAGE c STABLE CALLED ON NULL INPUT PARALLEL SAFE COST 100 AS 'MODULE_PATHNAME', 'nc_plain';
 -- A value about to be stored without a coercion.
 CREATE FUNCTION nomp_crypt._store(value @extschema@.encrypted, typmod integer)
 RETURNS @extschema@.encrypted

@@ -15,6 +15,7 @@
  * A value is checked, written and given back as the inner type does it.
  */
 
+const { isDeepStrictEqual } = require('util')
 const { DataTypes } = require('sequelize')
 const pg = require('pg')
 const nomp = require('./nomp-crypt-pg')
@@ -31,6 +32,11 @@ class EncryptedType extends DataTypes.ABSTRACT.prototype.constructor {
       ? DataTypes.postgres[type.key].extend(type)
       : type
     this.searchable = searchable
+    // Sequelize calls these two as functions of their own.
+    this._isChanged = (value, original) =>
+      this.inner._isChanged ? this.inner._isChanged(value, original) : !isDeepStrictEqual(value, original)
+    this._sanitize = (value, options) =>
+      this.inner._sanitize ? this.inner._sanitize(value, options) : value
   }
 
   toSql () {
@@ -49,14 +55,6 @@ class EncryptedType extends DataTypes.ABSTRACT.prototype.constructor {
   // Whether stringify() writes something that is quoted already.
   get escape () {
     return this.inner.escape
-  }
-
-  _sanitize (value, options) {
-    return this.inner._sanitize ? this.inner._sanitize(value, options) : value
-  }
-
-  _isChanged (value, original) {
-    return this.inner._isChanged ? this.inner._isChanged(value, original) : value !== original
   }
 
   _stringify (value, options) {
