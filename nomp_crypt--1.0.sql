@@ -256,8 +256,8 @@ CREATE OPERATOR CLASS @extschema@.encrypted_ops DEFAULT FOR TYPE @extschema@.enc
 	FUNCTION 2 @extschema@.encrypted_hash_extended(@extschema@.encrypted, bigint);
 
 -- Comparisons with values of other types, and patterns: placeholders, which
--- queries have rewritten. None for varchar: it would be the only operator with
--- varchar on a side, and take varchar = 'x' away from text's.
+-- queries have rewritten. None for varchar: varchar = varchar would be taken for
+-- it, because varchar casts to encrypted by itself.
 CREATE FUNCTION @extschema@.encrypted_compare(@extschema@.encrypted, anyelement) RETURNS boolean
 LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_not_rewritten';
 CREATE FUNCTION @extschema@.encrypted_compare(anyelement, @extschema@.encrypted) RETURNS boolean
@@ -284,6 +284,15 @@ BEGIN
 				FUNCTION = @extschema@.encrypted_compare, COMMUTATOR = OPERATOR(@extschema@.%s))',
 				operator, other, commutator);
 		END LOOP;
+	END LOOP;
+	-- members of the family, so that the parser takes them in (a, b) < (c, d)
+	FOREACH other IN ARRAY '{anyelement,text}'::text[] LOOP
+		EXECUTE format('ALTER OPERATOR FAMILY @extschema@.encrypted_ops USING btree ADD
+			OPERATOR 1 @extschema@.< (@extschema@.encrypted, %1$s), OPERATOR 1 @extschema@.< (%1$s, @extschema@.encrypted),
+			OPERATOR 2 @extschema@.<= (@extschema@.encrypted, %1$s), OPERATOR 2 @extschema@.<= (%1$s, @extschema@.encrypted),
+			OPERATOR 3 @extschema@.= (@extschema@.encrypted, %1$s), OPERATOR 3 @extschema@.= (%1$s, @extschema@.encrypted),
+			OPERATOR 4 @extschema@.>= (@extschema@.encrypted, %1$s), OPERATOR 4 @extschema@.>= (%1$s, @extschema@.encrypted),
+			OPERATOR 5 @extschema@.> (@extschema@.encrypted, %1$s), OPERATOR 5 @extschema@.> (%1$s, @extschema@.encrypted)', other);
 	END LOOP;
 	FOREACH operator IN ARRAY '{~~,!~~,~~*,!~~*,~,!~,~*,!~*,^@}'::text[] LOOP
 		EXECUTE format('CREATE OPERATOR @extschema@.%s (LEFTARG = @extschema@.encrypted, RIGHTARG = text,

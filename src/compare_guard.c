@@ -29,6 +29,8 @@ typedef struct Walk
 	bool		stored;			/* an expression that is never rewritten */
 	bool		makes_records;	/* of our type somewhere */
 	bool		compares_records;	/* whose columns are not known here */
+	bool		selects_ours;	/* as a column of a subquery or the like */
+	bool		whole_rows;		/* of something that is not a table */
 } Walk;
 
 static bool check_node(Node *node, Walk *walk);
@@ -234,10 +236,51 @@ check_set_operations(Node *node, Walk *walk)
 	check_set_operations(op->rarg, walk);
 }
 
+static bool
+types_hold(List *types, Oid ours)
+{
+	ListCell   *lc;
+
+	foreach(lc, types)
+	{
+		if (compare_guard_holds(lfirst_oid(lc), ours))
+			return true;
+	}
+	return false;
+}
+
+/* Has a whole row of this, which is of no named type, our type in it? */
+static bool
+rows_hold(RangeTblEntry *rte, Oid ours)
+{
+	ListCell   *lc;
+
+	foreach(lc, rte->rtekind == RTE_SUBQUERY ? rte->subquery->targetList : NIL)
+	{
+		if (compare_guard_holds(exprType((Node *) lfirst_node(TargetEntry, lc)->expr), ours))
+			return true;
+	}
+	foreach(lc, rte->rtekind == RTE_JOIN ? rte->joinaliasvars : NIL)
+	{
+		if (lfirst(lc) != NULL && compare_guard_holds(exprType(lfirst(lc)), ours))
+			return true;
+	}
+	foreach(lc, rte->rtekind == RTE_FUNCTION ? rte->functions : NIL)
+	{
+		if (types_hold(lfirst_node(RangeTblFunction, lc)->funccoltypes, ours))
+			return true;
+	}
+	return types_hold(rte->coltypes, ours);
+}
+
 static void
 check_query(Query *query, Walk *walk)
 {
 	ListCell   *lc;
+
+	foreach(lc, query->rtable)
+		walk->selects_ours = walk->selects_ours ||
+			rows_hold(lfirst_node(RangeTblEntry, lc), walk->ours);
 
 	if (clauses_compare(query->sortClause, query->targetList, walk))
 		refuse("ordered");
@@ -383,6 +426,11 @@ check_node(Node *node, Walk *walk)
 				refuse("ordered or made distinct");
 			check_call(node, ((Aggref *) node)->aggfnoid, ((Aggref *) node)->args, walk);
 			break;
+		case T_Var:
+			if (((Var *) node)->varattno == InvalidAttrNumber &&
+				((Var *) node)->vartype == RECORDOID)
+				walk->whole_rows = true;
+			break;
 		case T_RowExpr:
 			if (expr_holds(node, walk->ours, &unknown))
 				walk->makes_records = true;
@@ -403,7 +451,7 @@ compare_guard_check(Node *tree, Oid ours, bool stored)
 	Walk		walk = {.ours = ours,.stored = stored};
 
 	(void) check_node(tree, &walk);
-	if (walk.makes_records && walk.compares_records)
+	if ((walk.makes_records || (walk.whole_rows && walk.selects_ours)) && walk.compares_records)
 		refuse("compared within records");
 }
 

@@ -65,7 +65,10 @@ compare_inside(bytea *a, bytea *b, Oid collation)
 	return result;
 }
 
-/* Ties go to the first, NULLs are passed over. */
+/*
+ * NULLs are passed over.  Of equal values GREATEST and LEAST give the first,
+ * max and min the last, as PostgreSQL's own do: 1 month or 30 days.
+ */
 static Datum
 choose(FunctionCallInfo fcinfo, int sign)
 {
@@ -78,7 +81,9 @@ choose(FunctionCallInfo fcinfo, int sign)
 	if (PG_ARGISNULL(1))
 		PG_RETURN_DATUM(PG_GETARG_DATUM(0));
 	order = compare_inside(PG_GETARG_BYTEA_PP(0), PG_GETARG_BYTEA_PP(1), PG_GET_COLLATION());
-	PG_RETURN_DATUM(order * sign >= 0 ? PG_GETARG_DATUM(0) : PG_GETARG_DATUM(1));
+	if (order == 0)
+		PG_RETURN_DATUM(PG_GETARG_DATUM(AggCheckCallContext(fcinfo, NULL) != 0));
+	PG_RETURN_DATUM(PG_GETARG_DATUM(order * sign < 0));
 }
 
 /*

@@ -141,6 +141,86 @@ has_literal(Node *node, Oid *type)
 	return is_literal(node, *type) || expression_tree_walker(node, has_literal, type);
 }
 
+/* ---- operators that are not ours ---- */
+
+/* What an operand was before the parser made it one of our type, or NULL. */
+static Node *
+before_cast(Node *node, Oid type)
+{
+	FuncExpr   *cast = (FuncExpr *) node;
+	ArrayCoerceExpr *map = (ArrayCoerceExpr *) node;
+
+	if (IsA(node, FuncExpr) && cast->funcresulttype == type &&
+		cast->funcformat == COERCE_IMPLICIT_CAST && exprType(linitial(cast->args)) != type)
+		return linitial(cast->args);
+	if (IsA(node, ArrayCoerceExpr) && map->coerceformat == COERCE_IMPLICIT_CAST &&
+		get_element_type(map->resulttype) == type)
+		return (Node *) map->arg;
+	return NULL;
+}
+
+static void
+refuse_operator(Oid operator, Node *left, Node *right, Oid type)
+{
+	Node	   *first = before_cast(left, type);
+	Node	   *second = before_cast(right, type);
+
+	first = first != NULL ? first : left;
+	second = second != NULL ? second : right;
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_FUNCTION),
+			 errmsg("operator does not exist: %s %s %s",
+					format_type_be(exprType(first)), get_opname(operator),
+					format_type_be(exprType(second))),
+			 errhint("No operator matches the given name and argument types. You might need to add explicit type casts.")));
+}
+
+/* Is one of these of our type by its own nature? */
+static bool
+has_own_operand(List *args, Oid type)
+{
+	ListCell   *lc;
+
+	foreach(lc, args)
+	{
+		if (before_cast(lfirst(lc), type) == NULL && compare_guard_holds(exprType(lfirst(lc)), type))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Text casts to our type by itself and we compare with every other type, so
+ * the parser finds integer = text, which does not exist without us.  It
+ * shall not exist with us either.
+ */
+static bool
+check_operators(Node *node, Oid *type)
+{
+	List	   *args = NIL;
+	Oid			operator = InvalidOid;
+
+	if (node == NULL)
+		return false;
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, check_operators, type, 0);
+	if (IsA(node, OpExpr) || IsA(node, DistinctExpr) || IsA(node, NullIfExpr))
+	{
+		args = ((OpExpr *) node)->args;
+		operator = ((OpExpr *) node)->opno;
+	}
+	else if (IsA(node, ScalarArrayOpExpr))
+	{
+		args = ((ScalarArrayOpExpr *) node)->args;
+		operator = ((ScalarArrayOpExpr *) node)->opno;
+	}
+	if (list_length(args) == 2 &&
+		(before_cast(linitial(args), *type) != NULL || before_cast(lsecond(args), *type) != NULL) &&
+		!has_own_operand(args, *type))
+		refuse_operator(operator, linitial(args), lsecond(args), *type);
+	return expression_tree_walker(node, check_operators, type);
+}
+
 /* Replace a query's content in place: the caller holds the pointer. */
 static void
 wrap_query(Query *query, Oid type)
@@ -173,6 +253,7 @@ wrap_query(Query *query, Oid type)
 			wrap_query((Query *) inner, type);
 		return;
 	}
+	(void) check_operators((Node *) query, &type);
 	if (!has_literal((Node *) query, &type))
 		return;
 	*query = *query_tree_mutator(query, wrap_literals, &context, 0);

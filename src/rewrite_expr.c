@@ -339,10 +339,30 @@ rewrite_array_operation(ScalarArrayOpExpr *op, Oid ours)
 	return (Node *) result;
 }
 
+/* The btree family in which the operator is that comparison. */
+static Oid
+family_of(Oid operator, RowCompareType rctype)
+{
+	ListCell   *lc;
+
+	foreach(lc, get_op_btree_interpretation(operator))
+	{
+		OpBtreeInterpretation *meaning = lfirst(lc);
+
+		if (meaning->strategy == (int) rctype)
+			return meaning->opfamily_id;
+	}
+	rewrite_refuse("compared in this row", "Cast both sides to the same type.");
+}
+
 /* (a, b) < (c, d), of which some are ours */
 static Node *
 rewrite_row_comparison(RowCompareExpr *row, Oid ours)
 {
+	static const char *const names[] = {
+		[ROWCOMPARE_LT] = "<",[ROWCOMPARE_LE] = "<=",
+		[ROWCOMPARE_GE] = ">=",[ROWCOMPARE_GT] = ">"
+	};
 	RowCompareExpr *result = copyObject(row);
 	int			n = list_length(row->largs);
 
@@ -352,21 +372,18 @@ rewrite_row_comparison(RowCompareExpr *row, Oid ours)
 		Node	   *right = list_nth(row->rargs, i);
 		Oid			left_type;
 		Oid			right_type;
-		Oid			family;
-		Oid			operator;
+		OpExpr	   *op;
 
 		if (!rewrite_is_ours(left, ours) && !rewrite_is_ours(right, ours))
 			continue;
 		choose_types(left, right, ours, &left_type, &right_type);
-		family = lookup_type_cache(left_type, TYPECACHE_BTREE_OPFAMILY)->btree_opf;
-		operator = OidIsValid(family) ?
-			get_opfamily_member(family, left_type, right_type, row->rctype) : InvalidOid;
-		if (!OidIsValid(operator))
-			rewrite_refuse("compared in this row", "Cast both sides to the same type.");
-		list_nth_cell(result->largs, i)->ptr_value = plain_side(left, left_type, ours);
-		list_nth_cell(result->rargs, i)->ptr_value = plain_side(right, right_type, ours);
-		list_nth_cell(result->opnos, i)->oid_value = operator;
-		list_nth_cell(result->opfamilies, i)->oid_value = family;
+		op = rewrite_base_operation(names[row->rctype], plain_side(left, left_type, ours),
+									plain_side(right, right_type, ours),
+									list_nth_oid(row->inputcollids, i));
+		list_nth_cell(result->largs, i)->ptr_value = linitial(op->args);
+		list_nth_cell(result->rargs, i)->ptr_value = lsecond(op->args);
+		list_nth_cell(result->opnos, i)->oid_value = op->opno;
+		list_nth_cell(result->opfamilies, i)->oid_value = family_of(op->opno, row->rctype);
 	}
 	return (Node *) result;
 }

@@ -254,6 +254,7 @@ nc_coerce(PG_FUNCTION_ARGS)
 		PG_RETURN_BYTEA_P(old.value);
 	if (tenant == NULL)
 	{
+		type_refuse_probe(&old.view);
 		if (!explicit)
 			type_check_modifier(old.value, typmod);
 		if (!explicit || fits_as_it_is(&old.view, typmod))

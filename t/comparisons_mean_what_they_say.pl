@@ -42,7 +42,8 @@ sub run
 {
 	my ($sql, @before) = @_;
 	my ($status, $out, $err) =
-	  $node->psql('postgres', join(';', @before, $sql), extra_params => ['-v', 'VERBOSITY=verbose']);
+	  $node->psql('postgres', join(';', @before, $sql), 
+		extra_params => [ '-v', 'VERBOSITY=verbose', '-P', 'null=(null)' ]);
 
 	return $status == 0 ? $out : $err =~ /ERROR:  (\w{5}):/ ? $1 : $err;
 }
@@ -52,7 +53,7 @@ sub normal
 {
 	my ($sql, $out) = @_;
 
-	return $sql =~ /ORDER BY [^()]*$/ ? $out : join "\n", sort split /\n/, $out;
+	return $sql =~ /ORDER BY [^()]*$/ ? $out : join "\n", sort split /\n/, $out, -1;
 }
 
 sub on_table
@@ -76,7 +77,7 @@ sub check
 		# a name outside a tenant is ciphertext: how many rows is what can be compared
 		if (!@before && $sql !~ /::text/ && $twin =~ /[A-Z]/i)
 		{
-			$_ = scalar(() = /^/mg) foreach $got, $twin;
+			$_ = 1 + tr/\n// foreach $got, $twin;
 		}
 		is(normal($sql, $got), normal($sql, $twin), $name);
 	}
@@ -211,7 +212,9 @@ foreach my $n (1 .. $ENV{NOMP_STATEMENTS} // 150)
 	# what PostgreSQL cannot do with the plain type, it cannot do here
 	if ($plain =~ /^42(883|804|725)$/)
 	{
-		like($sealed, qr/^(42883|42804|42725|0A000)$/, "refused as the twin: $sql");
+		# but for min and max, which here every type with an order has
+		next if $sql =~ /min\(/;
+		like($sealed, qr/^(42883|42804|42725|0A000)$/, "refused as the twin with $plain: $sql");
 		$both_refused++;
 		next;
 	}
