@@ -177,7 +177,7 @@ BEGIN
 				LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_from_value'$$, inside);
 			EXECUTE format($$CREATE FUNCTION @extschema@.encrypted_to_%s(@extschema@.encrypted)
 				RETURNS pg_catalog.%s
-				LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', %L$$,
+				LANGUAGE c STABLE STRICT PARALLEL SAFE COST 100 AS 'MODULE_PATHNAME', %L$$,
 				replace(inside, '[]', '_array'), inside,
 				CASE inside WHEN 'json' THEN 'nc_to_json' ELSE 'nc_to_value' END);
 			EXECUTE format($$CREATE CAST (pg_catalog.%1$s AS @extschema@.encrypted)
@@ -320,9 +320,9 @@ CREATE AGGREGATE @extschema@.min(@extschema@.encrypted) (
 CREATE FUNCTION nomp_crypt.encrypt(value text, tenant text) RETURNS @extschema@.encrypted
 LANGUAGE c VOLATILE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_encrypt';
 CREATE FUNCTION nomp_crypt.decrypt(value @extschema@.encrypted) RETURNS text
-LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_decrypt';
+LANGUAGE c STABLE STRICT PARALLEL SAFE COST 100 AS 'MODULE_PATHNAME', 'nc_decrypt';
 CREATE FUNCTION nomp_crypt.try_decrypt(value @extschema@.encrypted) RETURNS text
-LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_try_decrypt';
+LANGUAGE c STABLE STRICT PARALLEL SAFE COST 100 AS 'MODULE_PATHNAME', 'nc_try_decrypt';
 CREATE FUNCTION nomp_crypt.tenant_of(value @extschema@.encrypted) RETURNS text
 LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_tenant_of';
 CREATE FUNCTION nomp_crypt.key_info(value @extschema@.encrypted,
@@ -336,7 +336,7 @@ LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_literal';
 -- A side of a comparison, decrypted to the witness's type.
 CREATE FUNCTION nomp_crypt._plain(value @extschema@.encrypted, witness anyelement, once boolean)
 RETURNS anyelement
-LANGUAGE c STABLE CALLED ON NULL INPUT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_plain';
+LANGUAGE c STABLE CALLED ON NULL INPUT PARALLEL SAFE COST 100 AS 'MODULE_PATHNAME', 'nc_plain';
 -- A value about to be stored without a coercion.
 CREATE FUNCTION nomp_crypt._store(value @extschema@.encrypted, typmod integer)
 RETURNS @extschema@.encrypted

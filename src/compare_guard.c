@@ -173,10 +173,10 @@ any_ours(List *exprs, Walk *walk)
 
 	foreach(lc, exprs)
 	{
-		Oid			type = exprType(lfirst(lc));
+		Oid			element = get_base_element_type(exprType(lfirst(lc)));
 
 		if (rewrite_is_ours(lfirst(lc), walk->ours) ||
-			getBaseType(get_base_element_type(type)) == walk->ours)
+			(OidIsValid(element) && getBaseType(element) == walk->ours))
 			return true;
 	}
 	return false;

@@ -7,6 +7,7 @@ import java.time.LocalDateTime;
 import java.time.LocalTime;
 import java.time.OffsetDateTime;
 import java.time.format.DateTimeFormatter;
+import java.util.HexFormat;
 import java.util.UUID;
 
 /**
@@ -22,9 +23,9 @@ import java.util.UUID;
  *
  * The driver's own getters read an encrypted column as they read text:
  * getString, getBoolean, getInt, getLong, getDouble, getBigDecimal, getDate,
- * getTimestamp, getBytes. getObject with a class of java.time or UUID does
- * not: it goes by the column's type; get() is for those. Copy the file into
- * your project.
+ * getTimestamp. getBytes, and getObject with a class of java.time or UUID, go
+ * by the column's type and do not: get() is for those. Copy the file into your
+ * project; it needs Java 17.
  */
 public final class NompCrypt {
     private static final DateTimeFormatter LOCAL =
@@ -72,7 +73,7 @@ public final class NompCrypt {
         }
     }
 
-    /** A column of java.time's types or a UUID; null for NULL. */
+    /** A column as one of java.time's types, a UUID or a byte[]; null for NULL. */
     public static <T> T get(ResultSet rows, String column, Class<T> type) throws SQLException {
         String text = rows.getString(column);
 
@@ -90,6 +91,9 @@ public final class NompCrypt {
         }
         if (type == OffsetDateTime.class) {
             return type.cast(OffsetDateTime.parse(text, OFFSET));
+        }
+        if (type == byte[].class) {
+            return type.cast(HexFormat.of().parseHex(text, 2, text.length()));
         }
         if (type == UUID.class) {
             return type.cast(UUID.fromString(text));

@@ -13,8 +13,9 @@
  * All encrypted columns have one type; what is inside is said by the column's
  * type modifier. node-postgres chooses a parser by type alone and has no place
  * to say more, so install() extends its Result. The parser is the one that you
- * have for the inner type (pg.types, or a client's own). Parameters need
- * nothing: they are sent as text.
+ * have for the inner type (pg.types, or a client's own). Parameters are sent
+ * as text and need nothing, but for a Buffer, which is sent in binary: write
+ * $1::bytea there.
  */
 
 const Result = require('pg/lib/result')

@@ -15,11 +15,13 @@
  * A value is checked, written and given back as the inner type does it.
  */
 
+const { isDeepStrictEqual } = require('util')
 const { DataTypes } = require('sequelize')
 const pg = require('pg')
 const nomp = require('./nomp-crypt-pg')
 
-class EncryptedType extends DataTypes.ABSTRACT {
+// The class itself: what DataTypes exports is a proxy that cannot be extended.
+class EncryptedType extends DataTypes.ABSTRACT.prototype.constructor {
   constructor (inner, { searchable = false } = {}) {
     super()
     if (![false, true, 'nocase', 'digits'].includes(searchable)) {
@@ -30,6 +32,11 @@ class EncryptedType extends DataTypes.ABSTRACT {
       ? DataTypes.postgres[type.key].extend(type)
       : type
     this.searchable = searchable
+    // Sequelize calls these two as functions of their own.
+    this._isChanged = (value, original) =>
+      this.inner._isChanged ? this.inner._isChanged(value, original) : !isDeepStrictEqual(value, original)
+    this._sanitize = (value, options) =>
+      this.inner._sanitize ? this.inner._sanitize(value, options) : value
   }
 
   toSql () {
@@ -37,7 +44,7 @@ class EncryptedType extends DataTypes.ABSTRACT {
     const inner = /^[a-z]+$/.test(plain) ? plain : `'${plain}'`
     const search = this.searchable === true
       ? ', searchable'
-      : this.searchable ? `, searchable ${this.searchable}` : ''
+      : this.searchable ? `, searchable, ${this.searchable}` : ''
     return `encrypted(${inner}${search})`
   }
 
@@ -50,19 +57,13 @@ class EncryptedType extends DataTypes.ABSTRACT {
     return this.inner.escape
   }
 
-  _sanitize (value, options) {
-    return this.inner._sanitize ? this.inner._sanitize(value, options) : value
-  }
-
-  _isChanged (value, original) {
-    return this.inner._isChanged ? this.inner._isChanged(value, original) : value !== original
-  }
-
   _stringify (value, options) {
     return this.inner.stringify(value, options)
   }
 
   _bindParam (value, options) {
+    // pg sends a Buffer in binary, which is for ciphertext.
+    if (Buffer.isBuffer(value)) return options.bindParam(`\\x${value.toString('hex')}`)
     return this.inner.bindParam(value, options)
   }
 }

@@ -91,7 +91,7 @@ class EncryptedMixin:
         if not plain.isalpha():
             plain = f"'{plain}'"
         search = {False: "", True: ", searchable"}.get(
-            self.searchable, f", searchable {self.searchable}")
+            self.searchable, f", searchable, {self.searchable}")
         return f"encrypted({plain}{search})"
 
     def db_check(self, connection):

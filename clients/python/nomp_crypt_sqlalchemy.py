@@ -19,36 +19,61 @@ SQLAlchemy to reflect such columns.  For SQLAlchemy 1.4 with psycopg2, and 2.0
 with psycopg2 or psycopg.  Copy the file into your project.
 """
 
+import datetime
 import functools
+import json
 import re
+import uuid
 from contextlib import contextmanager
 
 from sqlalchemy import event, text, types
 from sqlalchemy.dialects.postgresql import base as postgresql
 
 # The oid by which a driver knows the text of a type; types that are not here
-# (text, uuid, json, inet) go to the inner type as text.
+# (text, varchar, inet) go to the inner type as text.
 OIDS = {
     "boolean": 16, "bytea": 17, "smallint": 21, "integer": 23, "bigint": 20,
     "real": 700, "float": 701, "double precision": 701, "numeric": 1700,
     "date": 1082, "time without time zone": 1083, "time": 1083,
     "time with time zone": 1266, "timestamp without time zone": 1114,
     "timestamp": 1114, "timestamp with time zone": 1184, "interval": 1186,
-    "int4range": 3904, "int8range": 3926, "numrange": 3906,
-    "daterange": 3912, "tsrange": 3908, "tstzrange": 3910,
+    "uuid": 2950, "json": 114, "jsonb": 3802,
     "text[]": 1009, "varchar[]": 1015, "boolean[]": 1000, "integer[]": 1007,
     "bigint[]": 1016, "numeric[]": 1231, "date[]": 1182,
 }
+def _with_zone(parse, value):
+    time, fraction, zone = re.fullmatch(
+        r"(.*?:\d\d)(\.\d+)?([+-].*)", value).groups()
+    zone += ":00" if len(zone) == 3 else ""
+    return parse(f"{time}{(fraction or '.').ljust(7, '0')}{zone}")
 
 
-def _caster(dialect, oid):
+def _psycopg2_caster(dialect, name, oid):
+    # For these psycopg2 looks into a cursor, and there is none here, or
+    # SQLAlchemy has it do what it does not do by itself.
+    if name == "timestamp with time zone":
+        return functools.partial(_with_zone, datetime.datetime.fromisoformat)
+    if name == "time with time zone":
+        return functools.partial(_with_zone, datetime.time.fromisoformat)
+    if name in ("json", "jsonb"):
+        return dialect._json_deserializer or json.loads
+    if name == "uuid":
+        return uuid.UUID
+    from psycopg2.extensions import string_types
+    return lambda value: string_types[oid](value, None)
+
+
+def _caster(dialect, name):
     """The driver's own function from a type's text to Python."""
+    oid = OIDS.get(name)
     if oid is None:
+        if name.endswith(("[]", "range")):
+            raise NotImplementedError(
+                f"nomp_crypt_sqlalchemy does not know {name}; "
+                "cast the column to its plain type in the query")
         return None
     if dialect.driver == "psycopg2":
-        from psycopg2.extensions import string_types
-        caster = string_types.get(oid)
-        return caster and (lambda value: caster(value, None))
+        return _psycopg2_caster(dialect, name, oid)
     if dialect.driver == "psycopg":
         from psycopg.adapt import Transformer
         from psycopg.pq import Format
@@ -60,7 +85,7 @@ def _caster(dialect, oid):
 
 
 class Encrypted(types.UserDefinedType):
-    """encrypted(<inner>[, searchable [nocase|digits]]).  searchable is False,
+    """encrypted(<inner>[, searchable [, nocase|digits]]).  searchable is False,
     True, "nocase" or "digits"."""
 
     cache_ok = True
@@ -87,7 +112,7 @@ class Encrypted(types.UserDefinedType):
         if not inner.isalpha():
             inner = f"'{inner}'"
         search = {False: "", True: ", searchable"}.get(
-            self.searchable, f", searchable {self.searchable}")
+            self.searchable, f", searchable, {self.searchable}")
         return f"encrypted({inner}{search})"
 
     def bind_processor(self, dialect):
@@ -97,10 +122,10 @@ class Encrypted(types.UserDefinedType):
         return self.inner.dialect_impl(dialect).literal_processor(dialect)
 
     def result_processor(self, dialect, coltype):
-        oid = OIDS.get(re.sub(r"\([^)]*\)", "", self._inner_name()))
-        cast = _caster(dialect, oid)
+        name = re.sub(r"\([^)]*\)", "", self._inner_name())
+        cast = _caster(dialect, name)
         finish = self.inner.dialect_impl(dialect).result_processor(
-            dialect, oid)
+            dialect, OIDS.get(name))
 
         def process(value):
             # Outside a tenant there is ciphertext, and it stays what it is.
@@ -119,7 +144,16 @@ class Encrypted(types.UserDefinedType):
 
 ENCRYPTED = re.compile(
     r"""(?:.*\.)?encrypted\((?:'([^']*)'|([^,]*))"""
-    r"""(?P<search>,[ ]searchable(?:[ ](\w+))?)?\)""")
+    r"""(?P<search>,[ ]searchable(?:,[ ](\w+))?)?\)""")
+# As the extension prints types, and as format_type() does.
+NAMES = {
+    "bool": "boolean", "int2": "smallint", "int4": "integer", "int8": "bigint",
+    "float4": "real", "float8": "double precision", "bpchar": "character",
+    "varchar": "character varying", "time": "time without time zone",
+    "timetz": "time with time zone",
+    "timestamp": "timestamp without time zone",
+    "timestamptz": "timestamp with time zone",
+}
 
 
 def _encrypted_from(format_type):
@@ -127,7 +161,9 @@ def _encrypted_from(format_type):
     if match is None:
         return None
     searchable = match.group(4) or True if match.group("search") else False
-    return match.group(1) or match.group(2), searchable
+    name, array = re.fullmatch(
+        r"(.*?)(\[\])?", match.group(1) or match.group(2)).groups()
+    return NAMES.get(name, name) + (array or ""), searchable
 
 
 def _reflecting(original, plain_type):

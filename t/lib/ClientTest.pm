@@ -16,12 +16,14 @@ use Test::More;
 
 our @EXPORT = qw(client_node client_program run_client);
 
-# client_node(): a running server with TCP on 127.0.0.1, the schools north and
+# client_node(): a running server with TCP on 127.0.0.1 and upper() for all
+# letters, the schools north and
 # south, role app (who may do all that applications do, and create tables),
 # and a table of people.
 sub client_node
 {
-	my $node = nomp_node('main');
+	my $node = nomp_node('main',
+		extra => [ '--encoding=UTF8', '--locale=C.UTF-8' ]);
 
 	$node->append_conf('postgresql.conf', "listen_addresses = '127.0.0.1'");
 	$node->start;
@@ -46,7 +48,7 @@ CREATE TABLE person (
 	notes	encrypted(jsonb),
 	tags	encrypted('text[]'),
 	ssn		encrypted(text, searchable) UNIQUE,
-	email	encrypted(text, searchable nocase)
+	email	encrypted(text, searchable, nocase)
 );
 SQL
 	return $node;

@@ -121,7 +121,7 @@ public class JdbcApp {
             ok(NompCrypt.get(rows, "seen", OffsetDateTime.class).isEqual(SEEN),
                 "an OffsetDateTime", rows.getString("seen"));
             same(NompCrypt.get(rows, "token", UUID.class), TOKEN, "a UUID");
-            same(rows.getBytes("photo"), PHOTO, "getBytes");
+            same(NompCrypt.get(rows, "photo", byte[].class), PHOTO, "a byte[]");
             same(rows.getString("notes"), "{\"allergy\": [\"nuts\"]}", "JSON, as text");
             same(rows.getString("tags"), "{a,\"b \\\"c\\\"\"}", "an array, as text");
             same(rows.getMetaData().getColumnTypeName(3), "encrypted", "the column's type");

@@ -18,7 +18,7 @@ const columns = Object.keys(ANNA)
 pg.types.setTypeParser(1082, (value) => value)
 
 const north = (work) => nomp.tenant(pool, 'north', work)
-const insert = `INSERT INTO person (born, ${columns}) VALUES ($1, ${columns.map((_, i) => `$${i + 2}`)}) RETURNING id, born`
+const insert = `INSERT INTO person (born, ${columns}) VALUES ($1, ${columns.map((c, i) => `$${i + 2}${c === 'photo' ? '::bytea' : ''}`)}) RETURNING id, born`
 const parameters = (born, person) => [born, ...Object.values(person)]
 
 async function writeAndRead () {

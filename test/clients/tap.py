@@ -46,9 +46,18 @@ def ok(passed, name, *why):
             print(f"#   {line!r}", flush=True)
 
 
+def types(value):
+    """The type of a value, and of what is in it."""
+    if isinstance(value, dict):
+        return {k: types(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [type(value), *(types(v) for v in value)]
+    return type(value)
+
+
 def same(got, expected, name):
     """Equal, and of the same types: 1 is not True here."""
-    ok(got == expected and repr(got) == repr(expected), name, got, expected)
+    ok(got == expected and types(got) == types(expected), name, got, expected)
 
 
 def error(wanted, action):
