@@ -313,7 +313,7 @@ rewrite_array_operation(ScalarArrayOpExpr *op, Oid ours)
 	Node	   *left = linitial(op->args);
 	Node	   *array = lsecond(op->args);
 	bool		left_ours = rewrite_is_ours(left, ours);
-	bool		array_ours = getBaseType(get_base_element_type(exprType(array))) == ours;
+	bool		array_ours = rewrite_holds_ours(array, ours);
 	int32		left_mod = left_ours ? rewrite_modifier(left, ours) : -1;
 	int32		array_mod = array_ours ? exprTypmod(array) : -1;
 	Oid			left_type = left_ours ? rewrite_inner_type(left, ours) : exprType(left);
