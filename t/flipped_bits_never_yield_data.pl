@@ -642,7 +642,7 @@ sub expected
 	}
 	is( join(', ', map { "$_: $inside{$_}" } sort keys %inside),
 		join(', ',
-			'22P03: 10', 'NC005: 5',
+			'22P03: 11', 'NC005: 5',
 			'stored, then NC003: 64',
 			'stored, then NC005: ' . 8 * (length($value) - $nonce_from)),
 		'COPY BINARY: every flipped bit of a value');
