@@ -301,11 +301,13 @@ BEGIN
 END
 $$;
 
--- The larger and the smaller by what is inside, inside a tenant.
+-- The order, the larger and the smaller by what is inside, inside a tenant.
+CREATE FUNCTION nomp_crypt._compare(@extschema@.encrypted, @extschema@.encrypted) RETURNS integer
+LANGUAGE c STABLE STRICT PARALLEL SAFE COST 100 AS 'MODULE_PATHNAME', 'nc_compare';
 CREATE FUNCTION nomp_crypt._larger(@extschema@.encrypted, @extschema@.encrypted) RETURNS @extschema@.encrypted
-LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_larger';
+LANGUAGE c STABLE PARALLEL SAFE COST 100 AS 'MODULE_PATHNAME', 'nc_larger';
 CREATE FUNCTION nomp_crypt._smaller(@extschema@.encrypted, @extschema@.encrypted) RETURNS @extschema@.encrypted
-LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_smaller';
+LANGUAGE c STABLE PARALLEL SAFE COST 100 AS 'MODULE_PATHNAME', 'nc_smaller';
 CREATE AGGREGATE @extschema@.max(@extschema@.encrypted) (
 	SFUNC = nomp_crypt._larger, STYPE = @extschema@.encrypted,
 	COMBINEFUNC = nomp_crypt._larger, PARALLEL = SAFE);

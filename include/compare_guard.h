@@ -15,8 +15,13 @@ extern bool compare_guard_holds(Oid type, Oid ours);
 /*
  * Raise 0A000 for a query, rewritten already, that compares hidden values;
  * or for an expression that is stored, if it compares values at all but by
- * fingerprint.
+ * fingerprint.  True if it makes records of our type, which functions that it
+ * calls might compare.
  */
-extern void compare_guard_check(Node *tree, Oid ours, bool stored);
+extern bool compare_guard_check(Node *tree, Oid ours, bool stored);
+
+/* The other half: does it compare records whose columns are not known? */
+extern bool compare_guard_compares_records(Node *tree, Oid ours);
+extern void compare_guard_refuse_records(void) pg_attribute_noreturn();
 
 #endif							/* NOMP_COMPARE_GUARD_H */

@@ -11,8 +11,11 @@
 
 extern void inline_guard_init(void);
 
-/* Before planning a query: the functions in it that must stay calls. */
-extern List *inline_guard_find(Query *query, Oid ours);
+/*
+ * Before planning a query: the functions in it that must stay calls, and
+ * whether any of them compares records whose columns it does not know.
+ */
+extern List *inline_guard_find(Query *query, Oid ours, bool *compare_records);
 
 /* In force until set to what it was; returns what it was. */
 extern List *inline_guard_set(List *functions);

@@ -13,6 +13,7 @@ typedef enum SqlFunction
 	SQL_PLAIN,					/* _plain(encrypted, anyelement, boolean) */
 	SQL_PROBE,					/* _probe(anyelement, integer) */
 	SQL_STORE,					/* _store(encrypted, integer) */
+	SQL_COMPARE,				/* _compare(encrypted, encrypted) */
 	SQL_LARGER,					/* _larger(encrypted, encrypted) */
 	SQL_SMALLER,				/* _smaller(encrypted, encrypted) */
 	SQL_SEARCH_VALUES,			/* search_values(text) */

@@ -35,7 +35,7 @@ typedef struct Walk
 
 static bool check_node(Node *node, Walk *walk);
 
-static void
+static void pg_attribute_noreturn()
 refuse(const char *what)
 {
 	ereport(ERROR,
@@ -127,8 +127,12 @@ any_compared(List *exprs, Walk *walk)
 
 	foreach(lc, exprs)
 	{
-		if (!rewrite_is_ours(lfirst(lc), walk->ours) &&
-			expr_holds(lfirst(lc), walk->ours, &walk->compares_records))
+		Node	   *expr = lfirst(lc);
+
+		if (IsA(expr, TargetEntry))
+			expr = (Node *) ((TargetEntry *) expr)->expr;
+		if (!rewrite_is_ours(expr, walk->ours) &&
+			expr_holds(expr, walk->ours, &walk->compares_records))
 			return true;
 	}
 	return false;
@@ -437,17 +441,30 @@ check_node(Node *node, Walk *walk)
 	return expression_tree_walker(node, check_node, walk);
 }
 
-/*
- * Refuse a query that compares hidden values of our type; or an expression
- * that is stored, if it compares values at all but by fingerprint.
- */
-void
+bool
 compare_guard_check(Node *tree, Oid ours, bool stored)
 {
 	Walk		walk = {.ours = ours,.stored = stored};
+	bool		makes_records;
 
 	(void) check_node(tree, &walk);
-	if ((walk.makes_records || (walk.whole_rows && walk.selects_ours)) && walk.compares_records)
-		refuse("compared within records");
+	makes_records = walk.makes_records || (walk.whole_rows && walk.selects_ours);
+	if (makes_records && walk.compares_records)
+		compare_guard_refuse_records();
+	return makes_records;
 }
 
+bool
+compare_guard_compares_records(Node *tree, Oid ours)
+{
+	Walk		walk = {.ours = ours};
+
+	(void) check_node(tree, &walk);
+	return walk.compares_records;
+}
+
+void
+compare_guard_refuse_records(void)
+{
+	refuse("compared within records");
+}

@@ -286,7 +286,7 @@ check_expressions(Oid catalog, Oid index, AttrNumber key, Oid oid,
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	foreach(lc, expressions)
-		compare_guard_check(lfirst(lc), ours, true);
+		(void) compare_guard_check(lfirst(lc), ours, true);
 }
 
 /* What a relation's definition must not hold; sub is a column or 0. */

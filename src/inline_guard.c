@@ -15,6 +15,7 @@
 #include "access/transam.h"
 #include "catalog/pg_language.h"
 #include "catalog/pg_proc.h"
+#include "compare_guard.h"
 #include "executor/functions.h"
 #include "fmgr.h"
 #include "inline_guard.h"
@@ -30,12 +31,23 @@ typedef struct Search
 	Oid			ours;
 	List	   *within;			/* functions whose bodies we are in */
 	List	   *found;
+	bool		compares_records;	/* of columns that only the caller knows */
 } Search;
 
 static List *kept = NIL;		/* the functions not to inline now */
 static needs_fmgr_hook_type next_needs_hook = NULL;
 
 static bool find_calls(Node *node, Search *search);
+
+/* Does a body's query handle our type?  Notes what it calls and compares. */
+static bool
+look_into(Node *query, Search *search)
+{
+	search->compares_records = search->compares_records ||
+		compare_guard_compares_records(query, search->ours);
+	(void) find_calls(query, search);
+	return rewrite_mentions(query, search->ours);
+}
 
 /* Look at a body as inlining would make it; true if it handles our type. */
 static bool
@@ -49,10 +61,7 @@ query_handles(Query *query, Search *search)
 	query = copyObject(query);
 	AcquireRewriteLocks(query, true, false);
 	foreach(lc, QueryRewrite(query))
-	{
-		handles = handles || rewrite_mentions(lfirst(lc), search->ours);
-		(void) find_calls(lfirst(lc), search);
-	}
+		handles = look_into(lfirst(lc), search) || handles;
 	return handles;
 }
 
@@ -90,8 +99,7 @@ text_body_handles(const char *source, HeapTuple tuple, Node *call, Search *searc
 
 		if (query->commandType == CMD_UTILITY)
 			continue;
-		handles = handles || rewrite_mentions((Node *) query, search->ours);
-		(void) find_calls((Node *) query, search);
+		handles = look_into((Node *) query, search) || handles;
 	}
 	return handles;
 }
@@ -142,11 +150,12 @@ find_calls(Node *node, Search *search)
 }
 
 List *
-inline_guard_find(Query *query, Oid ours)
+inline_guard_find(Query *query, Oid ours, bool *compare_records)
 {
 	Search		search = {.ours = ours};
 
 	(void) find_calls((Node *) query, &search);
+	*compare_records = search.compares_records;
 	return search.found;
 }
 

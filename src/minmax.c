@@ -1,9 +1,10 @@
 /*
  * minmax.c
- *		The larger and the smaller of two values, by what is inside.
+ *		Two values' order by what is inside, the larger and the smaller one.
  *
- * For min(), max(), GREATEST and LEAST: the result is one of the values as it
- * is stored.  Needs a tenant and the right "decrypt".
+ * For min(), max(), GREATEST and LEAST, whose result is one of the values as
+ * it is stored, and for comparisons of which only the values themselves know
+ * what is inside.  Needs a tenant and the right "decrypt".
  */
 #include "postgres.h"
 
@@ -17,6 +18,7 @@
 #include "utils/builtins.h"
 #include "utils/typcache.h"
 
+NC_FUNCTION(nc_compare);
 NC_FUNCTION(nc_larger);
 NC_FUNCTION(nc_smaller);
 
@@ -63,6 +65,18 @@ compare_inside(bytea *a, bytea *b, Oid collation)
 		pfree(DatumGetPointer(inside_b));
 	}
 	return result;
+}
+
+/*
+ * nomp_crypt._compare(encrypted, encrypted) returns integer: negative, zero
+ * or positive.  Raises NC006 outside a tenant, 55000 for another tenant's
+ * value, NC001 to NC005, 42501.
+ */
+Datum
+nc_compare(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT32(compare_inside(PG_GETARG_BYTEA_PP(0), PG_GETARG_BYTEA_PP(1),
+								   PG_GET_COLLATION()));
 }
 
 /*

@@ -284,9 +284,14 @@ plan_rewritten(Query *query, const char *source, int options, ParamListInfo para
 
 	if (OidIsValid(ours))
 	{
+		bool		makes_records;
+		bool		compare_records;
+
 		query = rewrite_query(query, ours);
-		compare_guard_check((Node *) query, ours, false);
-		(void) inline_guard_set(inline_guard_find(query, ours));
+		makes_records = compare_guard_check((Node *) query, ours, false);
+		(void) inline_guard_set(inline_guard_find(query, ours, &compare_records));
+		if (makes_records && compare_records)
+			compare_guard_refuse_records();
 	}
 	return next_planner != NULL ?
 		next_planner(query, source, options, params) :

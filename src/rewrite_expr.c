@@ -153,6 +153,26 @@ fingerprint_operator(Oid operator, Oid ours)
 							ours, ours);
 }
 
+static bool
+nothing_known(Node *expr, Oid ours)
+{
+	return rewrite_is_ours(expr, ours) && !OidIsValid(rewrite_inner_type(expr, ours));
+}
+
+/* Variables declared "encrypted" and the like: the values know their types. */
+static Node *
+compare_when_run(OpExpr *op, const char *name, Node *left, Node *right)
+{
+	if (session_tenant() == NULL)
+		error_no_tenant("encrypted values cannot be compared");
+	return (Node *)
+		rewrite_base_operation(name,
+							   (Node *) makeFuncExpr(sql_function(SQL_COMPARE), INT4OID,
+													 list_make2(left, right), InvalidOid,
+													 op->inputcollid, COERCE_EXPLICIT_CALL),
+							   rewrite_int_constant(0), InvalidOid);
+}
+
 /* Of the side that is a column, if one is. */
 static Oid
 column_collation(Node *left, Node *right)
@@ -188,6 +208,8 @@ rewrite_operation(OpExpr *op, Oid ours)
 			left_type = TEXTOID;
 		right_type = exprType(right);
 	}
+	else if (IsA(op, OpExpr) && nothing_known(left, ours) && nothing_known(right, ours))
+		return compare_when_run(op, name, left, right);
 	else
 		choose_types(left, right, ours, &left_type, &right_type);
 	result = rewrite_base_operation(name, plain_side(left, left_type, ours),

@@ -23,10 +23,11 @@ static const struct
 	Oid			args[3];
 }			functions[SQL_FUNCTION_COUNT] =
 {
-	[SQL_LITERAL] = {"_literal", 2, {OURS, BOOLOID}},
+		[SQL_LITERAL] = {"_literal", 2, {OURS, BOOLOID}},
 	[SQL_PLAIN] = {"_plain", 3, {OURS, ANYELEMENTOID, BOOLOID}},
 	[SQL_PROBE] = {"_probe", 2, {ANYELEMENTOID, INT4OID}},
 	[SQL_STORE] = {"_store", 2, {OURS, INT4OID}},
+	[SQL_COMPARE] = {"_compare", 2, {OURS, OURS}},
 	[SQL_LARGER] = {"_larger", 2, {OURS, OURS}},
 	[SQL_SMALLER] = {"_smaller", 2, {OURS, OURS}},
 	[SQL_SEARCH_VALUES] = {"search_values", 1, {TEXTOID}},

@@ -46,7 +46,9 @@ for my $type ('date', 'boolean', 'numeric\(6, ?2\)', 'text\[\]')
 {
 	like($described, qr/encrypted\('?$type'?\)/, "psql: \\d says $type");
 }
-like($described, qr/encrypted\('?text'?, searchable nocase\)/,
+like(
+	$described,
+	qr/encrypted\('?text'?, searchable nocase\)/,
 	'and that a column is searchable');
 
 # \copy out and in again, as text and as CSV: the same pupils.
@@ -69,7 +71,8 @@ PSQL
 		"psql: \\copy from $form reads it");
 }
 
-is( sqlstate($node, "INSERT INTO person (school, name) VALUES ('south', 'x')"),
+is( sqlstate(
+		$node, "INSERT INTO person (school, name) VALUES ('south', 'x')"),
 	'NC006',
 	'psql: outside a tenant nothing is written');
 
