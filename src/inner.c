@@ -22,7 +22,10 @@
 #include "utils/memutils.h"
 #include "value.h"
 
-#define INNER(type, name) {type##OID, type##ARRAYOID, name, name "[]"}
+#define INNER(type, name)                          \
+	{                                              \
+		type##OID, type##ARRAYOID, name, name "[]" \
+	}
 
 /*
  * Names are those that encrypted(...) takes unquoted: no two-word types.

@@ -23,7 +23,7 @@ static const struct
 	Oid			args[3];
 }			functions[SQL_FUNCTION_COUNT] =
 {
-	[SQL_LITERAL] = {"_literal", 2, {OURS, BOOLOID}},
+		[SQL_LITERAL] = {"_literal", 2, {OURS, BOOLOID}},
 	[SQL_PLAIN] = {"_plain", 3, {OURS, ANYELEMENTOID, BOOLOID}},
 	[SQL_PROBE] = {"_probe", 2, {ANYELEMENTOID, INT4OID}},
 	[SQL_STORE] = {"_store", 2, {OURS, INT4OID}},

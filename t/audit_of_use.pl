@@ -247,8 +247,10 @@ set_log_access($primary, 'transaction');
 	as_app($primary, "SELECT cardinality(nomp_crypt.search_values('Anna'))");
 	my @lines = new_lines($primary);
 
-	is(scalar(grep { /role "app".*: 0 read, 0 written, 1 searched$/ } @lines),
-		3, 'a search across schools is one in each');
+	is( scalar(
+			grep { /role "app".*: 0 read, 0 written, 1 searched$/ } @lines),
+		3,
+		'a search across schools is one in each');
 	is(scalar(@lines), 3, 'and nothing else');
 }
 

@@ -18,17 +18,24 @@ my $node = client_node();
 
 command_ok(
 	[
-		'javac', '-Xlint:all',
-		'-Werror', '-encoding',
-		'UTF-8', '-d',
-		$classes, "$FindBin::RealBin/../clients/java/NompCrypt.java",
+		'javac',
+		'-Xlint:all',
+		'-Werror',
+		'-encoding',
+		'UTF-8',
+		'-d',
+		$classes,
+		"$FindBin::RealBin/../clients/java/NompCrypt.java",
 		client_program('JdbcApp.java')
 	],
 	'the helper class compiles without a warning');
 run_client(
-	'JDBC', 'java',
-	'-Duser.timezone=UTC', '-cp',
-	"$classes:$driver", 'JdbcApp',
+	'JDBC',
+	'java',
+	'-Duser.timezone=UTC',
+	'-cp',
+	"$classes:$driver",
+	'JdbcApp',
 	'jdbc:postgresql://127.0.0.1:' . $node->port . '/postgres?user=app');
 
 # What it wrote is encrypted.

@@ -28,8 +28,9 @@ unlike(slurp_file("$packages/package-lock.json"),
 my ($out, $err) = ('', '');
 my $installed = IPC::Run::run(
 	[
-		'npm', 'ci', '--prefix', $packages, '--ignore-scripts', '--no-audit',
-		'--no-fund', '--cache', "$packages/cache"
+		'npm', 'ci', '--prefix', $packages,
+		'--ignore-scripts', '--no-audit', '--no-fund', '--cache',
+		"$packages/cache"
 	],
 	'<',
 	\'',

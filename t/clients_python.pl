@@ -54,7 +54,8 @@ $pooler =
 	'<', \'', '>&', "$pooler_dir/log");
 wait_until(
 	sub {
-		$pooler->pumpable or die 'pgbouncer: ' . slurp_file("$pooler_dir/log");
+		$pooler->pumpable
+		  or die 'pgbouncer: ' . slurp_file("$pooler_dir/log");
 		return -S "$pooler_dir/.s.PGSQL.6432";
 	},
 	'pgbouncer to listen');

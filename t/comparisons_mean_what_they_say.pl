@@ -41,8 +41,9 @@ SQL
 sub run
 {
 	my ($sql, @before) = @_;
-	my ($status, $out, $err) =
-	  $node->psql('postgres', join(';', @before, $sql), 
+	my ($status, $out, $err) = $node->psql(
+		'postgres',
+		join(';', @before, $sql),
 		extra_params => [ '-v', 'VERBOSITY=verbose', '-P', 'null=(null)' ]);
 
 	return $status == 0 ? $out : $err =~ /ERROR:  (\w{5}):/ ? $1 : $err;
@@ -53,7 +54,8 @@ sub normal
 {
 	my ($sql, $out) = @_;
 
-	return $sql =~ /ORDER BY [^()]*$/ ? $out : join "\n", sort split /\n/, $out, -1;
+	return $sql =~ /ORDER BY [^()]*$/ ? $out : join "\n", sort split /\n/,
+	  $out, -1;
 }
 
 sub on_table
@@ -91,7 +93,8 @@ sub check
 my $inside = "SET nomp_crypt.tenant = '$school'";
 my $lines = 0;
 
-foreach my $line (split /\n/, slurp_file("$FindBin::RealBin/../docs/comparisons.md"))
+foreach my $line (split /\n/,
+	slurp_file("$FindBin::RealBin/../docs/comparisons.md"))
 {
 	my ($sql, @expected) =
 	  $line =~ /^\| `(.*)` \| (\w+) \| (\w+) \| (\w+) \| (\w+) \|$/
@@ -100,7 +103,8 @@ foreach my $line (split /\n/, slurp_file("$FindBin::RealBin/../docs/comparisons.
 	$sql =~ s/\\\|/|/g;
 	$lines++;
 	check("$sql: searchable, inside", $sql, 'found', $expected[0], $inside);
-	check("$sql: not searchable, inside", $sql, 'sealed', $expected[1], $inside);
+	check("$sql: not searchable, inside",
+		$sql, 'sealed', $expected[1], $inside);
 	check("$sql: searchable, outside", $sql, 'found', $expected[2]);
 	check("$sql: not searchable, outside", $sql, 'sealed', $expected[3]);
 }
@@ -109,38 +113,48 @@ cmp_ok($lines, '>', 70, 'the table has been read');
 # ---- made up at random, over many types ----
 
 my %types = (
-	text => [qw(text), "'Anna'", "'anna'", "'Bea'", "'Åsa'", "''", "'10'"],
-	varchar => ["varchar(20)", "'Anna'", "'anna'", "'Bea'", "'B'"],
-	char => ["char(6)", "'Anna'", "'Anna  '", "'Bea'", "'B'"],
-	bool => ['boolean', 'true', 'false'],
-	int4 => ['integer', 1, -1, 0, 2147483647, 42],
-	int8 => ['bigint', 1, -1, 0, 9223372036854775807, 42],
-	numeric => ["numeric(10,2)", '1.5', '1.50', '-3', '0', '99999.99'],
-	float8 => ['double precision', '1.5', "'-0'", '0', "'NaN'", "'Infinity'"],
-	date => ['date', "'2014-05-01'", "'2015-01-01'", "'infinity'", "'1999-12-31'"],
-	timestamptz => [
-		'timestamptz', "'2014-05-01 12:00+02'",
-		"'2014-05-01 10:00+00'", "'2015-01-01 00:00+00'"
+	text => [ qw(text), "'Anna'", "'anna'", "'Bea'", "'Åsa'", "''", "'10'" ],
+	varchar => [ "varchar(20)", "'Anna'", "'anna'", "'Bea'", "'B'" ],
+	char => [ "char(6)", "'Anna'", "'Anna  '", "'Bea'", "'B'" ],
+	bool => [ 'boolean', 'true', 'false' ],
+	int4 => [ 'integer', 1, -1, 0, 2147483647, 42 ],
+	int8 => [ 'bigint', 1, -1, 0, 9223372036854775807, 42 ],
+	numeric => [ "numeric(10,2)", '1.5', '1.50', '-3', '0', '99999.99' ],
+	float8 =>
+	  [ 'double precision', '1.5', "'-0'", '0', "'NaN'", "'Infinity'" ],
+	date => [
+		'date', "'2014-05-01'", "'2015-01-01'", "'infinity'", "'1999-12-31'"
 	],
-	interval => ['interval', "'1 month'", "'30 days'", "'1 day'", "'24:00'"],
+	timestamptz => [
+		'timestamptz',
+		"'2014-05-01 12:00+02'",
+		"'2014-05-01 10:00+00'",
+		"'2015-01-01 00:00+00'"
+	],
+	interval =>
+	  [ 'interval', "'1 month'", "'30 days'", "'1 day'", "'24:00'" ],
 	uuid => [
 		'uuid',
 		"'00000000-0000-0000-0000-000000000001'",
 		"'ffffffff-0000-0000-0000-000000000001'"
 	],
-	inet => ['inet', "'10.0.0.1'", "'10.0.0.0/8'", "'::1'"],
-	bytea => ['bytea', "'\\x00ff'", "'\\x'", "'\\x01'"],
-	jsonb => ['jsonb', "'{\"a\": 1}'", "'{\"a\": 1.0}'", "'[1, 2]'", "'null'"],
-	daterange => ['daterange', "'[2014-01-01,2015-01-01)'", "'empty'", "'[2014-01-01,)'"],
-	intarray => ['integer[]', "'{1,2}'", "'{}'", "'{1,NULL}'", "'{2}'"],
-);
+	inet => [ 'inet', "'10.0.0.1'", "'10.0.0.0/8'", "'::1'" ],
+	bytea => [ 'bytea', "'\\x00ff'", "'\\x'", "'\\x01'" ],
+	jsonb =>
+	  [ 'jsonb', "'{\"a\": 1}'", "'{\"a\": 1.0}'", "'[1, 2]'", "'null'" ],
+	daterange => [
+		'daterange', "'[2014-01-01,2015-01-01)'",
+		"'empty'", "'[2014-01-01,)'"
+	],
+	intarray => [ 'integer[]', "'{1,2}'", "'{}'", "'{1,NULL}'", "'{2}'" ],);
 my @kinds = sort keys %types;
 
 $node->safe_psql('postgres',
-	'CREATE TABLE plain_types (id int'
+		'CREATE TABLE plain_types (id int'
 	  . join('', map { ", $_ $types{$_}[0]" } @kinds)
 	  . '); CREATE TABLE sealed_types (id int'
-	  . join('', map { ", $_ encrypted('$types{$_}[0]')" } @kinds) . ')');
+	  . join('', map { ", $_ encrypted('$types{$_}[0]')" } @kinds)
+	  . ')');
 
 # The same seed gives the same statements.
 my $seed = $ENV{NOMP_SEED} // 20140501;
@@ -157,28 +171,43 @@ sub literal
 	return any(@values[ 1 .. $#values ]);
 }
 
-my $values = join ",\n", map
-{
+my $values = join ",\n", map {
 	my $id = $_;
-	"($id" . join('', map { ', ' . (rand() < 0.1 ? 'NULL' : literal($_)) } @kinds) . ')'
+	"($id"
+	  . join('', map { ', ' . (rand() < 0.1 ? 'NULL' : literal($_)) } @kinds)
+	  . ')'
 } 1 .. 40;
 $node->safe_psql('postgres', "INSERT INTO plain_types VALUES $values");
-$node->safe_psql('postgres', "$inside; INSERT INTO sealed_types VALUES $values");
+$node->safe_psql('postgres',
+	"$inside; INSERT INTO sealed_types VALUES $values");
 
 sub comparison
 {
 	my ($kind) = @_;
-	my $value = sub { my $v = literal($kind); rand() < 0.5 || $v !~ /^'/ ? $v : "$v\::$types{$kind}[0]" };
+	my $value = sub {
+		my $v = literal($kind);
+		rand() < 0.5 || $v !~ /^'/ ? $v : "$v\::$types{$kind}[0]";
+	};
 
 	return any(
 		sub { "$kind " . any(qw(= <> < <= > >=)) . ' ' . $value->() },
 		sub { $value->() . ' ' . any(qw(= <> < <= > >=)) . " $kind" },
-		sub { "$kind IN (" . join(', ', map { $value->() } 1 .. 1 + rand 12) . ')' },
-		sub { "$kind NOT IN (" . join(', ', map { $value->() } 1 .. 1 + rand 3) . ')' },
+		sub {
+			"$kind IN ("
+			  . join(', ', map { $value->() } 1 .. 1 + rand 12) . ')';
+		},
+		sub {
+			"$kind NOT IN ("
+			  . join(', ', map { $value->() } 1 .. 1 + rand 3) . ')';
+		},
 		sub { "$kind BETWEEN " . $value->() . ' AND ' . $value->() },
 		sub { "$kind IS " . any('', 'NOT ') . 'DISTINCT FROM ' . $value->() },
 		sub { "NULLIF($kind, " . $value->() . ') IS NULL' },
-		sub { "CASE $kind WHEN " . $value->() . ' THEN id > 20 ELSE id < 20 END' },
+		sub {
+			"CASE $kind WHEN "
+			  . $value->()
+			  . ' THEN id > 20 ELSE id < 20 END';
+		},
 		sub { "coalesce($kind, " . literal($kind) . ') = ' . $value->() },
 		sub { "$kind IN (SELECT $kind FROM T WHERE id > 30)" },
 		sub { "$kind IS NULL" })->();
@@ -190,15 +219,41 @@ sub statement
 	my $other = any(@kinds);
 
 	return any(
-		sub { "SELECT id FROM T WHERE " . comparison($kind) . ' AND NOT ' . comparison($other) . ' ORDER BY id' },
-		sub { "SELECT id FROM T WHERE " . comparison($kind) . ' OR ' . comparison($other) . ' ORDER BY id' },
-		sub { "SELECT id, $kind FROM T ORDER BY $kind" . any('', ' DESC', ' NULLS FIRST') . ', id LIMIT 10' },
+		sub {
+			"SELECT id FROM T WHERE "
+			  . comparison($kind)
+			  . ' AND NOT '
+			  . comparison($other)
+			  . ' ORDER BY id';
+		},
+		sub {
+			"SELECT id FROM T WHERE "
+			  . comparison($kind) . ' OR '
+			  . comparison($other)
+			  . ' ORDER BY id';
+		},
+		sub {
+			"SELECT id, $kind FROM T ORDER BY $kind"
+			  . any('', ' DESC', ' NULLS FIRST')
+			  . ', id LIMIT 10';
+		},
 		sub { "SELECT id FROM T ORDER BY $kind, $other DESC, id" },
 		sub { "SELECT min($kind), max($kind), count($kind) FROM T" },
-		sub { "SELECT array_agg(id ORDER BY $kind, id) FROM T WHERE " . comparison($other) },
+		sub {
+			"SELECT array_agg(id ORDER BY $kind, id) FROM T WHERE "
+			  . comparison($other);
+		},
 		sub { "SELECT id, rank() OVER (ORDER BY $kind) FROM T ORDER BY id" },
-		sub { "SELECT a.id, b.id FROM T a JOIN T b ON a.$kind " . any(qw(= < <>)) . " b.$kind ORDER BY 1, 2 LIMIT 50" },
-		sub { "SELECT id FROM T WHERE (id, $kind) < (20, " . literal($kind) . ") ORDER BY id" })->();
+		sub {
+			"SELECT a.id, b.id FROM T a JOIN T b ON a.$kind "
+			  . any(qw(= < <>))
+			  . " b.$kind ORDER BY 1, 2 LIMIT 50";
+		},
+		sub {
+			"SELECT id FROM T WHERE (id, $kind) < (20, "
+			  . literal($kind)
+			  . ") ORDER BY id";
+		})->();
 }
 
 my ($same, $both_refused) = (0, 0);
@@ -214,7 +269,10 @@ foreach my $n (1 .. $ENV{NOMP_STATEMENTS} // 150)
 	{
 		# but for min and max, which here every type with an order has
 		next if $sql =~ /min\(/;
-		like($sealed, qr/^(42883|42804|42725|0A000)$/, "refused as the twin with $plain: $sql");
+		like(
+			$sealed,
+			qr/^(42883|42804|42725|0A000)$/,
+			"refused as the twin with $plain: $sql");
 		$both_refused++;
 		next;
 	}

@@ -22,8 +22,8 @@ our @EXPORT = qw(client_node client_program run_client);
 # and a table of people.
 sub client_node
 {
-	my $node = nomp_node('main',
-		extra => [ '--encoding=UTF8', '--locale=C.UTF-8' ]);
+	my $node =
+	  nomp_node('main', extra => [ '--encoding=UTF8', '--locale=C.UTF-8' ]);
 
 	$node->append_conf('postgresql.conf', "listen_addresses = '127.0.0.1'");
 	$node->start;
