@@ -13,6 +13,9 @@
 /* Is this expression's value of our type, domains looked through? */
 extern bool rewrite_is_ours(Node *expr, Oid ours);
 
+/* Is it an array of our type? */
+extern bool rewrite_holds_ours(Node *array, Oid ours);
+
 /* The modifier of an expression of our type, or -1 if it is not known. */
 extern int32 rewrite_modifier(Node *expr, Oid ours);
 

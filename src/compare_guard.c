@@ -138,10 +138,8 @@ any_compared(List *exprs, Walk *walk)
 static bool
 array_operation_hides(ScalarArrayOpExpr *op, Walk *walk)
 {
-	Oid			element = get_base_element_type(exprType(lsecond(op->args)));
-
 	return any_compared(list_make1(linitial(op->args)), walk) ||
-		(getBaseType(element) != walk->ours &&
+		(!rewrite_holds_ours(lsecond(op->args), walk->ours) &&
 		 any_compared(list_make1(lsecond(op->args)), walk));
 }
 
@@ -173,10 +171,8 @@ any_ours(List *exprs, Walk *walk)
 
 	foreach(lc, exprs)
 	{
-		Oid			element = get_base_element_type(exprType(lfirst(lc)));
-
 		if (rewrite_is_ours(lfirst(lc), walk->ours) ||
-			(OidIsValid(element) && getBaseType(element) == walk->ours))
+			rewrite_holds_ours(lfirst(lc), walk->ours))
 			return true;
 	}
 	return false;

@@ -168,7 +168,11 @@ has_equality(Oid relid, AttrNumber attnum, Oid ours)
 	return type == ours ? typemod_searchable(typmod) : !compare_guard_holds(type, ours);
 }
 
-/* Refuse a unique index or exclusion constraint that would find no equal. */
+/*
+ * Refuse a unique index or exclusion constraint that would find no equal.
+ * The table's columns say of which type its columns are: a hash index's own
+ * are integers.
+ */
 static void
 check_index(Oid indexid, Oid ours)
 {
@@ -176,18 +180,21 @@ check_index(Oid indexid, Oid ours)
 	SysScanDesc scan;
 	HeapTuple	tuple = fetch_own(rel, IndexRelidIndexId, Anum_pg_index_indexrelid,
 								  indexid, &scan);
-	bool		unique = HeapTupleIsValid(tuple) &&
-	(((Form_pg_index) GETSTRUCT(tuple))->indisunique ||
-	 ((Form_pg_index) GETSTRUCT(tuple))->indisexclusion);
-	int			natts = unique ? ((Form_pg_index) GETSTRUCT(tuple))->indnkeyatts : 0;
+	Form_pg_index form = HeapTupleIsValid(tuple) ? (Form_pg_index) GETSTRUCT(tuple) : NULL;
+	bool		refuse = false;
 
+	if (form != NULL && (form->indisunique || form->indisexclusion))
+	{
+		for (int i = 0; i < form->indnkeyatts; i++)
+			refuse = refuse ||
+				(form->indkey.values[i] != 0 ?
+				 !has_equality(form->indrelid, form->indkey.values[i], ours) :
+				 !has_equality(indexid, i + 1, ours));
+	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
-	for (int i = 1; i <= natts; i++)
-	{
-		if (!has_equality(indexid, i, ours))
-			refuse_equality("a unique or exclusion constraint");
-	}
+	if (refuse)
+		refuse_equality("a unique or exclusion constraint");
 }
 
 static int
@@ -212,14 +219,15 @@ check_key_pair(Oid from, AttrNumber from_column, Oid to, AttrNumber to_column, O
 
 	if (!compare_guard_holds(from_type, ours) && !compare_guard_holds(to_type, ours))
 		return;
-	if (from_type == ours && to_type == ours && rewrite_same_search(from_mod, to_mod))
+	if (from_type == ours && to_type == ours && rewrite_same_search(from_mod, to_mod) &&
+		typemod_type_code(from_mod) == typemod_type_code(to_mod))
 		return;
 	if (from_type == ours && to_type == ours &&
 		typemod_searchable(from_mod) && typemod_searchable(to_mod))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("a foreign key needs columns that are searchable in the same way"),
-				 errhint("Declare both with the same normalisation.")));
+				 errmsg("a foreign key needs columns of the same type that are searchable in the same way"),
+				 errhint("Declare both alike.")));
 	refuse_equality("a foreign key");
 }
 

@@ -153,6 +153,13 @@ fingerprint_operator(Oid operator, Oid ours)
 							ours, ours);
 }
 
+/* Of the side that is a column, if one is. */
+static Oid
+column_collation(Node *left, Node *right)
+{
+	return exprCollation(IsA(right, Var) && !IsA(left, Var) ? right : left);
+}
+
 /* OpExpr, DistinctExpr, NullIfExpr */
 static Node *
 rewrite_operation(OpExpr *op, Oid ours)
@@ -170,6 +177,8 @@ rewrite_operation(OpExpr *op, Oid ours)
 		result->opno = fingerprint_operator(op->opno, ours);
 		result->opfuncid = get_opcode(result->opno);
 		result->args = list_make2(left, right);
+		/* a fingerprint has no collation, but the column's index has one */
+		result->inputcollid = column_collation(left, right);
 		return (Node *) result;
 	}
 	if (matches_pattern(name))
@@ -291,7 +300,7 @@ array_by_fingerprint(ScalarArrayOpExpr *op, Node *left, Node *array, Oid ours)
 	result->opno = fingerprint_operator(op->opno, ours);
 	result->opfuncid = get_opcode(result->opno);
 	result->useOr = op->useOr;
-	result->inputcollid = op->inputcollid;
+	result->inputcollid = column_collation(left, array);
 	result->args = list_make2(left, array);
 	result->location = op->location;
 	return (Node *) result;
@@ -304,7 +313,7 @@ rewrite_array_operation(ScalarArrayOpExpr *op, Oid ours)
 	Node	   *left = linitial(op->args);
 	Node	   *array = lsecond(op->args);
 	bool		left_ours = rewrite_is_ours(left, ours);
-	bool		array_ours = getBaseType(get_base_element_type(exprType(array))) == ours;
+	bool		array_ours = rewrite_holds_ours(array, ours);
 	int32		left_mod = left_ours ? rewrite_modifier(left, ours) : -1;
 	int32		array_mod = array_ours ? exprTypmod(array) : -1;
 	Oid			left_type = left_ours ? rewrite_inner_type(left, ours) : exprType(left);

@@ -41,6 +41,15 @@ rewrite_is_ours(Node *expr, Oid ours)
 		(type >= FirstNormalObjectId && getBaseType(type) == ours);
 }
 
+bool
+rewrite_holds_ours(Node *array, Oid ours)
+{
+	Oid			element = get_base_element_type(exprType(array));
+
+	return element == ours ||
+		(element >= FirstNormalObjectId && getBaseType(element) == ours);
+}
+
 int32
 rewrite_modifier(Node *expr, Oid ours)
 {

@@ -454,7 +454,7 @@ mentions(Node *node, Oid *ours)
 				return true;
 			break;
 		case T_ScalarArrayOpExpr:
-			if (getBaseType(get_base_element_type(exprType(lsecond(((ScalarArrayOpExpr *) node)->args)))) == *ours)
+			if (rewrite_holds_ours(lsecond(((ScalarArrayOpExpr *) node)->args), *ours))
 				return true;
 			break;
 		default:

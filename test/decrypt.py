@@ -31,7 +31,8 @@ from cryptography.hazmat.backends import default_backend
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-TYPE_TEXT = 1
+LAST_TYPE = 28
+ARRAY = 0x80
 HAS_FINGERPRINT = 0x01
 
 
@@ -109,7 +110,7 @@ def split(value):
         raise Refused("too short")
     if value[0] >> 4 != 1 or value[0] & 0x0e:
         raise Refused("unknown format")
-    if value[1] != TYPE_TEXT:
+    if not 1 <= value[1] & ~ARRAY <= LAST_TYPE:
         raise Refused("unknown type")
     body = 34
     if value[0] & HAS_FINGERPRINT:

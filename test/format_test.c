@@ -480,13 +480,14 @@ test_parse(void)
 	fill(value, sizeof(value));
 	for (int head = 0; head < 65536; head++)
 	{
-		bool		valid = (head == 0x1001 || head == 0x1101);
+		int			type = head & 0x7f; /* 1 to 28, and the array bit */
+		bool		valid = (head >> 9 == 0x10 >> 1 && type >= 1 && type <= 28);
 
 		value[0] = (uint8_t) (head >> 8);
 		value[1] = (uint8_t) head;
 		wrong += value_parse(value, sizeof(value), &(ValueView) {0}) != valid;
 	}
-	tap_ok(wrong == 0, "of all first two bytes only 1001 and 1101 are taken");
+	tap_ok(wrong == 0, "of all first two bytes only 10 or 11 with the 28 types and their arrays are taken");
 
 	wrong = 0;
 	value[1] = VALUE_TYPE_TEXT;
