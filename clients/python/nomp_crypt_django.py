@@ -190,8 +190,8 @@ def tenant(tenant_id, using=DEFAULT_DB_ALIAS):
     connection = connections[using]
     with transaction.atomic(using=using):
         with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT coalesce(current_setting('nomp_crypt.tenant', true), '')")
+            # not the setting, which another client may have left behind
+            cursor.execute("SELECT coalesce(nomp_crypt.current_tenant(), '')")
             before, = cursor.fetchone()
         _set_tenant(connection, tenant_id)
         yield
