@@ -78,6 +78,16 @@ error_integrity(void)
 			 errhint("It, or its key's row, was changed after it was written. Restore it from a backup.")));
 }
 
+/* The same, for a value that is whole but not what the column holds. */
+void
+error_misfit(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NC_INTEGRITY),
+			 errmsg("encrypted value is damaged or was not written here"),
+			 errhint("Its type, or whether it is searchable, is not as the column says. An explicit cast converts a value, for roles with the rights \"decrypt\" and \"encrypt\": value::encrypted(...).")));
+}
+
 void
 error_no_tenant(const char *what)
 {

@@ -115,7 +115,7 @@ type_check_modifier(const bytea *value, int32 typmod)
 	if (typmod >= 0 &&
 		(view.type_code != typemod_type_code(typmod) ||
 		 (view.fingerprint != NULL) != typemod_searchable(typmod)))
-		error_integrity();
+		error_misfit();
 }
 
 /* What a key is for never changes, so the last one looked up is kept. */

@@ -337,7 +337,11 @@ fails(
 	'a constant in a definition', '0A000',
 	"CREATE TABLE d (n encrypted(text)\nDEFAULT '$value')", qr/\Q$value\E/);
 $value = secret();
-fails('a comparison', '0A000', "SELECT id FROM pupil WHERE name = '$value'");
+fails('a comparison', '0A000',
+	"SELECT id FROM pupil WHERE ARRAY[name] = ARRAY['$value']::encrypted[]");
+$value = secret();
+fails('a comparison with another type',
+	'42883', "SELECT id FROM pupil WHERE name = 1 OR name = '$value'");
 fails(
 	'division by zero on the way',
 	'22012',

@@ -292,12 +292,13 @@ start_pooler(1);
 	is( answer(
 			$second,
 			"BEGIN; SET LOCAL nomp_crypt.tenant = 'berta'; EXECUTE fixed (23);"
+			  . ' SELECT nomp_crypt.tenant_of(name) FROM pupil WHERE id = 23;'
 		),
-		'55000',
-		'another school cannot use it');
+		'berta',
+		'in another school the literal is that school\'s');
 	answer($second, 'ROLLBACK;');
 	is(answer($second, 'EXECUTE fixed (23);'),
-		'55000', 'nor can somebody who is in none');
+		'NC006', 'somebody who is in none cannot use it');
 	is(one('SELECT count(*) FROM pupil WHERE id = 23'),
 		'0', 'and nothing was written');
 	answer($second, 'DEALLOCATE ALL;');
