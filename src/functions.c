@@ -163,8 +163,7 @@ nc_literal(PG_FUNCTION_ARGS)
 	if (inside && tenant != NULL)
 	{
 		envelope_parse(value, &view);
-		if (envelope_tenant(&view, &owner) &&
-			memcmp(&owner.uuid, &tenant->uuid, UUID_LEN) == 0)
+		if (type_is_own(&view, tenant, &owner))
 			PG_RETURN_BYTEA_P(value);
 	}
 	else if (!inside && tenant == NULL)
