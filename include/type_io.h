@@ -63,10 +63,18 @@ extern void type_refuse_other(const TenantRow *owner, const TenantRow *tenant,
 							  const char *hint) pg_attribute_noreturn();
 
 /*
- * While this is raised, literals of the type are refused: they would be
- * stored in a definition, or in a plan where nothing checks their tenant.
+ * What the input function does.  Literals in a definition would be stored
+ * with it, and are refused.  The body of an SQL function is stored as text,
+ * and parsed for mistakes only: its literals belong to whoever calls it.
  */
-extern int	type_refuse_literals;
+typedef enum LiteralMode
+{
+	LITERALS_TAKEN,
+	LITERALS_REFUSED,
+	LITERALS_CHECKED			/* for syntax: each stands for any value */
+} LiteralMode;
+
+extern LiteralMode type_literal_mode;
 extern void type_refuse_literal(void) pg_attribute_noreturn();
 
 #endif							/* NOMP_TYPE_IO_H */

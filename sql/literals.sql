@@ -74,17 +74,38 @@ SELECT '{Anna}'::encrypted[];
 SELECT '(1,ribersborg,Anna,)'::pupil;
 SELECT ARRAY['Anna', 'Bea']::encrypted[] AS "element by element is fine", '{}'::encrypted[] AS empty, ROW(1, 'x', 'Anna', NULL)::pupil AS "a row too";
 
--- functions in SQL are parsed when they are made, and inlined into plans
+-- functions in SQL are stored as text, and parsed for mistakes when they are
+-- made, without a tenant too; their literals belong to the caller's school
 RESET ROLE;
+RESET nomp_crypt.tenant;
 CREATE FUNCTION constant_name() RETURNS encrypted LANGUAGE sql STABLE AS $$ SELECT 'Anna'::encrypted $$;
-SET check_function_bodies = off;
-CREATE FUNCTION constant_name() RETURNS encrypted LANGUAGE sql STABLE AS $$ SELECT 'Anna'::encrypted $$;
+CREATE FUNCTION add_by_sql(id bigint) RETURNS text LANGUAGE sql AS $$
+	INSERT INTO pupil VALUES (id, 'x', 'Anna') RETURNING nomp_crypt.tenant_of(name) $$;
+CREATE FUNCTION find_by_sql() RETURNS SETOF bigint LANGUAGE sql STABLE AS $$
+	SELECT id FROM pupil WHERE id BETWEEN 310 AND 319 AND nomp_crypt.tenant_of(name) = nomp_crypt.current_tenant() AND name = 'Anna' $$;
+CREATE FUNCTION mistaken() RETURNS encrypted LANGUAGE sql AS $$ SELECT 'Anna'::encrypted FROM nowhere $$;
+CREATE FUNCTION not_sql() RETURNS encrypted LANGUAGE sql AS $$ SELECT 'Anna'::encrypted $$;
 SET ROLE regress_app;
-SELECT constant_name() IS NOT NULL;
+SET nomp_crypt.tenant = 'ribersborg';
+SELECT nomp_crypt.tenant_of(constant_name()), add_by_sql(310);
+SELECT find_by_sql();
+SET nomp_crypt.tenant = 'slottsstaden';
+SELECT nomp_crypt.tenant_of(constant_name()), add_by_sql(311);
+SELECT find_by_sql();
+RESET nomp_crypt.tenant;
+SELECT constant_name();
 RESET ROLE;
-DROP FUNCTION constant_name();
+DELETE FROM pupil WHERE id >= 310;
+DROP FUNCTION constant_name(), add_by_sql(bigint), find_by_sql(), not_sql();
+-- unless their body is stored parsed
 CREATE FUNCTION parsed_name() RETURNS encrypted RETURN 'Anna'::encrypted;
-RESET check_function_bodies;
+-- nothing runs while a function is made: not even what an event trigger would do
+CREATE FUNCTION meddle() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO pupil VALUES (320, 'x', 'Anna'); END $$;
+CREATE EVENT TRIGGER meddle ON ddl_command_end EXECUTE FUNCTION meddle();
+SET nomp_crypt.tenant = 'ribersborg';
+CREATE FUNCTION meddled_with() RETURNS int LANGUAGE sql AS 'SELECT 1';
+DROP EVENT TRIGGER meddle;
+DROP FUNCTION meddle();
 
 -- definitions keep no constants, with a tenant set or not
 SET nomp_crypt.tenant = 'ribersborg';

@@ -407,17 +407,36 @@ stores_expressions(Node *stmt)
 	}
 }
 
+/* A function whose body is text and whose parameters have no defaults. */
+static bool
+checks_text(Node *stmt)
+{
+	CreateFunctionStmt *create = (CreateFunctionStmt *) stmt;
+	ListCell   *lc;
+
+	if (!IsA(stmt, CreateFunctionStmt) || create->sql_body != NULL)
+		return false;
+	foreach(lc, create->parameters)
+	{
+		if (lfirst_node(FunctionParameter, lc)->defexpr != NULL)
+			return false;
+	}
+	return true;
+}
+
 static void
 utility(PlannedStmt *pstmt, const char *source, bool readOnlyTree,
 		ProcessUtilityContext context, ParamListInfo params,
 		QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
 {
-	volatile bool stores = stores_expressions(pstmt->utilityStmt);
+	LiteralMode before = type_literal_mode;
 
 	if (IsA(pstmt->utilityStmt, CreateRangeStmt))
 		check_range((CreateRangeStmt *) pstmt->utilityStmt);
-	if (stores)
-		type_refuse_literals++;
+	if (checks_text(pstmt->utilityStmt))
+		type_literal_mode = LITERALS_CHECKED;
+	else if (stores_expressions(pstmt->utilityStmt))
+		type_literal_mode = LITERALS_REFUSED;
 	PG_TRY();
 	{
 		if (next_utility != NULL)
@@ -428,8 +447,7 @@ utility(PlannedStmt *pstmt, const char *source, bool readOnlyTree,
 	}
 	PG_FINALLY();
 	{
-		if (stores)
-			type_refuse_literals--;
+		type_literal_mode = before;
 	}
 	PG_END_TRY();
 }

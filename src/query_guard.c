@@ -287,6 +287,9 @@ plan_rewritten(Query *query, const char *source, int options, ParamListInfo para
 		bool		makes_records;
 		bool		compare_records;
 
+		/* what is checked is not run, but an event trigger is */
+		if (type_literal_mode == LITERALS_CHECKED && rewrite_mentions((Node *) query, ours))
+			type_refuse_literal();
 		query = rewrite_query(query, ours);
 		makes_records = compare_guard_check((Node *) query, ours, false);
 		(void) inline_guard_set(inline_guard_find(query, ours, &compare_records));
