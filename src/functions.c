@@ -144,12 +144,32 @@ nc_key_info(PG_FUNCTION_ARGS)
 }
 
 /*
+ * A literal again, for the tenant that the session is inside now.  Anybody
+ * can call _literal with anything: it takes what the caller may read.
+ */
+static bytea *
+make_again(const ValueView *view, const TenantRow *tenant)
+{
+	size_t		len;
+	char	   *payload = envelope_open(view, RIGHT_DECRYPT, &len);
+	bytea	   *value = envelope_seal(tenant, RIGHTS_TO_SEAL(-1), view->type_code,
+									  payload, len, NULL);
+
+	explicit_bzero(payload, len);
+	pfree(payload);
+	return value;
+}
+
+/*
  * nomp_crypt._literal(value encrypted, inside boolean) returns encrypted
  *
  * Stands around every constant of the type in a plan: PostgreSQL makes the
- * constant when it parses, and a cached plan would carry it into another
- * school.  Passes the value through if the session is still where it was:
- * inside the value's tenant, or outside any.  Raises 55000 otherwise.
+ * constant when it parses, and a plan that is kept would carry it into
+ * another school.  Plans are made again when the school changes
+ * (query_guard.c), but those within a call of an SQL function only with the
+ * call; there the literal is made again here.  Raises NC006 if the session
+ * has left its tenant, 55000 if ciphertext was given outside any and the
+ * session is inside one now.
  */
 Datum
 nc_literal(PG_FUNCTION_ARGS)
@@ -160,17 +180,18 @@ nc_literal(PG_FUNCTION_ARGS)
 	ValueView	view;
 	TenantRow	owner;
 
-	if (inside && tenant != NULL)
-	{
-		envelope_parse(value, &view);
-		if (type_is_own(&view, tenant, &owner))
-			PG_RETURN_BYTEA_P(value);
-	}
-	else if (!inside && tenant == NULL)
+	if (!inside && tenant == NULL)
 		PG_RETURN_BYTEA_P(value);
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("statement was prepared for another tenant"),
-			 errdetail("It contains a literal that was encrypted when it was prepared."),
-			 errhint("Pass the value as a parameter, or prepare the statement again.")));
+	if (tenant == NULL)
+		error_no_tenant("plaintext cannot be encrypted");
+	if (!inside)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("statement was prepared outside a tenant"),
+				 errdetail("It contains a literal that was taken for ciphertext."),
+				 errhint("Pass the value as a parameter, or prepare the statement again.")));
+	envelope_parse(value, &view);
+	if (type_is_own(&view, tenant, &owner))
+		PG_RETURN_BYTEA_P(value);
+	PG_RETURN_BYTEA_P(make_again(&view, tenant));
 }

@@ -218,11 +218,12 @@ sub in_tenant
 # as psql prints it, '' if there is none.
 sub failure
 {
-	my ($node, $sql) = @_;
+	my ($node, $sql, %options) = @_;
 	my $stderr = '';
 
 	$node->psql(
-		'postgres', $sql,
+		$options{dbname} // 'postgres',
+		$sql,
 		stderr => \$stderr,
 		extra_params => [ '-v', 'VERBOSITY=verbose' ]);
 	return $stderr =~ /(?:ERROR|FATAL|PANIC):\s+(.*)/s ? $1 : '';
