@@ -37,6 +37,10 @@ extern Node *rewrite_probe(Node *expr, int32 typmod, Oid ours);
 
 extern Node *rewrite_int_constant(int32 value);
 
+/* Apply to every element of an array what is done to rewrite_any_element(). */
+extern Node *rewrite_map_array(Node *array, Oid result_element, Node *element_expr);
+extern Node *rewrite_any_element(Node *array);
+
 /* The same operator, by name, of what is inside. */
 extern OpExpr *rewrite_base_operation(const char *operator, Node *left,
 									  Node *right, Oid collation);

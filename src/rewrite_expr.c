@@ -232,33 +232,6 @@ rewrite_operation(OpExpr *op, Oid ours)
 	return (Node *) result;
 }
 
-/* Apply something to every element of an array. */
-static Node *
-map_array(Node *array, Oid result_element, Node *element_expr)
-{
-	ArrayCoerceExpr *map = makeNode(ArrayCoerceExpr);
-
-	map->arg = (Expr *) array;
-	map->elemexpr = (Expr *) element_expr;
-	map->resulttype = get_array_type(result_element);
-	map->resulttypmod = -1;
-	map->resultcollid = exprCollation(array);
-	map->coerceformat = COERCE_EXPLICIT_CAST;
-	map->location = -1;
-	return (Node *) map;
-}
-
-static Node *
-any_element(Node *array)
-{
-	CaseTestExpr *element = makeNode(CaseTestExpr);
-
-	element->typeId = get_base_element_type(exprType(array));
-	element->typeMod = exprTypmod(array);
-	element->collation = exprCollation(array);
-	return (Node *) element;
-}
-
 static Node *
 probe_array(Node *array, int32 typmod, Oid ours)
 {
@@ -281,7 +254,7 @@ probe_array(Node *array, int32 typmod, Oid ours)
 		result->element_typeid = ours;
 		return (Node *) result;
 	}
-	return map_array(array, ours, rewrite_probe(any_element(array), typmod, ours));
+	return rewrite_map_array(array, ours, rewrite_probe(rewrite_any_element(array), typmod, ours));
 }
 
 static Node *
@@ -300,7 +273,7 @@ plain_array(Node *array, Oid type)
 		result->array_collid = OidIsValid(get_typcollation(type)) ? result->array_collid : InvalidOid;
 		return (Node *) result;
 	}
-	return map_array(array, type, rewrite_plain(any_element(array), type));
+	return rewrite_map_array(array, type, rewrite_plain(rewrite_any_element(array), type));
 }
 
 /* The type inside an array's elements, as far as it is known. */

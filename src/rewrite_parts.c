@@ -215,3 +215,30 @@ rewrite_base_operation(const char *operator, Node *left, Node *right, Oid collat
 	op->inputcollid = collation;
 	return op;
 }
+
+/* Apply something to every element of an array. */
+Node *
+rewrite_map_array(Node *array, Oid result_element, Node *element_expr)
+{
+	ArrayCoerceExpr *map = makeNode(ArrayCoerceExpr);
+
+	map->arg = (Expr *) array;
+	map->elemexpr = (Expr *) element_expr;
+	map->resulttype = get_array_type(result_element);
+	map->resulttypmod = -1;
+	map->resultcollid = exprCollation(array);
+	map->coerceformat = COERCE_EXPLICIT_CAST;
+	map->location = -1;
+	return (Node *) map;
+}
+
+Node *
+rewrite_any_element(Node *array)
+{
+	CaseTestExpr *element = makeNode(CaseTestExpr);
+
+	element->typeId = get_base_element_type(exprType(array));
+	element->typeMod = exprTypmod(array);
+	element->collation = exprCollation(array);
+	return (Node *) element;
+}

@@ -328,6 +328,36 @@ all_made_for(Node *expr, int32 typmod, Query *query)
 	return true;
 }
 
+static Node *
+checked(Node *value, int32 typmod, Oid ours)
+{
+	return (Node *) makeFuncExpr(sql_function(SQL_STORE), ours,
+								 list_make2(value, rewrite_int_constant(typmod)),
+								 exprCollation(value), exprCollation(value),
+								 COERCE_EXPLICIT_CALL);
+}
+
+/*
+ * The value, checked when it is stored: of our type, of a domain over it, or
+ * an array of it.
+ */
+static Node *
+checked_value(Node *value, Oid type, int32 typmod, Oid ours)
+{
+	Node	   *inside;
+
+	if (type == ours)
+		return checked(value, typmod, ours);
+	if (get_element_type(type) == ours)
+		return rewrite_map_array(value, ours,
+								 checked(rewrite_any_element(value), typmod, ours));
+	/* a domain: it has been checked to be of it already */
+	inside = (Node *) makeRelabelType((Expr *) value, ours, -1, exprCollation(value),
+									  COERCE_IMPLICIT_CAST);
+	return (Node *) makeRelabelType((Expr *) checked(inside, typmod, ours), type, -1,
+									exprCollation(value), COERCE_IMPLICIT_CAST);
+}
+
 static void
 check_stored(Query *query, List *targets, Oid ours)
 {
@@ -338,21 +368,20 @@ check_stored(Query *query, List *targets, Oid ours)
 	{
 		TargetEntry *entry = lfirst_node(TargetEntry, lc);
 		Node	   *value = (Node *) entry->expr;
-		Oid			type;
+		Oid			type = exprType(value);
+		Oid			column_type;
 		int32		typmod;
 		Oid			collation;
 
-		if (entry->resjunk || exprType(value) != ours ||
-			(IsA(value, Const) && ((Const *) value)->constisnull))
+		if (entry->resjunk || (IsA(value, Const) && ((Const *) value)->constisnull) ||
+			(!rewrite_is_ours(value, ours) && get_element_type(type) != ours))
 			continue;
-		get_atttypetypmodcoll(relation, entry->resno, &type, &typmod, &collation);
-		if (type != ours || typmod < 0 || all_made_for(value, typmod, query))
+		get_atttypetypmodcoll(relation, entry->resno, &column_type, &typmod, &collation);
+		if (type != column_type)
 			continue;
-		entry->expr = (Expr *) makeFuncExpr(sql_function(SQL_STORE), ours,
-											list_make2(value, makeConst(INT4OID, -1, InvalidOid, sizeof(int32),
-																		Int32GetDatum(typmod), false, true)),
-											exprCollation(value), exprCollation(value),
-											COERCE_EXPLICIT_CALL);
+		(void) getBaseTypeAndTypmod(column_type, &typmod);
+		if (typmod >= 0 && !all_made_for(value, typmod, query))
+			entry->expr = (Expr *) checked_value(value, type, typmod, ours);
 	}
 }
 
@@ -450,7 +479,16 @@ mentions(Node *node, Oid *ours)
 		case T_CaseTestExpr:
 		case T_RelabelType:
 		case T_CoerceToDomain:
-			if (rewrite_is_ours(node, *ours))
+		case T_FieldSelect:
+		case T_SubscriptingRef:
+		case T_CoalesceExpr:
+		case T_CaseExpr:
+		case T_MinMaxExpr:
+		case T_ArrayExpr:
+		case T_ArrayCoerceExpr:
+		case T_Aggref:
+		case T_WindowFunc:
+			if (rewrite_is_ours(node, *ours) || rewrite_holds_ours(node, *ours))
 				return true;
 			break;
 		case T_ScalarArrayOpExpr:
