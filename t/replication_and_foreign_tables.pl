@@ -57,7 +57,7 @@ CREATE PUBLICATION pub_$binary FOR TABLE $table;
 SQL
 	my $from = $node->connstr('postgres');
 	$second->safe_psql('postgres',
-		"CREATE SUBSCRIPTION sub_$binary CONNECTION '$from' PUBLICATION pub_$binary WITH (binary = $binary)"
+		"CREATE SUBSCRIPTION sub_$binary CONNECTION \$\$$from\$\$ PUBLICATION pub_$binary WITH (binary = $binary)"
 	);
 	$second->wait_for_subscription_sync($node, "sub_$binary");
 	$node->safe_psql('postgres',
