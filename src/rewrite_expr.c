@@ -180,6 +180,22 @@ column_collation(Node *left, Node *right)
 	return exprCollation(IsA(right, Var) && !IsA(left, Var) ? right : left);
 }
 
+/* NULLIF by hand: NULL if the operands are equal, else the first. */
+static Node *
+null_if(Expr *equal, const OpExpr *op)
+{
+	CaseWhen   *when = makeNode(CaseWhen);
+	CaseExpr   *choice = makeNode(CaseExpr);
+
+	when->expr = equal;
+	when->result = (Expr *) makeNullConst(op->opresulttype, -1, op->opcollid);
+	choice->casetype = op->opresulttype;
+	choice->casecollid = op->opcollid;
+	choice->args = list_make1(when);
+	choice->defresult = (Expr *) copyObject(linitial(op->args));
+	return (Node *) choice;
+}
+
 /* OpExpr, DistinctExpr, NullIfExpr */
 static Node *
 rewrite_operation(OpExpr *op, Oid ours)
@@ -197,8 +213,17 @@ rewrite_operation(OpExpr *op, Oid ours)
 		result->opno = fingerprint_operator(op->opno, ours);
 		result->opfuncid = get_opcode(result->opno);
 		result->args = list_make2(left, right);
+		/* NULLIF gives its first operand, which must not be a probe */
+		if (IsA(op, NullIfExpr) && left != linitial(op->args))
+		{
+			NodeSetTag(result, T_OpExpr);
+			result->opresulttype = BOOLOID;
+			result->opcollid = InvalidOid;
+		}
 		/* a fingerprint has no collation, but the column's index has one */
 		result->inputcollid = column_collation(left, right);
+		if (IsA(op, NullIfExpr) && IsA(result, OpExpr))
+			return null_if((Expr *) result, op);
 		return (Node *) result;
 	}
 	if (matches_pattern(name))
@@ -217,18 +242,7 @@ rewrite_operation(OpExpr *op, Oid ours)
 	if (IsA(op, DistinctExpr))
 		NodeSetTag(result, T_DistinctExpr);
 	if (IsA(op, NullIfExpr))
-	{
-		CaseWhen   *when = makeNode(CaseWhen);
-		CaseExpr   *choice = makeNode(CaseExpr);
-
-		when->expr = (Expr *) result;
-		when->result = (Expr *) makeNullConst(op->opresulttype, -1, op->opcollid);
-		choice->casetype = op->opresulttype;
-		choice->casecollid = op->opcollid;
-		choice->args = list_make1(when);
-		choice->defresult = (Expr *) copyObject(left);
-		return (Node *) choice;
-	}
+		return null_if((Expr *) result, op);
 	return (Node *) result;
 }
 
