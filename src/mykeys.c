@@ -184,13 +184,17 @@ start_holding(void)
 {
 	if (chained_handler == NULL)
 	{
+		struct sigaction now;
+
 		(void) secret_protect((void *) my_secrets, sizeof(my_secrets));
 		CacheRegisterRelcacheCallback(at_invalidation, (Datum) 0);
 		before_shmem_exit(at_exit, 0);
-		chained_handler = pqsignal(SIGUSR1, handle_sigusr1);
-		if (chained_handler == SIG_DFL || chained_handler == SIG_IGN ||
-			chained_handler == SIG_ERR)
+		/* known before ours can be called: a signal may come at once */
+		if (sigaction(SIGUSR1, NULL, &now) != 0 || now.sa_handler == SIG_DFL ||
+			now.sa_handler == SIG_IGN)
 			elog(FATAL, "nomp_crypt cannot be used in this kind of process");
+		chained_handler = now.sa_handler;
+		(void) pqsignal(SIGUSR1, handle_sigusr1);
 	}
 	my_epoch = keyring_epoch();
 	holders_claim(my_epoch);
