@@ -128,19 +128,8 @@ require_own(const ValueView *view, const TenantRow *tenant)
 {
 	TenantRow	owner;
 
-	if (envelope_known_owner(view, &tenant->uuid))
-		return;
-	if (!envelope_tenant(view, &owner))
-		error_key_unknown(NULL);
-	if (memcmp(&owner.uuid, &tenant->uuid, UUID_LEN) == 0)
-		return;
-	if (owner.state == TENANT_ERASED && strcmp(owner.id, tenant->id) == 0)
-		error_erased(owner.id);
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("value belongs to tenant \"%s\", the session is inside \"%s\"",
-					owner.id, tenant->id),
-			 errhint("Compare only rows of the session's tenant.")));
+	if (!type_is_own(view, tenant, &owner))
+		type_refuse_other(&owner, tenant, "Compare only rows of the session's tenant.");
 }
 
 /*
