@@ -355,9 +355,23 @@ LANGUAGE c STABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_probe';
 -- Building blocks of administration; for nobody but the functions below
 -- ---------------------------------------------------------------------------
 
-CREATE FUNCTION nomp_crypt._changed() RETURNS void
-LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_changed';
-REVOKE ALL ON FUNCTION nomp_crypt._changed() FROM PUBLIC;
+-- Sessions remember what these tables say, and are told when it changes: always,
+-- on subscribers and for a session that replicates too.
+CREATE FUNCTION nomp_crypt._rows_changed() RETURNS trigger
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_rows_changed';
+REVOKE ALL ON FUNCTION nomp_crypt._rows_changed() FROM PUBLIC;
+DO $$
+DECLARE
+	remembered text;
+BEGIN
+	FOREACH remembered IN ARRAY '{tenant,tenant_key,tenant_right}'::text[] LOOP
+		EXECUTE format('CREATE TRIGGER rows_changed
+			AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON nomp_crypt.%I
+			FOR EACH STATEMENT EXECUTE FUNCTION nomp_crypt._rows_changed()', remembered);
+		EXECUTE format('ALTER TABLE nomp_crypt.%I ENABLE ALWAYS TRIGGER rows_changed', remembered);
+	END LOOP;
+END
+$$;
 CREATE FUNCTION nomp_crypt._committed(xid) RETURNS boolean
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_committed';
 REVOKE ALL ON FUNCTION nomp_crypt._committed(xid) FROM PUBLIC;
@@ -657,7 +671,6 @@ BEGIN
 		VALUES (made.key_id, new_tenant, made.purpose, made.version, new_kek, made.wrapped, made.key_check);
 		made_label := made.label;
 	END LOOP;
-	PERFORM nomp_crypt._changed();
 	PERFORM nomp_crypt._audit('create_tenant', create_tenant.id,
 		jsonb_build_object('uuid', new_tenant, 'key', made_label));
 	RETURN new_tenant;
@@ -785,7 +798,6 @@ BEGIN
 		WHERE t.role = _set_rights.role AND t.tenant = _set_rights.tenant
 			AND NOT (t.encrypt OR t.decrypt OR t.search OR t.load);
 	END IF;
-	PERFORM nomp_crypt._changed();
 	PERFORM nomp_crypt._audit(
 		CASE WHEN give THEN 'grant' ELSE 'revoke' END ||
 		CASE WHEN _set_rights.tenant = '00000000-0000-0000-0000-000000000000' THEN '_all_tenants' ELSE '_tenant' END,
@@ -879,7 +891,6 @@ BEGIN
 	INSERT INTO nomp_crypt.erasure (case_id, tenant, reason, reference, requested_by)
 	VALUES (new_case, target, _erase_request.reason, _erase_request.reference, nomp_crypt._acting_role());
 	UPDATE nomp_crypt.tenant t SET state = 'suspended' WHERE t.uuid = target AND t.state = 'active';
-	PERFORM nomp_crypt._changed();
 	SELECT * INTO open_case FROM nomp_crypt.erasure e WHERE e.case_id = new_case;
 	PERFORM nomp_crypt._audit_case('erase_request', open_case,
 		jsonb_build_object('reason', open_case.reason, 'reference', open_case.reference));
@@ -961,7 +972,6 @@ BEGIN
 			HINT = 'See nomp_crypt.erasure; from the fence on an erasure is final.';
 	END IF;
 	UPDATE nomp_crypt.tenant t SET state = 'active' WHERE t.uuid = target AND t.state = 'suspended';
-	PERFORM nomp_crypt._changed();
 	PERFORM nomp_crypt._audit_case('withdraw_erasure', c);
 END
 $$;
@@ -1006,7 +1016,6 @@ BEGIN
 			jsonb_build_object('serial', seen.serial, 'keys', seen.labels));
 	END IF;
 	UPDATE nomp_crypt.erasure e SET checked_at = clock_timestamp() WHERE e.case_id = c.case_id;
-	PERFORM nomp_crypt._changed();
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_fence(uuid) FROM PUBLIC;
@@ -1056,7 +1065,6 @@ BEGIN
 	UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = clock_timestamp() WHERE k.tenant = c.tenant;
 	UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
 	UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
-	PERFORM nomp_crypt._changed();
 	PERFORM nomp_crypt._audit_case('erase_destroy', c,
 		jsonb_build_object('serial', c.keystore_serial, 'keys', gone));
 END

@@ -21,13 +21,27 @@
 #define CIPHER_MAC_LEN		16	/* HMAC-SHA-256, truncated */
 
 /*
+ * A key that others are derived from, as its key schedule on OpenSSL's heap
+ * until cipher_root_free, which wipes it.
+ */
+typedef struct CipherRoot CipherRoot;
+
+/* NULL when OpenSSL fails. */
+extern CipherRoot *cipher_root(const uint8_t key[CIPHER_KEY_LEN]);
+extern void cipher_root_free(CipherRoot *root);
+
+/*
  * A derived key: AES-256-GCM keyed for one (key, first 12 nonce bytes).  Its
  * key schedule lives on OpenSSL's heap until cipher_free, which wipes it.
  */
 typedef struct CipherCtx CipherCtx;
 
-/* Derive for (key, prefix); NULL when OpenSSL fails.  Serves both directions. */
-extern CipherCtx *cipher_derive(const uint8_t key[CIPHER_KEY_LEN],
+/* Derive for a prefix; NULL when OpenSSL fails.  Serves both directions. */
+extern CipherCtx *cipher_derive(CipherRoot *root,
+								const uint8_t prefix[CIPHER_PREFIX_LEN]);
+
+/* Derive in the place of another: cheaper.  False: free it. */
+extern bool cipher_derive_again(CipherCtx *ctx, CipherRoot *root,
 								const uint8_t prefix[CIPHER_PREFIX_LEN]);
 
 /*
@@ -60,10 +74,13 @@ extern bool cipher_hkdf(const uint8_t *ikm, size_t ikm_len,
 						const uint8_t *info, size_t info_len,
 						uint8_t out[32]);
 
-/* The first CIPHER_MAC_LEN bytes of HMAC-SHA-256. */
-extern bool cipher_hmac(const uint8_t key[CIPHER_KEY_LEN],
-						const uint8_t *data, size_t len,
-						uint8_t out[CIPHER_MAC_LEN]);
+/* HMAC-SHA-256, cut to CIPHER_MAC_LEN bytes, under a key that is kept keyed. */
+typedef struct CipherMac CipherMac;
+
+extern CipherMac *cipher_mac(const uint8_t key[CIPHER_KEY_LEN]);
+extern void cipher_mac_free(CipherMac *mac);
+extern bool cipher_mac_take(CipherMac *mac, const uint8_t *data, size_t len,
+							uint8_t out[CIPHER_MAC_LEN]);
 
 /* Cryptographically secure random bytes; false when the kernel has none. */
 extern bool cipher_random(void *out, size_t len);

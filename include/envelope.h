@@ -5,7 +5,7 @@
 #ifndef NOMP_ENVELOPE_H
 #define NOMP_ENVELOPE_H
 
-#include "catalog.h"
+#include "rows.h"
 #include "value.h"
 
 /*
@@ -18,10 +18,14 @@ extern bytea *envelope_seal(const TenantRow *tenant, int rights, uint8 type_code
 							const uint8 *fingerprint);
 
 /*
- * Decrypt, with any one of those rights; palloc'd, zero-terminated payload.
- * Raises 42501, NC001 to NC005.
+ * Decrypt, with any one of those rights.  The palloc'd payload as a varlena,
+ * so that the payload of a text is a text (inner_take_payload); a zero byte
+ * follows it.  Raises 42501, NC001 to NC005.
  */
-extern char *envelope_open(const ValueView *value, int rights, size_t *len);
+extern bytea *envelope_open(const ValueView *value, int rights);
+
+/* Wipe and free what envelope_open gave. */
+extern void envelope_wipe(bytea *payload);
 
 /*
  * Fingerprint of a canonical text (canonical.h) in that tenant: the first 16
@@ -41,7 +45,7 @@ extern void envelope_fingerprint(const TenantRow *tenant, int rights,
 typedef struct FingerprintTarget
 {
 	TenantRow	tenant;
-	KeyRow		key;
+	KeyFacts	key;
 	uint8		fingerprint[VALUE_FINGERPRINT_LEN];
 } FingerprintTarget;
 

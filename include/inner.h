@@ -32,6 +32,9 @@ extern char *inner_payload(uint8 code, Datum value, size_t *len);
  */
 extern Datum inner_from_payload(uint8 code, const char *payload, size_t len);
 
+/* The same for what envelope_open gave, which is wiped, or becomes the value. */
+extern Datum inner_take_payload(uint8 code, bytea *payload);
+
 /*
  * Convert between types by PostgreSQL's casts, text to anything by the
  * input function; then apply the modifier.  "explicit" as CAST has it.

@@ -27,8 +27,8 @@ extern void keyring_shmem_request(void);
 extern void keyring_shmem_startup(void);
 
 extern uint64 keyring_epoch(void);
-extern bool keyring_lookup(const KeySpec *spec, bool own_transaction,
-						   WorkingKey *out);
+extern bool keyring_lookup(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
+						   bool own_transaction, WorkingKey *out);
 extern bool keyring_insert(const UnwrapRequest *from, int which,
 						   const WorkingKey *key, uint64 epoch);
 extern uint64 keyring_revoke(const uint8 tenant[16]);

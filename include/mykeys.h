@@ -20,8 +20,9 @@ extern KsStatus mykeys_load(const UnwrapRequest *what, uint64 epoch,
 							char *reason);
 
 /* From the keyring alone: KS_KEY_ABSENT if the broker would have to be asked. */
-extern KsStatus mykeys_load_cached(const KeySpec *spec, bool own_transaction,
-								   uint64 epoch);
+extern KsStatus mykeys_load_cached(const KeyPlace *place,
+								   const uint8 key_check[KEY_CHECK_LEN],
+								   bool own_transaction, uint64 epoch);
 
 /* The key that a school's new values, or fingerprints, are made with. */
 extern int	mykeys_current(const uint8 tenant[16], bool is_index);

@@ -17,7 +17,6 @@ typedef struct RightsHeld
 } RightsHeld;
 
 extern void rights_init(void);
-extern void rights_forget(void);
 extern bool rights_has(const pg_uuid_t *tenant, int right);
 extern bool rights_cached(const pg_uuid_t *tenant, int right);
 /* Also where keys are used without asking for the rights in one tenant. */

@@ -39,7 +39,7 @@ extern Datum type_open(const ValueView *view, int rights, Oid type, int32 modifi
 extern Datum type_open_in_session(const ValueView *view, Oid type);
 
 /* Decrypt to server-encoded text, for whoever holds the right. */
-extern char *type_to_text(const bytea *value);
+extern text *type_to_text(const bytea *value);
 
 /* Encrypt server-encoded text as type text, without a fingerprint. */
 extern bytea *type_seal_text(const TenantRow *tenant, int rights, const char *text,

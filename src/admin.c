@@ -13,14 +13,11 @@
 #include "keyring.h"
 #include "miscadmin.h"
 #include "mykeys.h"
-#include "rights.h"
 #include "session.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
-#include "utils/inval.h"
 
-NC_FUNCTION(nc_changed);
 NC_FUNCTION(nc_acting_role);
 NC_FUNCTION(nc_lock_keystore);
 NC_FUNCTION(nc_wipe);
@@ -29,19 +26,6 @@ NC_FUNCTION(nc_current_tenant);
 
 /* A lock of the whole server, not of one database: any fixed pair will do. */
 #define LOCK_CLASS	0x6e6f6d70		/* "nomp" */
-
-/*
- * nomp_crypt._changed() returns void
- *
- * Rows about tenants have changed: sessions here and on standbys look again.
- */
-Datum
-nc_changed(PG_FUNCTION_ARGS)
-{
-	CacheInvalidateRelcacheByRelid(catalog_relation("tenant"));
-	rights_forget();
-	PG_RETURN_VOID();
-}
 
 /*
  * nomp_crypt._acting_role() returns name

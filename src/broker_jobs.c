@@ -125,7 +125,8 @@ enqueue(Job *current, int slot, const TakenRequest *taken)
 			return;
 		}
 		if (taken->epoch == keyring_epoch() &&
-			keyring_lookup(&what->keys[0], what->own_transaction, &key))
+			keyring_lookup(&what->keys[0].place, what->keys[0].key_check,
+						   what->own_transaction, &key))
 		{
 			request_answer(slot, taken->serial, KS_OK, "", NULL, 0, &key);
 			cipher_wipe(&key, sizeof(key));

@@ -118,12 +118,55 @@ catalog_schema(void)
 	return get_namespace_oid(SCHEMA_NAME, false);
 }
 
+/* Names are literals: the same one is at the same address, mostly. */
+static struct
+{
+	const char *name;
+	Oid			oid;
+}			relations[32];
+static int	num_relations = 0;
+
+static void
+forget_relation(Datum arg, Oid relid)
+{
+	for (int i = 0; i < num_relations; i++)
+	{
+		if (relations[i].oid == relid || !OidIsValid(relid))
+			num_relations = 0;
+	}
+}
+
+static void
+remember_relation(const char *name, Oid oid)
+{
+	static bool registered = false;
+
+	if (!registered)
+		CacheRegisterRelcacheCallback(forget_relation, (Datum) 0);
+	registered = true;
+	if (num_relations == lengthof(relations))
+		num_relations = 0;
+	relations[num_relations].name = name;
+	relations[num_relations++].oid = oid;
+}
+
+/* One of our tables or indexes; the name is a string literal. */
 Oid
 catalog_relation(const char *name)
 {
-	Oid			oid = get_relname_relid(name, catalog_schema());
+	Oid			schema;
+	Oid			oid;
 
-	if (!OidIsValid(oid))
+	for (int i = 0; i < num_relations && version_checked; i++)
+	{
+		if (relations[i].name == name)
+			return relations[i].oid;
+	}
+	schema = catalog_schema();
+	oid = get_relname_relid(name, schema);
+	if (OidIsValid(oid))
+		remember_relation(name, oid);
+	else
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("relation \"%s.%s\" does not exist", SCHEMA_NAME, name)));

@@ -9,9 +9,11 @@
  * CipherCtx and give only nonces, so that a scan derives once per writing
  * transaction and not once per value.
  *
- * Who wipes what: the callers' keys are read, never kept.  A CipherCtx holds
- * a derived key (never the key it came from) twice, as bytes and as OpenSSL's
- * key schedule; cipher_free wipes both.  Everything on the way is wiped
+ * Who wipes what: the callers' keys are read, never kept as bytes.  A
+ * CipherRoot holds the key as OpenSSL's key schedule, a CipherMac as the state
+ * of the hash that has begun with it.  A CipherCtx holds a derived key (never
+ * the key it came from) twice, as bytes and as OpenSSL's key schedule.  Their
+ * free functions wipe them.  Everything on the way is wiped
  * here, and the functions below that handle a key run in frames of their own,
  * so that scrub_stack() can overwrite what they and OpenSSL left on the
  * stack.
@@ -38,10 +40,15 @@
 #endif
 
 #define BLOCK_LEN		16
+#define TWO_BLOCKS		(2 * BLOCK_LEN)
 #define GCM_NONCE_LEN	(CIPHER_NONCE_LEN - CIPHER_PREFIX_LEN)
 
-/* Deeper than OpenSSL's key derivation goes below our own frames. */
-#define SCRUB_BYTES		8192
+/*
+ * Deeper than OpenSSL goes below our own frames with a key: for its key
+ * derivation and MAC, and for keying a cipher that is there already.
+ */
+#define SCRUB_DEEP		8192
+#define SCRUB_SHALLOW	2048
 
 #define NOINLINE		__attribute__((noinline))
 
@@ -59,6 +66,13 @@ _Static_assert(GCM_NONCE_LEN == 12, "AES-GCM takes a 96-bit nonce");
 _Static_assert(CIPHER_KEY_LEN == 2 * BLOCK_LEN, "two blocks make a derived key");
 _Static_assert(CIPHER_PREFIX_LEN == BLOCK_LEN - 4, "prefix fills a block");
 
+/* AES under the key that others are derived from, and CMAC's subkey of it. */
+struct CipherRoot
+{
+	EVP_CIPHER_CTX *ecb;
+	uint8_t		subkey[BLOCK_LEN];
+};
+
 /*
  * One OpenSSL context per direction, keyed when first used: most transactions
  * only read or only write, and OpenSSL does not promise that a context keyed
@@ -69,7 +83,14 @@ struct CipherCtx
 {
 	EVP_CIPHER_CTX *seal;
 	EVP_CIPHER_CTX *open;
+	bool		seal_keyed;		/* with the key below */
+	bool		open_keyed;
 	uint8_t		key[CIPHER_KEY_LEN];
+};
+
+struct CipherMac
+{
+	EVP_MAC_CTX *hmac;
 };
 
 /* Fetched once per process; fetching takes longer than sealing. */
@@ -103,16 +124,35 @@ finish(bool ok)
 /*
  * Overwrite the dead frames of what the caller just called.  Calls nothing:
  * a function bound at its first call has the dynamic linker save registers,
- * and what is left of a key in them, below this frame.
+ * and what is left of a key in them, below this frame.  In blocks of the size
+ * of a register, because this is paid at each derived key.
  */
+typedef uint64_t Chunk __attribute__((vector_size(16)));
+
+static inline __attribute__((always_inline)) void
+overwrite(volatile Chunk *dead, size_t len)
+{
+	for (size_t i = 0; i < len / sizeof(Chunk); i++)
+		dead[i] = (Chunk)
+		{
+			0, 0
+		};
+}
+
 static NOINLINE CLEAR_REGISTERS void
 scrub_stack(void)
 {
-	uint64_t	dead[SCRUB_BYTES / sizeof(uint64_t)];
-	volatile uint64_t *p = dead;
+	Chunk		dead[SCRUB_DEEP / sizeof(Chunk)];
 
-	for (size_t i = 0; i < SCRUB_BYTES / sizeof(uint64_t); i++)
-		p[i] = 0;
+	overwrite(dead, sizeof(dead));
+}
+
+static NOINLINE CLEAR_REGISTERS void
+scrub_shallow(void)
+{
+	Chunk		dead[SCRUB_SHALLOW / sizeof(Chunk)];
+
+	overwrite(dead, sizeof(dead));
 }
 
 /* Multiply by x in GF(2^128), as in CMAC's subkey generation. */
@@ -135,62 +175,105 @@ encrypt_blocks(EVP_CIPHER_CTX *ecb, const uint8_t *in, int len, uint8_t *out)
 	return EVP_EncryptUpdate(ecb, out, &done, in, len) == 1 && done == len;
 }
 
+static NOINLINE bool
+key_root(CipherRoot *root, const uint8_t key[CIPHER_KEY_LEN])
+{
+	static const uint8_t zeros[BLOCK_LEN];
+
+	root->ecb = EVP_CIPHER_CTX_new();
+	if (root->ecb == NULL ||
+		EVP_EncryptInit_ex(root->ecb, aes_ecb, NULL, key, NULL) != 1 ||
+		EVP_CIPHER_CTX_set_padding(root->ecb, 0) != 1 ||
+		!encrypt_blocks(root->ecb, zeros, BLOCK_LEN, root->subkey))
+		return false;
+	double_block(root->subkey);
+	return true;
+}
+
+CipherRoot *
+cipher_root(const uint8_t key[CIPHER_KEY_LEN])
+{
+	CipherRoot *root = fetch_ciphers() ? OPENSSL_zalloc(sizeof(*root)) : NULL;
+	bool		ok = root != NULL && key_root(root, key);
+
+	scrub_stack();
+	if (!finish(ok))
+	{
+		cipher_root_free(root);
+		return NULL;
+	}
+	return root;
+}
+
+void
+cipher_root_free(CipherRoot *root)
+{
+	if (root == NULL)
+		return;
+	EVP_CIPHER_CTX_free(root->ecb);
+	OPENSSL_clear_free(root, sizeof(*root));
+}
+
 /* The derived key of XAES-256-GCM: CMAC over two one-block messages. */
 static NOINLINE bool
-derive_key(const uint8_t key[CIPHER_KEY_LEN],
-		   const uint8_t prefix[CIPHER_PREFIX_LEN],
+derive_key(CipherRoot *root, const uint8_t prefix[CIPHER_PREFIX_LEN],
 		   uint8_t derived[CIPHER_KEY_LEN])
 {
-	uint8_t		subkey[BLOCK_LEN] = {0};
-	uint8_t		message[2 * BLOCK_LEN] = {0};
-	EVP_CIPHER_CTX *ecb = EVP_CIPHER_CTX_new();
+	uint8_t		message[TWO_BLOCKS] = {0};
 	bool		ok;
 
-	ok = ecb != NULL &&
-		EVP_EncryptInit_ex(ecb, aes_ecb, NULL, key, NULL) == 1 &&
-		EVP_CIPHER_CTX_set_padding(ecb, 0) == 1 &&
-		encrypt_blocks(ecb, message, BLOCK_LEN, subkey);
-	if (ok)
+	for (int half = 0; half < 2; half++)
 	{
-		double_block(subkey);
-		for (int half = 0; half < 2; half++)
-		{
-			uint8_t    *m = message + half * BLOCK_LEN;
+		uint8_t    *m = message + half * BLOCK_LEN;
 
-			m[1] = (uint8_t) (half + 1);
-			m[2] = 'X';
-			memcpy(m + 4, prefix, CIPHER_PREFIX_LEN);
-			for (int i = 0; i < BLOCK_LEN; i++)
-				m[i] ^= subkey[i];
-		}
-		ok = encrypt_blocks(ecb, message, sizeof(message), derived);
+		m[1] = (uint8_t) (half + 1);
+		m[2] = 'X';
+		memcpy(m + 4, prefix, CIPHER_PREFIX_LEN);
+		for (int i = 0; i < BLOCK_LEN; i++)
+			m[i] ^= root->subkey[i];
 	}
-
-	EVP_CIPHER_CTX_free(ecb);
-	OPENSSL_cleanse(subkey, sizeof(subkey));
+	ok = encrypt_blocks(root->ecb, message, sizeof(message), derived);
 	OPENSSL_cleanse(message, sizeof(message));
 	return ok;
 }
 
-/* The context of one direction, keyed if this is its first use. */
-static NOINLINE EVP_CIPHER_CTX *
-keyed_context(CipherCtx *ctx, bool for_seal)
+/*
+ * A context that is keyed again keeps its cipher: naming the cipher would
+ * cost more.
+ *
+ * Opening gives each message's nonce as if it were the changing part of one
+ * that TLS counts, with a fixed part of no bytes: that is the one way to set
+ * nonce and tag in a single call, and a third faster than EVP_DecryptInit_ex.
+ */
+static NOINLINE bool
+key_context(CipherCtx *ctx, bool for_seal)
 {
+	static const uint8_t no_nonce[GCM_NONCE_LEN];
 	EVP_CIPHER_CTX **slot = for_seal ? &ctx->seal : &ctx->open;
-	EVP_CIPHER_CTX *gcm;
 
 	if (*slot != NULL)
-		return *slot;
+		return EVP_CipherInit_ex(*slot, NULL, NULL, ctx->key, NULL, for_seal) == 1;
+	*slot = EVP_CIPHER_CTX_new();
+	return *slot != NULL &&
+		EVP_CipherInit_ex(*slot, aes_gcm, NULL, ctx->key, NULL, for_seal) == 1 &&
+		(for_seal ||
+		 EVP_CIPHER_CTX_ctrl(*slot, EVP_CTRL_AEAD_SET_IV_FIXED, -1, (void *) no_nonce) == 1);
+}
 
-	gcm = EVP_CIPHER_CTX_new();
-	if (gcm == NULL ||
-		EVP_CipherInit_ex(gcm, aes_gcm, NULL, ctx->key, NULL, for_seal) != 1)
+/* The context of one direction, keyed if this is its first use. */
+static inline EVP_CIPHER_CTX *
+keyed_context(CipherCtx *ctx, bool for_seal)
+{
+	bool	   *keyed = for_seal ? &ctx->seal_keyed : &ctx->open_keyed;
+
+	if (!*keyed)
 	{
-		EVP_CIPHER_CTX_free(gcm);
-		gcm = NULL;
+		*keyed = key_context(ctx, for_seal);
+		scrub_shallow();
+		if (!*keyed)
+			return NULL;
 	}
-	scrub_stack();
-	return *slot = gcm;
+	return for_seal ? ctx->seal : ctx->open;
 }
 
 CipherCtx *
@@ -205,17 +288,22 @@ cipher_from_gcm_key(const uint8_t key[CIPHER_KEY_LEN])
 }
 
 CipherCtx *
-cipher_derive(const uint8_t key[CIPHER_KEY_LEN],
-			  const uint8_t prefix[CIPHER_PREFIX_LEN])
+cipher_derive(CipherRoot *root, const uint8_t prefix[CIPHER_PREFIX_LEN])
 {
-	uint8_t		derived[CIPHER_KEY_LEN];
-	CipherCtx  *ctx = NULL;
+	CipherCtx  *ctx = OPENSSL_zalloc(sizeof(*ctx));
 
-	if (finish(fetch_ciphers() && derive_key(key, prefix, derived)))
-		ctx = cipher_from_gcm_key(derived);
-	OPENSSL_cleanse(derived, sizeof(derived));
-	scrub_stack();
-	return ctx;
+	if (ctx != NULL && cipher_derive_again(ctx, root, prefix))
+		return ctx;
+	cipher_free(ctx);
+	return NULL;
+}
+
+bool
+cipher_derive_again(CipherCtx *ctx, CipherRoot *root,
+					const uint8_t prefix[CIPHER_PREFIX_LEN])
+{
+	ctx->seal_keyed = ctx->open_keyed = false;
+	return finish(derive_key(root, prefix, ctx->key));
 }
 
 void
@@ -228,27 +316,9 @@ cipher_free(CipherCtx *ctx)
 	OPENSSL_clear_free(ctx, sizeof(*ctx));
 }
 
-/*
- * Start a message: its nonce, then its additional data.  No cipher and no key
- * are given, which keeps the key schedule; a cipher without a key would drop
- * it.
- */
-static bool
-begin_message(EVP_CIPHER_CTX *gcm, const uint8_t nonce_tail[GCM_NONCE_LEN],
-			  const uint8_t *aad, size_t aad_len)
-{
-	int			done;
-
-	return gcm != NULL && aad_len <= INT_MAX &&
-		EVP_CipherInit_ex(gcm, NULL, NULL, NULL, nonce_tail, -1) == 1 &&
-		(aad_len == 0 ||
-		 EVP_CipherUpdate(gcm, NULL, &done, aad, (int) aad_len) == 1);
-}
-
-/* The message itself, in one piece; OpenSSL counts in ints. */
-static bool
-process_message(EVP_CIPHER_CTX *gcm, const uint8_t *in, size_t len,
-				uint8_t *out)
+/* OpenSSL counts in ints. */
+static inline bool
+update(EVP_CIPHER_CTX *gcm, const uint8_t *in, size_t len, uint8_t *out)
 {
 	int			done = 0;
 
@@ -259,13 +329,50 @@ process_message(EVP_CIPHER_CTX *gcm, const uint8_t *in, size_t len,
 }
 
 /* Finish; when opening this is where the tag is compared. */
-static bool
+static inline bool
 end_message(EVP_CIPHER_CTX *gcm)
 {
 	uint8_t		rest[BLOCK_LEN];	/* GCM writes nothing here */
 	int			done = 0;
 
 	return EVP_CipherFinal_ex(gcm, rest, &done) == 1 && done == 0;
+}
+
+/*
+ * No cipher and no key are given with the nonce, which keeps the key
+ * schedule; a cipher without a key would drop it.
+ */
+static inline bool
+begin_sealing(EVP_CIPHER_CTX *gcm, const uint8_t nonce_tail[GCM_NONCE_LEN])
+{
+	return gcm != NULL && EVP_EncryptInit_ex2(gcm, NULL, NULL, nonce_tail, NULL) == 1;
+}
+
+static inline bool
+take_tag(EVP_CIPHER_CTX *gcm, uint8_t *tag)
+{
+	OSSL_PARAM	params[] = {
+		OSSL_PARAM_construct_octet_string(OSSL_CIPHER_PARAM_AEAD_TAG, tag, CIPHER_TAG_LEN),
+		OSSL_PARAM_construct_end()
+	};
+
+	return EVP_CIPHER_CTX_get_params(gcm, params) == 1;
+}
+
+/* Nonce and expected tag at once; see key_context. */
+static inline bool
+begin_opening(EVP_CIPHER_CTX *gcm, const uint8_t nonce_tail[GCM_NONCE_LEN],
+			  const uint8_t *tag)
+{
+	OSSL_PARAM	params[] = {
+		OSSL_PARAM_construct_octet_string(OSSL_CIPHER_PARAM_AEAD_TLS1_SET_IV_INV,
+										  (void *) nonce_tail, GCM_NONCE_LEN),
+		OSSL_PARAM_construct_octet_string(OSSL_CIPHER_PARAM_AEAD_TAG,
+										  (void *) tag, CIPHER_TAG_LEN),
+		OSSL_PARAM_construct_end()
+	};
+
+	return gcm != NULL && EVP_CIPHER_CTX_set_params(gcm, params) == 1;
 }
 
 bool
@@ -275,11 +382,11 @@ cipher_seal(CipherCtx *ctx, const uint8_t nonce_tail[12],
 {
 	EVP_CIPHER_CTX *gcm = keyed_context(ctx, true);
 
-	return finish(begin_message(gcm, nonce_tail, aad, aad_len) &&
-				  process_message(gcm, plain, len, out) &&
+	return finish(begin_sealing(gcm, nonce_tail) &&
+				  update(gcm, aad, aad_len, NULL) &&
+				  update(gcm, plain, len, out) &&
 				  end_message(gcm) &&
-				  EVP_CIPHER_CTX_ctrl(gcm, EVP_CTRL_AEAD_GET_TAG,
-									  CIPHER_TAG_LEN, out + len) == 1);
+				  take_tag(gcm, out + len));
 }
 
 bool
@@ -296,10 +403,9 @@ cipher_open(CipherCtx *ctx, const uint8_t nonce_tail[12],
 	plain_len = len - CIPHER_TAG_LEN;
 	gcm = keyed_context(ctx, false);
 
-	ok = begin_message(gcm, nonce_tail, aad, aad_len) &&
-		EVP_CIPHER_CTX_ctrl(gcm, EVP_CTRL_AEAD_SET_TAG, CIPHER_TAG_LEN,
-							(void *) (in + plain_len)) == 1 &&
-		process_message(gcm, in, plain_len, out) &&
+	ok = begin_opening(gcm, nonce_tail, in + plain_len) &&
+		update(gcm, aad, aad_len, NULL) &&
+		update(gcm, in, plain_len, out) &&
 		end_message(gcm);
 	if (!ok && plain_len > 0)
 		OPENSSL_cleanse(out, plain_len);
@@ -376,34 +482,50 @@ prepare_hmac(void)
 	return true;
 }
 
-static NOINLINE bool
-run_hmac(const uint8_t key[CIPHER_KEY_LEN], const uint8_t *data, size_t len,
-		 uint8_t out[CIPHER_MAC_LEN])
+CipherMac *
+cipher_mac(const uint8_t key[CIPHER_KEY_LEN])
+{
+	CipherMac  *mac = prepare_hmac() ? OPENSSL_zalloc(sizeof(*mac)) : NULL;
+	bool		ok;
+
+	if (mac != NULL)
+		mac->hmac = EVP_MAC_CTX_dup(hmac_sha256);
+	ok = mac != NULL && mac->hmac != NULL &&
+		EVP_MAC_init(mac->hmac, key, CIPHER_KEY_LEN, NULL) == 1;
+	scrub_stack();
+	if (!finish(ok))
+	{
+		cipher_mac_free(mac);
+		return NULL;
+	}
+	return mac;
+}
+
+void
+cipher_mac_free(CipherMac *mac)
+{
+	if (mac == NULL)
+		return;
+	EVP_MAC_CTX_free(mac->hmac);	/* wipes the key */
+	OPENSSL_free(mac);
+}
+
+/* Initialised without a key, the context starts again with the one it has. */
+bool
+cipher_mac_take(CipherMac *mac, const uint8_t *data, size_t len,
+				uint8_t out[CIPHER_MAC_LEN])
 {
 	uint8_t		whole[32];
 	size_t		done = 0;
-	EVP_MAC_CTX *ctx = prepare_hmac() ? EVP_MAC_CTX_dup(hmac_sha256) : NULL;
 	bool		ok;
 
-	ok = ctx != NULL &&
-		EVP_MAC_init(ctx, key, CIPHER_KEY_LEN, NULL) == 1 &&
-		EVP_MAC_update(ctx, data, len) == 1 &&
-		EVP_MAC_final(ctx, whole, &done, sizeof(whole)) == 1 &&
+	ok = EVP_MAC_init(mac->hmac, NULL, 0, NULL) == 1 &&
+		EVP_MAC_update(mac->hmac, data, len) == 1 &&
+		EVP_MAC_final(mac->hmac, whole, &done, sizeof(whole)) == 1 &&
 		done == sizeof(whole);
-	EVP_MAC_CTX_free(ctx);		/* wipes the key */
 	if (ok)
 		memcpy(out, whole, CIPHER_MAC_LEN);
 	OPENSSL_cleanse(whole, sizeof(whole));
-	return ok;
-}
-
-bool
-cipher_hmac(const uint8_t key[CIPHER_KEY_LEN], const uint8_t *data, size_t len,
-			uint8_t out[CIPHER_MAC_LEN])
-{
-	bool		ok = run_hmac(key, data, len, out);
-
-	scrub_stack();
 	return finish(ok);
 }
 

@@ -21,6 +21,7 @@
 #include "mykeys.h"
 #include "request.h"
 #include "rights.h"
+#include "rows.h"
 
 /* Revocations and evictions may make us start over; not for ever. */
 #define MAX_TRIES	100
@@ -45,15 +46,15 @@ envelope_tenant(const ValueView *value, TenantRow *row)
 {
 	int			key = mykeys_find(value->key_id);
 	pg_uuid_t	uuid;
-	KeyRow		key_row;
+	KeyFacts	facts;
 
 	if (key >= 0)
 		memcpy(uuid.data, mykeys_place(key)->tenant, UUID_LEN);
-	else if (catalog_key_by_id(value->key_id, &key_row))
-		memcpy(uuid.data, key_row.spec.place.tenant, UUID_LEN);
+	else if (rows_key(value->key_id, &facts))
+		memcpy(uuid.data, facts.place.tenant, UUID_LEN);
 	else
 		return false;
-	return catalog_tenant_by_uuid(&uuid, row);
+	return rows_tenant(&uuid, row);
 }
 
 static bool
@@ -71,12 +72,12 @@ all_zero(const uint8 *bytes, size_t len)
 bool
 envelope_is_probe(const ValueView *value)
 {
-	KeyRow		key;
+	KeyFacts	key;
 
 	return value->fingerprint != NULL && value->body_len == VALUE_TAG_LEN &&
 		all_zero(value->nonce, VALUE_NONCE_LEN) &&
 		all_zero(value->body + 1, VALUE_TAG_LEN - 1) &&
-		catalog_key_by_id(value->key_id, &key) && key.spec.place.is_index;
+		rows_key(value->key_id, &key) && key.place.is_index;
 }
 
 static void
@@ -110,21 +111,31 @@ refuse_inactive(const TenantRow *tenant)
 	require_active(tenant);
 }
 
-/* Have a key loaded; raises whatever prevents it. */
+/* Have a key unwrapped; raises whatever prevents it. */
 static void
-load_key(const KeyRow *row, const TenantRow *tenant, uint64 epoch)
+unwrap_key(const KeyFacts *facts, const TenantRow *tenant, uint64 epoch)
 {
 	UnwrapRequest *what = palloc(sizeof(UnwrapRequest));
 	char		reason[REQUEST_REASON_MAX];
+	KeyRow		row;
 	KsStatus	status;
 
-	if (!catalog_unwrap_request(row, what))
+	if (!catalog_key_by_id(facts->key_check, &row) || !catalog_unwrap_request(&row, what))
 		error_key_unknown(tenant->id);
-	mykeys_watch(catalog_relation("tenant"));
 	status = mykeys_load(what, epoch, reason);
 	pfree(what);
 	if (status != KS_OK && status != KS_RETRY)
 		error_keystore(status, reason, tenant->id);
+}
+
+/* Have a key at hand, most often from the keyring. */
+static void
+load_key(const KeyFacts *facts, const TenantRow *tenant, uint64 epoch)
+{
+	mykeys_watch(catalog_relation("tenant"));
+	if (mykeys_load_cached(&facts->place, facts->key_check, facts->own_transaction,
+						   epoch) == KS_KEY_ABSENT)
+		unwrap_key(facts, tenant, epoch);
 }
 
 /* Make sure that a value's key is here and may be used to read. */
@@ -132,30 +143,38 @@ static void
 prepare_to_open(const ValueView *value, int rights)
 {
 	uint64		epoch = keyring_epoch();
-	KeyRow		row;
+	KeyFacts	facts;
 	TenantRow	tenant;
 	pg_uuid_t	uuid;
 
-	if (!catalog_key_by_id(value->key_id, &row))
+	if (!rows_key(value->key_id, &facts))
 		error_key_unknown(NULL);
-	memcpy(uuid.data, row.spec.place.tenant, UUID_LEN);
-	if (!catalog_tenant_by_uuid(&uuid, &tenant))
+	memcpy(uuid.data, facts.place.tenant, UUID_LEN);
+	if (!rows_tenant(&uuid, &tenant))
 		error_key_unknown(NULL);
 	rights_require(&tenant, rights);
 	refuse_inactive(&tenant);
-	if (row.spec.place.is_index)
+	if (facts.place.is_index)
 		error_integrity();
-	load_key(&row, &tenant, epoch);
+	load_key(&facts, &tenant, epoch);
 }
 
-char *
-envelope_open(const ValueView *value, int rights, size_t *len)
+void
+envelope_wipe(bytea *payload)
 {
-	char	   *plain = palloc(value->body_len - VALUE_TAG_LEN + 1);
+	explicit_bzero(VARDATA(payload), VARSIZE(payload) - VARHDRSZ);
+	pfree(payload);
+}
+
+bytea *
+envelope_open(const ValueView *value, int rights)
+{
+	size_t		len = value->body_len - VALUE_TAG_LEN;
+	bytea	   *payload = palloc(VARHDRSZ + len + 1);
 	uint8		aad[VALUE_MAX_AAD];
 	size_t		aad_len = value_aad(value, aad);
 
-	*len = value->body_len - VALUE_TAG_LEN;
+	SET_VARSIZE(payload, VARHDRSZ + len);
 	for (int try = 0; try < MAX_TRIES; try++)
 	{
 		int			key = mykeys_find(value->key_id);
@@ -179,11 +198,11 @@ envelope_open(const ValueView *value, int rights, size_t *len)
 		if (ctx == NULL)
 			continue;
 		if (!cipher_open(ctx, value->nonce + CIPHER_PREFIX_LEN, aad, aad_len,
-						 value->body, value->body_len, (uint8 *) plain))
+						 value->body, value->body_len, (uint8 *) VARDATA(payload)))
 			error_integrity();
-		plain[*len] = '\0';
+		VARDATA(payload)[len] = '\0';
 		access_opened(&uuid, rights);
-		return plain;
+		return payload;
 	}
 	error_keystore(KS_RETRY, "", NULL);
 }
@@ -193,19 +212,18 @@ static void
 prepare_current(const TenantRow *tenant, bool is_index)
 {
 	uint64		epoch = keyring_epoch();
-	KeyRow		row;
-	const uint8 *key_id = row.spec.key_check;
+	KeyFacts	facts;
 	TenantRow	now;
 
 	/* the caller's row may be older than the epoch */
-	if (!catalog_tenant_by_uuid(&tenant->uuid, &now))
+	if (!rows_tenant(&tenant->uuid, &now))
 		error_key_unknown(tenant->id);
 	refuse_inactive(&now);
-	if (!(is_index ? catalog_index_key : catalog_current_key) (&tenant->uuid, &row))
+	if (!rows_current_key(&tenant->uuid, is_index, &facts))
 		error_key_unknown(tenant->id);
-	if (mykeys_find(key_id) < 0)
-		load_key(&row, tenant, epoch);
-	mykeys_set_current(tenant->uuid.data, is_index, key_id);
+	if (mykeys_find(facts.key_check) < 0)
+		load_key(&facts, tenant, epoch);
+	mykeys_set_current(tenant->uuid.data, is_index, facts.key_check);
 }
 
 bytea *
@@ -281,13 +299,11 @@ fingerprint_one(FingerprintTarget *target, uint64 epoch, const char *text, size_
 {
 	for (int try = 0; try < MAX_TRIES && keyring_epoch() == epoch; try++)
 	{
-		int			key = mykeys_find(target->key.spec.key_check);
+		int			key = mykeys_find(target->key.key_check);
 
 		if (key < 0)
 		{
-			if (mykeys_load_cached(&target->key.spec, target->key.own_transaction,
-								   epoch) == KS_KEY_ABSENT)
-				load_key(&target->key, &target->tenant, epoch);
+			load_key(&target->key, &target->tenant, epoch);
 			continue;
 		}
 		if (memcmp(mykeys_place(key)->tenant, target->tenant.uuid.data, UUID_LEN) != 0)

@@ -10,6 +10,7 @@
 #include "compat.h"
 #include "funcapi.h"
 #include "rights.h"
+#include "rows.h"
 #include "session.h"
 #include "type_io.h"
 #include "inner.h"
@@ -35,7 +36,7 @@ nc_encrypt(PG_FUNCTION_ARGS)
 	char	   *id = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	TenantRow	tenant;
 
-	if (!catalog_tenant_by_id(id, &tenant))
+	if (!rows_tenant_by_id(id, &tenant))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("tenant \"%s\" does not exist", id)));
@@ -52,7 +53,7 @@ nc_encrypt(PG_FUNCTION_ARGS)
 Datum
 nc_decrypt(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_TEXT_P(cstring_to_text(type_to_text(PG_GETARG_BYTEA_PP(0))));
+	PG_RETURN_TEXT_P(type_to_text(PG_GETARG_BYTEA_PP(0)));
 }
 
 /*
@@ -74,7 +75,7 @@ nc_try_decrypt(PG_FUNCTION_ARGS)
 		rights_require(&owner, RIGHT_DECRYPT);
 		PG_RETURN_NULL();
 	}
-	PG_RETURN_TEXT_P(cstring_to_text(type_to_text(value)));
+	PG_RETURN_TEXT_P(type_to_text(value));
 }
 
 /*
@@ -150,13 +151,11 @@ nc_key_info(PG_FUNCTION_ARGS)
 static bytea *
 make_again(const ValueView *view, const TenantRow *tenant)
 {
-	size_t		len;
-	char	   *payload = envelope_open(view, RIGHT_DECRYPT, &len);
+	bytea	   *payload = envelope_open(view, RIGHT_DECRYPT);
 	bytea	   *value = envelope_seal(tenant, RIGHTS_TO_SEAL(-1), view->type_code,
-									  payload, len, NULL);
+									  VARDATA(payload), VARSIZE(payload) - VARHDRSZ, NULL);
 
-	explicit_bzero(payload, len);
-	pfree(payload);
+	envelope_wipe(payload);
 	return value;
 }
 

@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "envelope.h"
 #include "errors.h"
 #include "fmgr.h"
 #include "inner.h"
@@ -318,4 +319,22 @@ inner_from_payload(uint8 code, const char *payload, size_t len)
 	if (code & VALUE_TYPE_ARRAY)
 		return array_from_payload(code, payload, len);
 	return binary_from_payload(code, payload, len);
+}
+
+/* In a UTF-8 database a text's payload is the text itself: no copy. */
+Datum
+inner_take_payload(uint8 code, bytea *payload)
+{
+	int			len = VARSIZE(payload) - VARHDRSZ;
+	Datum		value;
+
+	if (is_text_like(code) && GetDatabaseEncoding() == PG_UTF8)
+	{
+		if (pg_encoding_verifymbstr(PG_UTF8, VARDATA(payload), len) != len)
+			error_integrity();
+		return PointerGetDatum(payload);
+	}
+	value = inner_from_payload(code, VARDATA(payload), len);
+	envelope_wipe(payload);
+	return value;
 }

@@ -152,20 +152,21 @@ drop_slot(int i)
  * the transaction that creates its tenant is for that transaction only.
  */
 bool
-keyring_lookup(const KeySpec *spec, bool own_transaction, WorkingKey *out)
+keyring_lookup(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
+			   bool own_transaction, WorkingKey *out)
 {
 	KeyringIndex *entry;
 	bool		found = false;
 
 	LWLockAcquire(keyring_lock, LW_SHARED);
-	entry = hash_search(keyring_index, spec->key_check, HASH_FIND, NULL);
+	entry = hash_search(keyring_index, key_check, HASH_FIND, NULL);
 	if (entry != NULL)
 	{
 		KeyringSlot *slot = &keyring->slots[entry->slot];
 
-		if (memcmp(slot->spec.place.tenant, spec->place.tenant, 16) == 0 &&
-			slot->spec.place.is_index == spec->place.is_index &&
-			slot->spec.place.version == spec->place.version &&
+		if (memcmp(slot->spec.place.tenant, place->tenant, 16) == 0 &&
+			slot->spec.place.is_index == place->is_index &&
+			slot->spec.place.version == place->version &&
 			(!slot->own_transaction || own_transaction) &&
 			lease_valid(&slot->lease))
 		{

@@ -60,26 +60,21 @@ lease_valid(const Lease *lease)
 
 /*
  * The same for the hot path: looks at both clocks again only when the wall
- * clock's second has changed since this process last looked, and that clock
- * is read in its cheap, coarse form.  A jump in either direction changes the
- * second, so the answer is late by one second at the most.
+ * clock's second has changed since that copy was last looked at, and that
+ * clock is read in its cheap, coarse form.  A jump in either direction
+ * changes the second, so the answer is late by one second at the most.
  */
 bool
-lease_valid_coarse(const Lease *lease)
+lease_valid_coarse(const Lease *lease, int64 *checked)
 {
-	static time_t last_second = 0;
-	static Lease last_lease;
 	struct timespec ts;
 
 	if (clock_gettime(CLOCK_REALTIME_COARSE, &ts) != 0)
 		return false;
-	if (ts.tv_sec == last_second &&
-		last_lease.boot_end == lease->boot_end &&
-		last_lease.wall_end == lease->wall_end)
+	if ((int64) ts.tv_sec == *checked)
 		return true;
 	if (!lease_valid(lease))
 		return false;
-	last_second = ts.tv_sec;
-	last_lease = *lease;
+	*checked = (int64) ts.tv_sec;
 	return true;
 }

@@ -4,9 +4,10 @@
  *
  * Owns every key byte and every cipher context of a backend, in two places: a
  * static array of key bytes, which a signal handler can zero, and contexts on
- * OpenSSL's heap, which it cannot free.  Both go at transaction end, at
- * PREPARE TRANSACTION, when the epoch has moved (checked at each value), and
- * when a catch-up interrupt is processed.
+ * OpenSSL's heap, which it cannot free.  A key gets its context when it is
+ * first derived from.  Both go at transaction end, at PREPARE TRANSACTION,
+ * when the epoch has moved (checked at each value), and when a catch-up
+ * interrupt is processed.
  *
  * The handler may run between any two instructions.  It sets "zeroed" before
  * it zeroes; whoever copies key bytes looks at it afterwards and throws the
@@ -31,18 +32,23 @@
 #include "storage/proc.h"
 #include "utils/inval.h"
 
-#define NUM_BY_BYTE		256		/* by the first byte of key_id, which is random */
-#define NUM_KEYS		(2 * NUM_BY_BYTE)	/* keys for values, then index keys */
+#define NUM_BY_ID		1024	/* by two bytes of key_id, which is random */
+#define NUM_KEYS		(2 * NUM_BY_ID) /* keys for values, then index keys */
 #define NUM_OPENERS		64
 
 typedef struct MyKey
 {
 	bool		used;
-	KeySpec		spec;			/* its wrapped bytes are not kept */
+	bool		listed;			/* in touched[] */
+	uint8		key_id[VALUE_KEY_ID_LEN];
+	KeyPlace	place;
 	Lease		lease;
+	int64		checked;		/* the lease, see lease_valid_coarse */
+	CipherRoot *root;			/* a key for values, once derived from */
+	CipherMac  *mac;			/* an index key, once used */
+	CipherCtx  *sealer;
 	uint8		nonce[CIPHER_NONCE_LEN];	/* the next one to use */
 	uint32		sealed;			/* values under the sealer's derived key */
-	CipherCtx  *sealer;
 } MyKey;
 
 typedef struct Opener
@@ -53,8 +59,11 @@ typedef struct Opener
 } Opener;
 
 static MyKey my_keys[NUM_KEYS];
+static uint16 touched[NUM_KEYS];	/* those that there is something to wipe of */
+static int	num_touched = 0;
 static Opener openers[NUM_OPENERS];
-static volatile uint8 my_secrets[NUM_KEYS][WORKING_KEY_LEN] pg_attribute_aligned(SECRET_PAGE);
+static bool any_opener = false;
+static volatile uint64 my_secrets[NUM_KEYS][WORKING_KEY_LEN / sizeof(uint64)] pg_attribute_aligned(SECRET_PAGE);
 static volatile sig_atomic_t zeroed = false;
 
 /* Which key the school last written for writes with; its index key. */
@@ -83,11 +92,25 @@ handle_sigusr1(SIGNAL_ARGS)
 	{
 		zeroed = true;
 		for (int i = 0; i < NUM_KEYS; i++)
-			for (int j = 0; j < WORKING_KEY_LEN; j++)
+			for (int j = 0; j < lengthof(my_secrets[i]); j++)
 				my_secrets[i][j] = 0;
 	}
 	errno = save_errno;
 	chained_handler(postgres_signal_arg);
+}
+
+/* Wipe one copy and what holds it; not what was derived from it to open. */
+static void
+wipe_key(MyKey *key)
+{
+	cipher_free(key->sealer);
+	cipher_root_free(key->root);
+	cipher_mac_free(key->mac);
+	key->sealer = NULL;
+	key->root = NULL;
+	key->mac = NULL;
+	key->used = false;
+	cipher_wipe((void *) my_secrets[key - my_keys], WORKING_KEY_LEN);
 }
 
 /* Wipe all copies and contexts, and acknowledge. */
@@ -96,20 +119,19 @@ wipe_all(void)
 {
 	uint64		epoch = keyring_epoch();
 
-	for (int i = 0; i < NUM_OPENERS; i++)
+	for (int i = 0; any_opener && i < NUM_OPENERS; i++)
 	{
-		if (openers[i].ctx != NULL)
-			cipher_free(openers[i].ctx);
+		cipher_free(openers[i].ctx);
+		openers[i].ctx = NULL;
 	}
-	memset(openers, 0, sizeof(openers));
-	for (int i = 0; i < NUM_KEYS; i++)
+	any_opener = false;
+	while (num_touched > 0)
 	{
-		if (my_keys[i].sealer != NULL)
-			cipher_free(my_keys[i].sealer);
-		my_keys[i].sealer = NULL;
-		my_keys[i].used = false;
+		MyKey	   *key = &my_keys[touched[--num_touched]];
+
+		wipe_key(key);
+		key->listed = false;
 	}
-	cipher_wipe((void *) my_secrets, sizeof(my_secrets));
 	memset(current, 0, sizeof(current));
 	zeroed = false;
 	my_epoch = epoch;
@@ -207,6 +229,13 @@ is_current(void)
 	return holding && !zeroed && keyring_epoch() == my_epoch;
 }
 
+/* Where that key's copy goes; a school's two keys never collide. */
+static inline int
+place_for(const uint8 key_id[VALUE_KEY_ID_LEN], bool is_index)
+{
+	return (key_id[0] | key_id[1] << 8) % NUM_BY_ID + (is_index ? NUM_BY_ID : 0);
+}
+
 /* The copy for that key_id, or -1.  The check of epoch and lease at each use. */
 int
 mykeys_find(const uint8 key_id[VALUE_KEY_ID_LEN])
@@ -218,13 +247,12 @@ mykeys_find(const uint8 key_id[VALUE_KEY_ID_LEN])
 		wipe_all();
 		return -1;
 	}
-	for (int i = key_id[0]; i < NUM_KEYS; i += NUM_BY_BYTE)
+	for (int i = place_for(key_id, false); i < NUM_KEYS; i += NUM_BY_ID)
 	{
 		MyKey	   *key = &my_keys[i];
 
-		if (key->used &&
-			memcmp(key->spec.key_check, key_id, VALUE_KEY_ID_LEN) == 0 &&
-			lease_valid_coarse(&key->lease))
+		if (key->used && memcmp(key->key_id, key_id, VALUE_KEY_ID_LEN) == 0 &&
+			lease_valid_coarse(&key->lease, &key->checked))
 			return i;
 	}
 	return -1;
@@ -232,42 +260,39 @@ mykeys_find(const uint8 key_id[VALUE_KEY_ID_LEN])
 
 /* Drop one copy with everything derived from it. */
 static void
-drop_key(int i)
+drop_key(MyKey *key)
 {
-	if (!my_keys[i].used)
+	if (!key->used)
 		return;
-	for (int j = 0; j < NUM_OPENERS; j++)
+	for (int i = 0; i < NUM_OPENERS; i++)
 	{
-		if (openers[j].ctx != NULL &&
-			memcmp(openers[j].key_id, my_keys[i].spec.key_check, VALUE_KEY_ID_LEN) == 0)
+		if (openers[i].ctx != NULL &&
+			memcmp(openers[i].key_id, key->key_id, VALUE_KEY_ID_LEN) == 0)
 		{
-			cipher_free(openers[j].ctx);
-			openers[j].ctx = NULL;
+			cipher_free(openers[i].ctx);
+			openers[i].ctx = NULL;
 		}
 	}
-	if (my_keys[i].sealer != NULL)
-		cipher_free(my_keys[i].sealer);
-	my_keys[i].sealer = NULL;
-	my_keys[i].used = false;
-	cipher_wipe((void *) my_secrets[i], WORKING_KEY_LEN);
+	wipe_key(key);
 }
 
 /* Before a key is copied: this process is a holder, and of that school's. */
 static void
-prepare_to_hold(const KeySpec *spec)
+prepare_to_hold(const KeyPlace *place)
 {
 	if (!holding)
 		start_holding();
 	else if (!is_current())
 		wipe_all();
-	holders_note(spec->place.tenant);
+	holders_note(place->tenant);
 }
 
 /* Take a key in; wipes the caller's. */
 static KsStatus
-keep_key(const KeySpec *spec, uint64 epoch, WorkingKey *from)
+keep_key(const KeyPlace *place, const uint8 *key_check, uint64 epoch, WorkingKey *from)
 {
-	int			i = spec->key_check[0] + (spec->place.is_index ? NUM_BY_BYTE : 0);
+	int			i = place_for(key_check, place->is_index);
+	MyKey	   *key = &my_keys[i];
 
 	if (!is_current() || epoch != my_epoch)
 	{
@@ -275,12 +300,16 @@ keep_key(const KeySpec *spec, uint64 epoch, WorkingKey *from)
 		wipe_all();
 		return KS_RETRY;
 	}
-	drop_key(i);
-	memcpy(&my_keys[i].spec, spec, offsetof(KeySpec, wrapped));
-	my_keys[i].spec.wrapped_len = 0;
-	my_keys[i].lease = from->lease;
+	drop_key(key);
+	memcpy(key->key_id, key_check, VALUE_KEY_ID_LEN);
+	key->place = *place;
+	key->lease = from->lease;
+	key->checked = 0;
+	if (!key->listed)
+		touched[num_touched++] = (uint16) i;
+	key->listed = true;
 	memcpy((void *) my_secrets[i], from->bytes, WORKING_KEY_LEN);
-	my_keys[i].used = true;
+	key->used = true;
 	cipher_wipe(from, sizeof(*from));
 	return zeroed ? KS_RETRY : KS_OK;
 }
@@ -295,30 +324,30 @@ KsStatus
 mykeys_load(const UnwrapRequest *what, uint64 epoch, char *reason)
 {
 	const KeySpec *spec = &what->keys[0];
+	KsStatus	status = mykeys_load_cached(&spec->place, spec->key_check,
+											what->own_transaction, epoch);
 	WorkingKey	key;
 
 	reason[0] = '\0';
-	prepare_to_hold(spec);
-	if (!keyring_lookup(spec, what->own_transaction, &key))
-	{
-		KsStatus	status = request_key(what, epoch, &key, reason);
-
-		if (status != KS_OK)
-			return status;
-		holders_note(spec->place.tenant);	/* waiting may have wiped it */
-	}
-	return keep_key(spec, epoch, &key);
+	if (status != KS_KEY_ABSENT)
+		return status;
+	status = request_key(what, epoch, &key, reason);
+	if (status != KS_OK)
+		return status;
+	holders_note(spec->place.tenant);	/* waiting may have wiped it */
+	return keep_key(&spec->place, spec->key_check, epoch, &key);
 }
 
 KsStatus
-mykeys_load_cached(const KeySpec *spec, bool own_transaction, uint64 epoch)
+mykeys_load_cached(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
+				   bool own_transaction, uint64 epoch)
 {
 	WorkingKey	key;
 
-	prepare_to_hold(spec);
-	if (!keyring_lookup(spec, own_transaction, &key))
+	prepare_to_hold(place);
+	if (!keyring_lookup(place, key_check, own_transaction, &key))
 		return KS_KEY_ABSENT;
-	return keep_key(spec, epoch, &key);
+	return keep_key(place, key_check, epoch, &key);
 }
 
 /*
@@ -345,60 +374,72 @@ mykeys_set_current(const uint8 tenant[16], bool is_index,
 const KeyPlace *
 mykeys_place(int key)
 {
-	return &my_keys[key].spec.place;
+	return &my_keys[key].place;
 }
 
 const uint8 *
 mykeys_id(int key)
 {
-	return my_keys[key].spec.key_check;
+	return my_keys[key].key_id;
 }
 
-/* Derive from a copy, never from a key that is being zeroed. */
-static CipherCtx *
-derive(int key, const uint8 prefix[CIPHER_PREFIX_LEN])
+/* Key a context with a copy, never with one that is being zeroed. */
+static bool
+get_ready(MyKey *key)
 {
 	uint8		bytes[WORKING_KEY_LEN];
-	CipherCtx  *ctx = NULL;
 
-	memcpy(bytes, (const void *) my_secrets[key], WORKING_KEY_LEN);
+	if (key->root != NULL || key->mac != NULL)
+		return true;
+	memcpy(bytes, (const void *) my_secrets[key - my_keys], WORKING_KEY_LEN);
 	pg_compiler_barrier();
-	if (!zeroed)
-		ctx = cipher_derive(bytes, prefix);
+	if (!zeroed && key->place.is_index)
+		key->mac = cipher_mac(bytes);
+	else if (!zeroed)
+		key->root = cipher_root(bytes);
 	cipher_wipe(bytes, sizeof(bytes));
-	return ctx;
+	return key->root != NULL || key->mac != NULL;
 }
 
 bool
 mykeys_fingerprint(int key, const uint8 *data, size_t len, uint8 out[CIPHER_MAC_LEN])
 {
-	uint8		bytes[WORKING_KEY_LEN];
-	bool		done = false;
+	MyKey	   *mine = &my_keys[key];
 
-	memcpy(bytes, (const void *) my_secrets[key], WORKING_KEY_LEN);
-	pg_compiler_barrier();
-	if (!zeroed)
-		done = cipher_hmac(bytes, data, len, out);
-	cipher_wipe(bytes, sizeof(bytes));
-	return done;
+	return get_ready(mine) && mine->mac != NULL &&
+		cipher_mac_take(mine->mac, data, len, out);
+}
+
+/* Derive, in the place of an older context if there is one; NULL: failed. */
+static CipherCtx *
+derive(MyKey *key, CipherCtx *old, const uint8 prefix[CIPHER_PREFIX_LEN])
+{
+	if (get_ready(key) && key->root != NULL)
+	{
+		if (old == NULL)
+			return cipher_derive(key->root, prefix);
+		if (cipher_derive_again(old, key->root, prefix))
+			return old;
+	}
+	cipher_free(old);
+	return NULL;
 }
 
 /* A context that opens values of that nonce prefix. */
 CipherCtx *
 mykeys_opener(int key, const uint8 prefix[CIPHER_PREFIX_LEN])
 {
-	const uint8 *key_id = my_keys[key].spec.key_check;
-	Opener	   *opener = &openers[(prefix[0] ^ key_id[1]) % NUM_OPENERS];
+	MyKey	   *mine = &my_keys[key];
+	Opener	   *opener = &openers[(prefix[0] ^ mine->key_id[2]) % NUM_OPENERS];
 
 	if (opener->ctx != NULL &&
 		memcmp(opener->prefix, prefix, CIPHER_PREFIX_LEN) == 0 &&
-		memcmp(opener->key_id, key_id, VALUE_KEY_ID_LEN) == 0)
+		memcmp(opener->key_id, mine->key_id, VALUE_KEY_ID_LEN) == 0)
 		return opener->ctx;
-	if (opener->ctx != NULL)
-		cipher_free(opener->ctx);
-	opener->ctx = derive(key, prefix);
+	any_opener = true;
+	opener->ctx = derive(mine, opener->ctx, prefix);
 	memcpy(opener->prefix, prefix, CIPHER_PREFIX_LEN);
-	memcpy(opener->key_id, key_id, VALUE_KEY_ID_LEN);
+	memcpy(opener->key_id, mine->key_id, VALUE_KEY_ID_LEN);
 	return opener->ctx;
 }
 
@@ -423,19 +464,18 @@ mykeys_sealer(int key, uint8 nonce[CIPHER_NONCE_LEN])
 {
 	MyKey	   *mine = &my_keys[key];
 
-	if (mine->sealer != NULL && mine->sealed == PG_UINT32_MAX)
+	if (mine->sealer == NULL || mine->sealed == PG_UINT32_MAX)
 	{
-		cipher_free(mine->sealer);
+		CipherCtx  *old = mine->sealer;
+
 		mine->sealer = NULL;
-	}
-	if (mine->sealer == NULL)
-	{
-		mine->sealed = 0;
-		if (!cipher_random(mine->nonce, CIPHER_NONCE_LEN))
-			return NULL;
-		mine->sealer = derive(key, mine->nonce);
+		if (cipher_random(mine->nonce, CIPHER_NONCE_LEN))
+			mine->sealer = derive(mine, old, mine->nonce);
+		else
+			cipher_free(old);
 		if (mine->sealer == NULL)
 			return NULL;
+		mine->sealed = 0;
 	}
 	memcpy(nonce, mine->nonce, CIPHER_NONCE_LEN);
 	count_up(mine->nonce);

@@ -4,8 +4,8 @@
  *
  * Rights are rows of nomp_crypt.tenant_right, by role name.  Nobody has any
  * by default; a superuser needs them too (he can grant them to himself: an
- * audit line, not a barrier).  Answers are kept for the transaction, for a
- * few schools, and are read anew when keys are revoked.
+ * audit line, not a barrier).  Answers are kept for some schools until rows or
+ * roles change (rows.h), or keys are revoked.
  *
  * Owns nomp_crypt.require_tls too: whoever wants to use a key passes
  * rights_require once per transaction and school at least, so this is the
@@ -13,61 +13,31 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "commands/dbcommands.h"
 #include "catalog/pg_database.h"
 #include "errors.h"
 #include "miscadmin.h"
 #include "rights.h"
+#include "rows.h"
 #include "session.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 
-#define CACHE_SIZE	32			/* direct-mapped by the tenant's first byte */
+#define CACHE_SIZE	256			/* direct-mapped by the tenant's first byte */
 
 typedef struct CachedRights
 {
 	bool		valid;
 	Oid			role;
 	uint64		epoch;
+	uint64		generation;
 	pg_uuid_t	tenant;
 	int			rights;
 } CachedRights;
 
 static CachedRights cache[CACHE_SIZE];
-static bool cache_used = false;
 static bool require_tls = false;
-
-/* Forget what was looked up: rows have changed, or the transaction is over. */
-void
-rights_forget(void)
-{
-	if (cache_used)
-		memset(cache, 0, sizeof(cache));
-	cache_used = false;
-}
-
-static void
-at_xact_event(XactEvent event, void *arg)
-{
-	rights_forget();
-}
-
-static void
-at_subxact_event(SubXactEvent event, SubTransactionId mine,
-				 SubTransactionId parent, void *arg)
-{
-	if (event == SUBXACT_EVENT_ABORT_SUB)
-		rights_forget();
-}
-
-/* Whatever was looked up before was looked up without asking for TLS. */
-static void
-assign_require_tls(bool newval, void *extra)
-{
-	rights_forget();
-}
 
 void
 rights_init(void)
@@ -76,9 +46,7 @@ rights_init(void)
 							 "Whether keys may be used only over encrypted connections and unix sockets.",
 							 NULL,
 							 &require_tls, false,
-							 PGC_SUSET, 0, NULL, assign_require_tls, NULL);
-	RegisterXactCallback(at_xact_event, NULL);
-	RegisterSubXactCallback(at_subxact_event, NULL);
+							 PGC_SUSET, 0, NULL, NULL, NULL);
 }
 
 /* Does the current role act as that one, being a superuser aside? */
@@ -99,17 +67,17 @@ add_rights(const char *role, const pg_uuid_t *tenant, int rights, void *arg)
 		*(int *) arg |= rights;
 }
 
-static CachedRights *
+static inline CachedRights *
 entry_for(const pg_uuid_t *tenant)
 {
 	return &cache[tenant->data[0] % CACHE_SIZE];
 }
 
-static bool
+static inline bool
 is_current(const CachedRights *entry, const pg_uuid_t *tenant)
 {
 	return entry->valid && entry->role == GetUserId() &&
-		entry->epoch == keyring_epoch() &&
+		entry->epoch == keyring_epoch() && entry->generation == rows_generation() &&
 		memcmp(&entry->tenant, tenant, UUID_LEN) == 0;
 }
 
@@ -119,7 +87,8 @@ rights_cached(const pg_uuid_t *tenant, int right)
 {
 	CachedRights *entry = entry_for(tenant);
 
-	return is_current(entry, tenant) && (entry->rights & right) != 0;
+	return is_current(entry, tenant) && (entry->rights & right) != 0 &&
+		!(require_tls && session_in_clear());
 }
 
 bool
@@ -127,17 +96,20 @@ rights_has(const pg_uuid_t *tenant, int right)
 {
 	CachedRights *entry = entry_for(tenant);
 	uint64		epoch = keyring_epoch();
+	uint64		generation;
 	int			rights = 0;
 
 	if (is_current(entry, tenant) && (entry->rights & right) != 0)
 		return true;
+	rows_listen();
+	generation = rows_generation();
 	catalog_rights(tenant, add_rights, &rights);
 	entry->role = GetUserId();
 	entry->epoch = epoch;
+	entry->generation = generation;
 	entry->tenant = *tenant;
 	entry->rights = rights;
 	entry->valid = true;
-	cache_used = true;
 	return (rights & right) != 0;
 }
 

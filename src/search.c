@@ -365,7 +365,7 @@ add_target(const TenantRow *row, void *arg)
 			repalloc_huge(targets->items, targets->room * sizeof(FingerprintTarget));
 	}
 	targets->items[targets->count].tenant = *row;
-	targets->items[targets->count++].key.spec.place.version = 0;
+	targets->items[targets->count++].key.place.version = 0;
 }
 
 static int
@@ -386,8 +386,8 @@ add_key(const KeyRow *row, void *arg)
 	memcpy(&wanted.tenant.uuid, row->spec.place.tenant, UUID_LEN);
 	target = bsearch(&wanted, targets->items, targets->count,
 					 sizeof(FingerprintTarget), compare_targets);
-	if (target != NULL && row->spec.place.version > target->key.spec.place.version)
-		target->key = *row;
+	if (target != NULL && row->spec.place.version > target->key.place.version)
+		rows_take_facts(&target->key, row);
 }
 
 /*
@@ -411,7 +411,7 @@ collect_targets(Targets *targets)
 	catalog_index_keys(add_key, targets);
 	for (int i = 0; i < targets->count; i++)
 	{
-		if (targets->items[i].key.spec.place.version == 0)
+		if (targets->items[i].key.place.version == 0)
 			error_key_unknown(targets->items[i].tenant.id);
 	}
 }
@@ -429,7 +429,7 @@ probe_array(const Targets *targets, const Column *column)
 	{
 		FingerprintTarget *target = &targets->items[i];
 
-		probes[i] = PointerGetDatum(build_probe(column, target->key.spec.key_check,
+		probes[i] = PointerGetDatum(build_probe(column, target->key.key_check,
 												target->fingerprint));
 	}
 	get_typlenbyvalalign(type, &typlen, &typbyval, &typalign);

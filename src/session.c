@@ -30,6 +30,7 @@
 #include "postmaster/autovacuum.h"
 #include "replication/logicalworker.h"
 #include "replication/walsender.h"
+#include "rows.h"
 #include "session.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
@@ -69,10 +70,11 @@ static int	other_tenants = OTHERS_ERROR;
 static uint64 set_in_xact = 0;	/* in which transaction the value was set */
 static uint64 this_xact = 1;	/* counts this backend's transactions */
 
-/* The looked-up tenant, for one transaction and epoch. */
+/* The looked-up tenant, for one transaction and epoch, while rows stay. */
 static TenantRow cached_row;
 static uint64 cached_xact = 0;
 static uint64 cached_epoch = 0;
+static uint64 cached_rows = 0;
 
 static void (*on_change) (void) = NULL;
 
@@ -245,15 +247,6 @@ at_xact_event(XactEvent event, void *arg)
 	}
 }
 
-/* A savepoint's end may change which rows exist. */
-static void
-at_subxact_event(SubXactEvent event, SubTransactionId mine,
-				 SubTransactionId parent, void *arg)
-{
-	if (event == SUBXACT_EVENT_ABORT_SUB)
-		cached_xact = 0;
-}
-
 void
 session_on_change(void (*callback) (void))
 {
@@ -286,7 +279,6 @@ session_init(void)
 							 &strict_tenant, false,
 							 PGC_USERSET, 0, NULL, NULL, NULL);
 	RegisterXactCallback(at_xact_event, NULL);
-	RegisterSubXactCallback(at_subxact_event, NULL);
 }
 
 static Size
@@ -363,10 +355,12 @@ session_tenant_row(void)
 {
 	const char *name = session_tenant();
 	uint64		epoch = keyring_epoch();
+	uint64		generation;
 
 	if (name == NULL)
 		return NULL;
-	if (cached_xact == this_xact && cached_epoch == epoch)
+	if (cached_xact == this_xact && cached_epoch == epoch &&
+		cached_rows == rows_generation())
 		return &cached_row;
 	if (strict_tenant && another_was_used(name))
 		ereport(ERROR,
@@ -374,7 +368,9 @@ session_tenant_row(void)
 				 errmsg("tenant \"%s\" cannot be used: this transaction has used tenant \"%s\"",
 						name, used_tenant),
 				 errhint(STRICT_HINT)));
-	if (!catalog_tenant_by_id(name, &cached_row))
+	rows_listen();
+	generation = rows_generation();
+	if (!rows_tenant_by_id(name, &cached_row))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("tenant \"%s\" does not exist", name),
@@ -382,5 +378,6 @@ session_tenant_row(void)
 	note_use(name);
 	cached_xact = this_xact;
 	cached_epoch = epoch;
+	cached_rows = generation;
 	return &cached_row;
 }

@@ -45,8 +45,7 @@ typedef struct Original
 {
 	bytea	   *value;
 	ValueView	view;
-	char	   *payload;
-	size_t		len;
+	bytea	   *payload;
 } Original;
 
 static void
@@ -80,8 +79,9 @@ static bool
 is_unchanged(const Original *old, uint8 code, const char *payload, size_t len,
 			 const uint8 *fingerprint)
 {
-	if (old == NULL || old->view.type_code != code || old->len != len ||
-		memcmp(old->payload, payload, len) != 0 ||
+	if (old == NULL || old->view.type_code != code ||
+		VARSIZE(old->payload) - VARHDRSZ != len ||
+		memcmp(VARDATA(old->payload), payload, len) != 0 ||
 		(old->view.fingerprint != NULL) != (fingerprint != NULL))
 		return false;
 	return fingerprint == NULL ||
@@ -144,13 +144,12 @@ type_seal(const TenantRow *tenant, int rights, Datum value, Oid type, int32 typm
 Datum
 type_open(const ValueView *view, int rights, Oid type, int32 modifier, bool explicit)
 {
-	uint8		code = require_code(type);
-	size_t		len;
-	char	   *payload = envelope_open(view, rights, &len);
-	Datum		value = inner_from_payload(view->type_code, payload, len);
+	Oid			from = inner_type(view->type_code);
+	bool		as_is = modifier < 0 && (from == type || (from == VARCHAROID && type == TEXTOID));
+	uint8		code = as_is ? 0 : require_code(type);
+	Datum		value = inner_take_payload(view->type_code, envelope_open(view, rights));
 
-	wipe(payload, len);
-	return inner_convert(value, inner_type(view->type_code), code, modifier, explicit);
+	return as_is ? value : inner_convert(value, from, code, modifier, explicit);
 }
 
 Datum
@@ -168,6 +167,14 @@ type_open_in_session(const ValueView *view, Oid type)
 
 /* ---- coercion to a column's modifier ---- */
 
+/* Its payload is still needed. */
+static Datum
+original_value(const Original *old)
+{
+	return inner_from_payload(old->view.type_code, VARDATA(old->payload),
+							  VARSIZE(old->payload) - VARHDRSZ);
+}
+
 /*
  * Convert for a role that may write but not read: the reason why a value
  * does not fit would quote the value.
@@ -180,9 +187,8 @@ convert_unseen(const Original *old, int32 typmod, bool explicit)
 
 	PG_TRY();
 	{
-		value = inner_convert(inner_from_payload(old->view.type_code, old->payload, old->len),
-							  inner_type(old->view.type_code), typemod_type_code(typmod),
-							  typemod_inner(typmod), explicit);
+		value = inner_convert(original_value(old), inner_type(old->view.type_code),
+							  typemod_type_code(typmod), typemod_inner(typmod), explicit);
 	}
 	PG_CATCH();
 	{
@@ -211,15 +217,14 @@ recode(Original *old, const TenantRow *tenant, int32 typmod, bool explicit)
 	Datum		value;
 	bytea	   *result;
 
-	old->payload = envelope_open(&old->view, RIGHT_ENCRYPT | RIGHT_DECRYPT, &old->len);
+	old->payload = envelope_open(&old->view, RIGHT_ENCRYPT | RIGHT_DECRYPT);
 	if (rights_has(&tenant->uuid, RIGHT_DECRYPT))
-		value = inner_convert(inner_from_payload(old->view.type_code, old->payload, old->len),
-							  inner_type(old->view.type_code), code,
+		value = inner_convert(original_value(old), inner_type(old->view.type_code), code,
 							  typemod_inner(typmod), explicit);
 	else
 		value = convert_unseen(old, typmod, explicit);
 	result = seal(tenant, RIGHT_ENCRYPT, code, value, typmod, old);
-	wipe(old->payload, old->len);
+	envelope_wipe(old->payload);
 	return result;
 }
 

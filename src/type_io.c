@@ -124,13 +124,13 @@ type_refuse_probe(const ValueView *view)
 {
 	static uint8 no_index_key[VALUE_KEY_ID_LEN];
 	static bool known = false;
-	KeyRow		row;
+	KeyFacts	facts;
 
 	if (known && memcmp(no_index_key, view->key_id, VALUE_KEY_ID_LEN) == 0)
 		return;
-	if (!catalog_key_by_id(view->key_id, &row))
+	if (!rows_key(view->key_id, &facts))
 		return;
-	if (row.spec.place.is_index)
+	if (facts.place.is_index)
 		error_integrity();
 	memcpy(no_index_key, view->key_id, VALUE_KEY_ID_LEN);
 	known = true;
@@ -241,28 +241,40 @@ type_from_text(const char *text, size_t len, int32 typmod)
 	return value;
 }
 
+/* A text into a string, in its own place. */
+static char *
+move_text(text *value)
+{
+	size_t		len = VARSIZE(value) - VARHDRSZ;
+	char	   *string = (char *) value;
+
+	memmove(string, VARDATA(value), len);
+	string[len] = '\0';
+	return string;
+}
+
 /* The value's text, by the inner type's output function. */
 static char *
 open_text(const ValueView *view)
 {
-	size_t		len;
-	char	   *payload = envelope_open(view, RIGHT_DECRYPT, &len);
+	Datum		value = inner_take_payload(view->type_code, envelope_open(view, RIGHT_DECRYPT));
 
 	if (view->type_code != VALUE_TYPE_TEXT)
-		return inner_to_text(view->type_code,
-							 inner_from_payload(view->type_code, payload, len));
-	if (memchr(payload, 0, len) != NULL || len > INT_MAX)
-		error_integrity();
-	return pg_any_to_server(payload, (int) len, PG_UTF8);
+		return inner_to_text(view->type_code, value);
+	return move_text(DatumGetTextP(value));
 }
 
-char *
+text *
 type_to_text(const bytea *value)
 {
 	ValueView	view;
+	Datum		inside;
 
 	envelope_parse(value, &view);
-	return open_text(&view);
+	inside = inner_take_payload(view.type_code, envelope_open(&view, RIGHT_DECRYPT));
+	if (view.type_code == VALUE_TYPE_TEXT)
+		return DatumGetTextP(inside);
+	return cstring_to_text(inner_to_text(view.type_code, inside));
 }
 
 void

@@ -11,7 +11,7 @@
 
 #include <openssl/evp.h>
 
-#include "cipher.h"
+#include "ciphers.h"
 #include "keyplace.h"
 #include "value.h"
 #include "tap.h"
@@ -53,7 +53,7 @@ seal_sample(const Sample *s, uint8_t value[MAX_VALUE])
 	ok = keyplace_check(&s->place, s->dek, key_check) &&
 		keyplace_working_key(&s->place, s->dek, key);
 	if (ok)
-		ctx = cipher_derive(key, s->nonce);
+		ctx = derive(key, s->nonce);
 	body = value_write_header(value, VALUE_TYPE_TEXT, key_check, s->nonce,
 							  s->searchable ? s->fingerprint : NULL);
 	ok = ok && ctx != NULL && value_parse(value, size, &view) &&
@@ -78,7 +78,7 @@ opens(const uint8_t *value, size_t size, const uint8_t key[32])
 
 	if (!value_parse(value, size, &view))
 		return false;
-	ctx = cipher_derive(key, view.nonce);
+	ctx = derive(key, view.nonce);
 	ok = ctx != NULL &&
 		cipher_open(ctx, view.nonce + CIPHER_PREFIX_LEN, aad,
 					value_aad(&view, aad), view.body, view.body_len, out);
@@ -224,7 +224,7 @@ print_example_index(FILE *out, Sample *s)
 	for (int i = 0; i < 32; i++)
 		index_key[i] = (uint8_t) (0x20 + i);
 	if (!keyplace_working_key(&place, index_key, k_idx) ||
-		!cipher_hmac(k_idx, s->plain, s->plain_len, s->fingerprint))
+		!hmac(k_idx, s->plain, s->plain_len, s->fingerprint))
 		tap_bail("no fingerprint for the example");
 	print_field(out, "index key", index_key, sizeof(index_key));
 	print_field(out, "k_idx", k_idx, sizeof(k_idx));

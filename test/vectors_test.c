@@ -11,7 +11,7 @@
 
 #include <openssl/evp.h>
 
-#include "cipher.h"
+#include "ciphers.h"
 #include "tap.h"
 
 #if defined(__has_feature)
@@ -54,7 +54,7 @@ static const XaesVector xaes_vectors[] = {
 static CipherCtx *
 derive_or_bail(const uint8_t *key, const uint8_t *prefix)
 {
-	CipherCtx  *ctx = cipher_derive(key, prefix);
+	CipherCtx  *ctx = derive(key, prefix);
 
 	if (ctx == NULL)
 		tap_bail("no derived key");
@@ -115,7 +115,7 @@ accumulate(const uint8_t *stream, EVP_MD_CTX *hash)
 	const uint8_t *aad = plain + plain_len + 1;
 	uint8_t		sealed[255 + 16],
 				opened[255];
-	CipherCtx  *ctx = cipher_derive(key, nonce);
+	CipherCtx  *ctx = derive(key, nonce);
 	bool		ok;
 
 	ok = ctx != NULL &&
@@ -322,6 +322,73 @@ test_tampering(void)
 	tap_ok(opens(&m, sizeof(m.aad), sizeof(m.sealed)), "and the message still opens");
 }
 
+/*
+ * The same with one context throughout, as a scan uses it: what it was last
+ * told, nonce, tag or data, must not help the next value.
+ */
+static void
+test_tampering_kept(void)
+{
+	Message		m;
+	uint8_t		out[48];
+	uint8_t    *fields[] = {m.sealed, m.aad, m.nonce + 12};
+	const size_t sizes[] = {sizeof(m.sealed), sizeof(m.aad), 12};
+	CipherCtx  *ctx;
+	int			accepted = 0;
+	int			opened = 0;
+
+	make_message(&m);
+	ctx = derive_or_bail(m.key, m.nonce);
+	for (int f = 0; f < 3; f++)
+	{
+		for (size_t bit = 0; bit < 8 * sizes[f]; bit++)
+		{
+			fields[f][bit / 8] ^= (uint8_t) (1 << bit % 8);
+			accepted += cipher_open(ctx, m.nonce + 12, m.aad, sizeof(m.aad), m.sealed, 48, out);
+			accepted += !all_zero(out, PLAIN_LEN);
+			fields[f][bit / 8] ^= (uint8_t) (1 << bit % 8);
+			opened += cipher_open(ctx, m.nonce + 12, m.aad, sizeof(m.aad), m.sealed, 48, out);
+		}
+	}
+	tap_ok(accepted == 0, "a kept context refuses every flipped bit, and gives nothing out");
+	tap_ok(opened == 8 * (48 + 26 + 12), "and opens the untouched message in between");
+	cipher_free(ctx);
+}
+
+/* A context that is derived again is as good as a new one, in both directions. */
+static void
+test_derived_again(void)
+{
+	Message		first,
+				second;
+	uint8_t		sealed[48],
+				out[48];
+	CipherRoot *root;
+	CipherCtx  *ctx;
+	bool		ok = true;
+
+	make_message(&first);
+	make_message(&second);
+	ctx = derive_or_bail(first.key, first.nonce);
+	for (int i = 0; i < 20; i++)
+	{
+		const Message *m = i % 2 == 0 ? &second : &first;
+		const Message *other = i % 2 == 0 ? &first : &second;
+
+		root = cipher_root(m->key);
+		ok &= root != NULL && cipher_derive_again(ctx, root, m->nonce);
+		cipher_root_free(root);
+		ok &= cipher_open(ctx, m->nonce + 12, m->aad, sizeof(m->aad), m->sealed, 48, out);
+		ok &= memcmp(out, message_plain, PLAIN_LEN) == 0;
+		ok &= !cipher_open(ctx, other->nonce + 12, other->aad, sizeof(other->aad),
+						   other->sealed, 48, out);
+		ok &= cipher_seal(ctx, m->nonce + 12, m->aad, sizeof(m->aad), message_plain, 32, sealed);
+		ok &= memcmp(sealed, m->sealed, 48) == 0;
+	}
+	tap_ok(ok, "a context derived again has the new key alone");
+	cipher_free(ctx);
+}
+
 /* A context is used for many values: none may disturb the next. */
 static void
 test_reuse(void)
@@ -512,13 +579,22 @@ use_keys(void)
 	cipher_hkdf(key, 32, (const uint8_t *) "x", 1, out);
 	cipher_free(derive_or_bail(key, nonce));
 	cipher_free(derive_or_bail(out, nonce));
-	cipher_hmac(key, (const uint8_t *) "x", 1, out);
+	hmac(key, (const uint8_t *) "x", 1, out);
 	cipher_wipe(key, sizeof(key));
 	cipher_wipe(out, sizeof(out));
 
 	memset(key, xaes_vectors[1].key_byte, sizeof(key));
 	ctx = derive_or_bail(key, nonce);
-	cipher_seal(ctx, nonce + 12, NULL, 0, message_plain, 32, sealed);
+	for (int i = 0; i < 2; i++)
+	{
+		CipherRoot *root = cipher_root(key);
+
+		cipher_seal(ctx, nonce + 12, NULL, 0, message_plain, 32, sealed);
+		cipher_open(ctx, nonce + 12, NULL, 0, sealed, 48, out);
+		if (root == NULL || !cipher_derive_again(ctx, root, nonce))
+			tap_bail("no key derived again");
+		cipher_root_free(root);
+	}
 	cipher_open(ctx, nonce + 12, NULL, 0, sealed, 48, out);
 	return ctx;
 }
@@ -574,6 +650,8 @@ main(int argc, char **argv)
 	test_gcm_file(folder, "nist_gcm_encrypt256.txt", 125);
 	test_gcm_file(folder, "nist_gcm_decrypt256.txt", 125);
 	test_tampering();
+	test_tampering_kept();
+	test_derived_again();
 	test_reuse();
 	test_helpers();
 	return tap_done();

@@ -1,0 +1,250 @@
+/*
+ * rows.c
+ *		What the extension's tables say, remembered until they change.
+ *
+ * A transaction that reads one value would spend most of its time on the rows
+ * that belong to its key.  They are remembered across transactions, like
+ * PostgreSQL's own catalogs: a trigger on each of the tables (nc_rows_changed)
+ * sends a relcache invalidation with the change, which reaches every session,
+ * here and on standbys, before its next statement, and the changing session
+ * itself before its next command.
+ *
+ * Nothing is remembered that was read while such a message came in, nor the
+ * absence of a row, nor a key of the current transaction, which is not yet
+ * like others (keyring.h).  Rights (rights.c) depend on roles too, so changes
+ * of roles count as changes here.
+ *
+ * No secrets: wrapped keys are read from the table each time.
+ */
+#include "postgres.h"
+
+#include "commands/trigger.h"
+#include "compat.h"
+#include "rows.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+
+NC_FUNCTION(nc_rows_changed);
+
+/* More than that and all is forgotten: memory stays bounded. */
+#define MAX_REMEMBERED	4096
+
+typedef struct KnownTenant
+{
+	pg_uuid_t	uuid;			/* hash key */
+	TenantRow	row;
+	bool		has_current[2]; /* by is_index */
+	KeyFacts	current[2];
+} KnownTenant;
+
+typedef struct KnownKey
+{
+	uint8		key_id[VALUE_KEY_ID_LEN];	/* hash key */
+	KeyFacts	facts;
+} KnownKey;
+
+static const char *const table_names[] = {"tenant", "tenant_key", "tenant_right"};
+static Oid	tables[lengthof(table_names)];
+static bool registered = false;
+
+static uint64 generation = 1;
+static uint64 listening_at = 0; /* the generation when the tables were looked up */
+static uint64 remembered_at = 0;	/* the generation of what is remembered */
+static MemoryContext context = NULL;
+static HTAB *tenants = NULL;
+static HTAB *keys = NULL;
+
+static void
+at_relcache(Datum arg, Oid relid)
+{
+	bool		ours = !OidIsValid(relid);
+
+	for (int i = 0; i < lengthof(tables); i++)
+		ours = ours || relid == tables[i];
+	if (ours)
+		generation++;
+}
+
+static void
+at_syscache(Datum arg, int cacheid, uint32 hashvalue)
+{
+	generation++;
+}
+
+uint64
+rows_generation(void)
+{
+	return generation;
+}
+
+void
+rows_listen(void)
+{
+	if (listening_at == generation)
+		return;
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(at_relcache, (Datum) 0);
+		CacheRegisterSyscacheCallback(AUTHOID, at_syscache, (Datum) 0);
+		CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, at_syscache, (Datum) 0);
+		registered = true;
+	}
+	for (int i = 0; i < lengthof(tables); i++)
+		tables[i] = catalog_relation(table_names[i]);
+	listening_at = generation;
+}
+
+static HTAB *
+make_table(const char *name, Size key_size, Size entry_size)
+{
+	HASHCTL		ctl = {0};
+
+	ctl.keysize = key_size;
+	ctl.entrysize = entry_size;
+	ctl.hcxt = context;
+	return hash_create(name, 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+/* Forget what may be wrong, or is too much. */
+static void
+refresh(void)
+{
+	if (keys != NULL && remembered_at == generation &&
+		hash_get_num_entries(tenants) < MAX_REMEMBERED &&
+		hash_get_num_entries(keys) < MAX_REMEMBERED)
+		return;
+	if (context == NULL)
+		context = AllocSetContextCreate(TopMemoryContext, "nomp_crypt rows",
+										ALLOCSET_SMALL_SIZES);
+	tenants = keys = NULL;
+	MemoryContextReset(context);
+	tenants = make_table("nomp_crypt tenants", UUID_LEN, sizeof(KnownTenant));
+	keys = make_table("nomp_crypt keys", VALUE_KEY_ID_LEN, sizeof(KnownKey));
+	rows_listen();
+	remembered_at = generation;
+}
+
+bool
+rows_tenant(const pg_uuid_t *uuid, TenantRow *row)
+{
+	KnownTenant *known;
+	uint64		before;
+
+	refresh();
+	known = hash_search(tenants, uuid, HASH_FIND, NULL);
+	if (known != NULL)
+	{
+		*row = known->row;
+		return true;
+	}
+	before = generation;
+	if (!catalog_tenant_by_uuid(uuid, row))
+		return false;
+	if (before == generation)
+	{
+		known = hash_search(tenants, uuid, HASH_ENTER, NULL);
+		known->row = *row;
+		known->has_current[false] = known->has_current[true] = false;
+	}
+	return true;
+}
+
+/* Sessions ask for their own tenant, over and over: the last one is kept. */
+bool
+rows_tenant_by_id(const char *id, TenantRow *row)
+{
+	static TenantRow last;
+	static uint64 read_at = 0;
+	uint64		before;
+
+	if (read_at != generation || strcmp(last.id, id) != 0)
+	{
+		rows_listen();
+		read_at = 0;
+		before = generation;
+		if (!catalog_tenant_by_id(id, &last))
+			return false;
+		read_at = before;
+	}
+	*row = last;
+	return true;
+}
+
+void
+rows_take_facts(KeyFacts *facts, const KeyRow *row)
+{
+	facts->place = row->spec.place;
+	memcpy(facts->key_check, row->spec.key_check, KEY_CHECK_LEN);
+	facts->own_transaction = row->own_transaction;
+}
+
+bool
+rows_key(const uint8 key_id[VALUE_KEY_ID_LEN], KeyFacts *facts)
+{
+	KnownKey   *known;
+	KeyRow		row;
+	uint64		before;
+
+	refresh();
+	known = hash_search(keys, key_id, HASH_FIND, NULL);
+	if (known != NULL)
+	{
+		*facts = known->facts;
+		return true;
+	}
+	before = generation;
+	if (!catalog_key_by_id(key_id, &row))
+		return false;
+	rows_take_facts(facts, &row);
+	if (before == generation && !row.own_transaction)
+	{
+		known = hash_search(keys, key_id, HASH_ENTER, NULL);
+		known->facts = *facts;
+	}
+	return true;
+}
+
+bool
+rows_current_key(const pg_uuid_t *tenant, bool is_index, KeyFacts *facts)
+{
+	KnownTenant *known;
+	KeyRow		row;
+	uint64		before;
+
+	refresh();
+	known = hash_search(tenants, tenant, HASH_FIND, NULL);
+	if (known != NULL && known->has_current[is_index])
+	{
+		*facts = known->current[is_index];
+		return true;
+	}
+	before = generation;
+	if (!(is_index ? catalog_index_key : catalog_current_key) (tenant, &row))
+		return false;
+	rows_take_facts(facts, &row);
+	if (known != NULL && before == generation && !row.own_transaction)
+	{
+		known->current[is_index] = *facts;
+		known->has_current[is_index] = true;
+	}
+	return true;
+}
+
+/*
+ * nomp_crypt._rows_changed() returns trigger
+ *
+ * Once for each statement that changes one of the tables above.
+ */
+Datum
+nc_rows_changed(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("nomp_crypt._rows_changed must be called as a trigger")));
+	CacheInvalidateRelcache(((TriggerData *) fcinfo->context)->tg_relation);
+	return PointerGetDatum(NULL);
+}
