@@ -12,6 +12,7 @@
 
 #include "keyspec.h"
 #include "lease.h"
+#include "port/atomics.h"
 
 #define WORKING_KEY_LEN		32
 
@@ -26,7 +27,15 @@ extern void keyring_init(void);
 extern void keyring_shmem_request(void);
 extern void keyring_shmem_startup(void);
 
-extern uint64 keyring_epoch(void);
+/* Moves when keys are revoked: what was read or copied before is void. */
+extern pg_atomic_uint64 *keyring_epoch_word;
+
+static inline uint64
+keyring_epoch(void)
+{
+	return pg_atomic_read_u64(keyring_epoch_word);
+}
+
 extern bool keyring_lookup(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
 						   bool own_transaction, WorkingKey *out);
 extern bool keyring_insert(const UnwrapRequest *from, int which,

@@ -35,6 +35,11 @@ extern const uint8 *mykeys_id(int key);
 extern CipherCtx *mykeys_opener(int key, const uint8 prefix[CIPHER_PREFIX_LEN]);
 extern CipherCtx *mykeys_sealer(int key, uint8 nonce[CIPHER_NONCE_LEN]);
 
+/* The same, found and checked, if it is the one used last. */
+extern CipherCtx *mykeys_opener_again(const uint8 key_id[VALUE_KEY_ID_LEN],
+									  const uint8 prefix[CIPHER_PREFIX_LEN],
+									  const KeyPlace **place);
+
 /* The same with false; key is an index key's. */
 extern bool mykeys_fingerprint(int key, const uint8 *data, size_t len,
 							   uint8 out[CIPHER_MAC_LEN]);

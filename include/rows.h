@@ -23,7 +23,13 @@ typedef struct KeyFacts
  * second gives another number than then, it may be wrong.
  */
 extern void rows_listen(void);
-extern uint64 rows_generation(void);
+extern uint64 rows_changes;
+
+static inline uint64
+rows_generation(void)
+{
+	return rows_changes;
+}
 
 /* False if there is no such row. */
 extern bool rows_tenant(const pg_uuid_t *uuid, TenantRow *row);

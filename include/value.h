@@ -62,6 +62,7 @@
 typedef struct ValueView
 {
 	uint8_t		type_code;
+	const uint8_t *start;
 	const uint8_t *key_id;
 	const uint8_t *nonce;
 	const uint8_t *fingerprint; /* NULL if there is none */
@@ -84,7 +85,11 @@ extern uint8_t *value_write_header(uint8_t *out, uint8_t type_code,
 								   const uint8_t nonce[VALUE_NONCE_LEN],
 								   const uint8_t *fingerprint);
 
-/* The additional authenticated data of a value; returns its length. */
-extern size_t value_aad(const ValueView *view, uint8_t out[VALUE_MAX_AAD]);
+/*
+ * The additional authenticated data of a value: where it is, in the value
+ * itself or put together in "room", and its length.
+ */
+extern const uint8_t *value_aad(const ValueView *view, uint8_t room[VALUE_MAX_AAD],
+								size_t *len);
 
 #endif							/* NOMP_VALUE_H */

@@ -48,7 +48,7 @@
  * derivation and MAC, and for keying a cipher that is there already.
  */
 #define SCRUB_DEEP		8192
-#define SCRUB_SHALLOW	2048
+#define SCRUB_SHALLOW	1536
 
 #define NOINLINE		__attribute__((noinline))
 
@@ -219,18 +219,21 @@ static NOINLINE bool
 derive_key(CipherRoot *root, const uint8_t prefix[CIPHER_PREFIX_LEN],
 		   uint8_t derived[CIPHER_KEY_LEN])
 {
-	uint8_t		message[TWO_BLOCKS] = {0};
+	uint8_t		message[TWO_BLOCKS];
 	bool		ok;
 
 	for (int half = 0; half < 2; half++)
 	{
-		uint8_t    *m = message + half * BLOCK_LEN;
+		const uint8_t head[4] = {0, (uint8_t) (half + 1), 'X', 0};
+		uint64_t	m[2];
+		uint64_t	subkey[2];
 
-		m[1] = (uint8_t) (half + 1);
-		m[2] = 'X';
-		memcpy(m + 4, prefix, CIPHER_PREFIX_LEN);
-		for (int i = 0; i < BLOCK_LEN; i++)
-			m[i] ^= root->subkey[i];
+		memcpy(m, head, sizeof(head));
+		memcpy((uint8_t *) m + sizeof(head), prefix, CIPHER_PREFIX_LEN);
+		memcpy(subkey, root->subkey, BLOCK_LEN);
+		m[0] ^= subkey[0];
+		m[1] ^= subkey[1];
+		memcpy(message + half * BLOCK_LEN, m, BLOCK_LEN);
 	}
 	ok = encrypt_blocks(root->ecb, message, sizeof(message), derived);
 	OPENSSL_cleanse(message, sizeof(message));
@@ -352,8 +355,8 @@ static inline bool
 take_tag(EVP_CIPHER_CTX *gcm, uint8_t *tag)
 {
 	OSSL_PARAM	params[] = {
-		OSSL_PARAM_construct_octet_string(OSSL_CIPHER_PARAM_AEAD_TAG, tag, CIPHER_TAG_LEN),
-		OSSL_PARAM_construct_end()
+		OSSL_PARAM_octet_string(OSSL_CIPHER_PARAM_AEAD_TAG, tag, CIPHER_TAG_LEN),
+		OSSL_PARAM_END
 	};
 
 	return EVP_CIPHER_CTX_get_params(gcm, params) == 1;
@@ -365,11 +368,10 @@ begin_opening(EVP_CIPHER_CTX *gcm, const uint8_t nonce_tail[GCM_NONCE_LEN],
 			  const uint8_t *tag)
 {
 	OSSL_PARAM	params[] = {
-		OSSL_PARAM_construct_octet_string(OSSL_CIPHER_PARAM_AEAD_TLS1_SET_IV_INV,
-										  (void *) nonce_tail, GCM_NONCE_LEN),
-		OSSL_PARAM_construct_octet_string(OSSL_CIPHER_PARAM_AEAD_TAG,
-										  (void *) tag, CIPHER_TAG_LEN),
-		OSSL_PARAM_construct_end()
+		OSSL_PARAM_octet_string(OSSL_CIPHER_PARAM_AEAD_TLS1_SET_IV_INV,
+								(void *) nonce_tail, GCM_NONCE_LEN),
+		OSSL_PARAM_octet_string(OSSL_CIPHER_PARAM_AEAD_TAG, (void *) tag, CIPHER_TAG_LEN),
+		OSSL_PARAM_END
 	};
 
 	return gcm != NULL && EVP_CIPHER_CTX_set_params(gcm, params) == 1;

@@ -166,45 +166,52 @@ envelope_wipe(bytea *payload)
 	pfree(payload);
 }
 
+/* What opens the value, once its key is here and may be used to read. */
+static CipherCtx *
+find_opener(const ValueView *value, int rights, const KeyPlace **place)
+{
+	CipherCtx  *ctx = mykeys_opener_again(value->key_id, value->nonce, place);
+
+	if (ctx != NULL && rights_cached((const pg_uuid_t *) (*place)->tenant, rights))
+		return ctx;
+	for (int try = 0; try < MAX_TRIES; try++)
+	{
+		int			key = mykeys_find(value->key_id);
+
+		if (key < 0 ||
+			!rights_cached((const pg_uuid_t *) mykeys_place(key)->tenant, rights))
+		{
+			prepare_to_open(value, rights); /* says who lacks what */
+			continue;
+		}
+		*place = mykeys_place(key);
+		if ((*place)->is_index)
+			error_integrity();
+		ctx = mykeys_opener(key, value->nonce);
+		if (ctx != NULL)
+			return ctx;
+	}
+	error_keystore(KS_RETRY, "", NULL);
+}
+
 bytea *
 envelope_open(const ValueView *value, int rights)
 {
 	size_t		len = value->body_len - VALUE_TAG_LEN;
 	bytea	   *payload = palloc(VARHDRSZ + len + 1);
-	uint8		aad[VALUE_MAX_AAD];
-	size_t		aad_len = value_aad(value, aad);
+	uint8		room[VALUE_MAX_AAD];
+	size_t		aad_len;
+	const uint8 *aad = value_aad(value, room, &aad_len);
+	const KeyPlace *place;
+	CipherCtx  *ctx = find_opener(value, rights, &place);
 
 	SET_VARSIZE(payload, VARHDRSZ + len);
-	for (int try = 0; try < MAX_TRIES; try++)
-	{
-		int			key = mykeys_find(value->key_id);
-		CipherCtx  *ctx;
-		pg_uuid_t	uuid;
-
-		if (key < 0)
-		{
-			prepare_to_open(value, rights);
-			continue;
-		}
-		memcpy(uuid.data, mykeys_place(key)->tenant, UUID_LEN);
-		if (!rights_cached(&uuid, rights))
-		{
-			prepare_to_open(value, rights);	/* says who lacks what */
-			continue;
-		}
-		if (mykeys_place(key)->is_index)
-			error_integrity();
-		ctx = mykeys_opener(key, value->nonce);
-		if (ctx == NULL)
-			continue;
-		if (!cipher_open(ctx, value->nonce + CIPHER_PREFIX_LEN, aad, aad_len,
-						 value->body, value->body_len, (uint8 *) VARDATA(payload)))
-			error_integrity();
-		VARDATA(payload)[len] = '\0';
-		access_opened(&uuid, rights);
-		return payload;
-	}
-	error_keystore(KS_RETRY, "", NULL);
+	if (!cipher_open(ctx, value->nonce + CIPHER_PREFIX_LEN, aad, aad_len,
+					 value->body, value->body_len, (uint8 *) VARDATA(payload)))
+		error_integrity();
+	VARDATA(payload)[len] = '\0';
+	access_opened((const pg_uuid_t *) place->tenant, rights);
+	return payload;
 }
 
 /* Make sure that a school's current key, or its index key, is here. */
@@ -239,7 +246,8 @@ envelope_seal(const TenantRow *tenant, int rights, uint8 type_code,
 	{
 		int			key = mykeys_current(tenant->uuid.data, false);
 		uint8		nonce[VALUE_NONCE_LEN];
-		uint8		aad[VALUE_MAX_AAD];
+		uint8		room[VALUE_MAX_AAD];
+		const uint8 *aad;
 		size_t		aad_len;
 		uint8	   *body;
 		ValueView	view;
@@ -258,7 +266,7 @@ envelope_seal(const TenantRow *tenant, int rights, uint8 type_code,
 		memset(body, 0, len + VALUE_TAG_LEN);
 		if (!value_parse((uint8 *) VARDATA(value), size, &view))
 			elog(ERROR, "could not lay out an encrypted value");
-		aad_len = value_aad(&view, aad);
+		aad = value_aad(&view, room, &aad_len);
 		if (!cipher_seal(ctx, nonce + CIPHER_PREFIX_LEN, aad, aad_len,
 						 (const uint8 *) payload, len, body))
 			elog(ERROR, "could not encrypt a value");

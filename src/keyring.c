@@ -55,6 +55,8 @@ typedef struct KeyringShared
 
 static int	max_cached_keys = 20000;
 
+pg_atomic_uint64 *keyring_epoch_word = NULL;
+
 static KeyringShared *keyring = NULL;
 static HTAB *keyring_index = NULL;
 static uint8 (*keyring_secrets)[WORKING_KEY_LEN] = NULL;
@@ -101,6 +103,7 @@ keyring_shmem_startup(void)
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	keyring = ShmemInitStruct("nomp_crypt keyring", shared_size(), &found);
+	keyring_epoch_word = &keyring->epoch;
 	keyring_secrets = secret_shmem_startup("nomp_crypt keyring secrets", secrets_size(), &found);
 	keyring_lock = &GetNamedLWLockTranche("nomp_crypt_keyring")->lock;
 	ctl.keysize = KEY_CHECK_LEN;
@@ -115,12 +118,6 @@ keyring_shmem_startup(void)
 			pg_atomic_init_u32(&keyring->slots[i].used, 0);
 	}
 	LWLockRelease(AddinShmemInitLock);
-}
-
-uint64
-keyring_epoch(void)
-{
-	return pg_atomic_read_u64(&keyring->epoch);
 }
 
 int

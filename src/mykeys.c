@@ -34,7 +34,8 @@
 
 #define NUM_BY_ID		1024	/* by two bytes of key_id, which is random */
 #define NUM_KEYS		(2 * NUM_BY_ID) /* keys for values, then index keys */
-#define NUM_OPENERS		64
+#define NUM_OPENERS		64		/* by a byte of the nonce's prefix, which is random */
+#define PATIENCE		64
 
 typedef struct MyKey
 {
@@ -55,14 +56,24 @@ typedef struct Opener
 {
 	uint8		key_id[VALUE_KEY_ID_LEN];
 	uint8		prefix[CIPHER_PREFIX_LEN];
+	uint8		passed_over;	/* so often since it was last of use */
 	CipherCtx  *ctx;
 } Opener;
 
 static MyKey my_keys[NUM_KEYS];
 static uint16 touched[NUM_KEYS];	/* those that there is something to wipe of */
 static int	num_touched = 0;
-static Opener openers[NUM_OPENERS];
+/*
+ * Contexts to open with.  Values written in one transaction share a prefix;
+ * of a row that was written alone it is the only use.  Those must neither
+ * push out the others nor spread over all the contexts' memory: a prefix
+ * whose place is taken is opened in a place apart, the last, until the one
+ * that holds it has been passed over a few times.
+ */
+static Opener openers[NUM_OPENERS + 1];
 static bool any_opener = false;
+static Opener *last_opener = NULL;	/* the last one used, and whose it is */
+static MyKey *last_opened = NULL;
 static volatile uint64 my_secrets[NUM_KEYS][WORKING_KEY_LEN / sizeof(uint64)] pg_attribute_aligned(SECRET_PAGE);
 static volatile sig_atomic_t zeroed = false;
 
@@ -119,12 +130,13 @@ wipe_all(void)
 {
 	uint64		epoch = keyring_epoch();
 
-	for (int i = 0; any_opener && i < NUM_OPENERS; i++)
+	for (int i = 0; any_opener && i < lengthof(openers); i++)
 	{
 		cipher_free(openers[i].ctx);
 		openers[i].ctx = NULL;
 	}
 	any_opener = false;
+	last_opener = NULL;
 	while (num_touched > 0)
 	{
 		MyKey	   *key = &my_keys[touched[--num_touched]];
@@ -264,7 +276,8 @@ drop_key(MyKey *key)
 {
 	if (!key->used)
 		return;
-	for (int i = 0; i < NUM_OPENERS; i++)
+	last_opener = NULL;
+	for (int i = 0; i < lengthof(openers); i++)
 	{
 		if (openers[i].ctx != NULL &&
 			memcmp(openers[i].key_id, key->key_id, VALUE_KEY_ID_LEN) == 0)
@@ -425,21 +438,52 @@ derive(MyKey *key, CipherCtx *old, const uint8 prefix[CIPHER_PREFIX_LEN])
 	return NULL;
 }
 
+static inline bool
+opens(const Opener *opener, const uint8 *key_id, const uint8 *prefix)
+{
+	return opener->ctx != NULL &&
+		memcmp(opener->prefix, prefix, CIPHER_PREFIX_LEN) == 0 &&
+		memcmp(opener->key_id, key_id, VALUE_KEY_ID_LEN) == 0;
+}
+
+/*
+ * The context that was last given out, if it opens values of that key and
+ * prefix too, with all the checks of mykeys_find.  NULL: take the long way.
+ */
+CipherCtx *
+mykeys_opener_again(const uint8 key_id[VALUE_KEY_ID_LEN],
+					const uint8 prefix[CIPHER_PREFIX_LEN], const KeyPlace **place)
+{
+	if (!is_current() || last_opener == NULL || !opens(last_opener, key_id, prefix) ||
+		!lease_valid_coarse(&last_opened->lease, &last_opened->checked))
+		return NULL;
+	*place = &last_opened->place;
+	return last_opener->ctx;
+}
+
 /* A context that opens values of that nonce prefix. */
 CipherCtx *
 mykeys_opener(int key, const uint8 prefix[CIPHER_PREFIX_LEN])
 {
 	MyKey	   *mine = &my_keys[key];
 	Opener	   *opener = &openers[(prefix[0] ^ mine->key_id[2]) % NUM_OPENERS];
+	bool		found = opens(opener, mine->key_id, prefix);
 
-	if (opener->ctx != NULL &&
-		memcmp(opener->prefix, prefix, CIPHER_PREFIX_LEN) == 0 &&
-		memcmp(opener->key_id, mine->key_id, VALUE_KEY_ID_LEN) == 0)
-		return opener->ctx;
-	any_opener = true;
-	opener->ctx = derive(mine, opener->ctx, prefix);
-	memcpy(opener->prefix, prefix, CIPHER_PREFIX_LEN);
-	memcpy(opener->key_id, mine->key_id, VALUE_KEY_ID_LEN);
+	if (!found && opener->ctx != NULL && ++opener->passed_over < PATIENCE)
+	{
+		opener = &openers[NUM_OPENERS];
+		found = opens(opener, mine->key_id, prefix);
+	}
+	opener->passed_over = 0;
+	if (!found)
+	{
+		any_opener = true;
+		opener->ctx = derive(mine, opener->ctx, prefix);
+		memcpy(opener->prefix, prefix, CIPHER_PREFIX_LEN);
+		memcpy(opener->key_id, mine->key_id, VALUE_KEY_ID_LEN);
+	}
+	last_opener = opener;
+	last_opened = mine;
 	return opener->ctx;
 }
 

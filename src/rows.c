@@ -50,9 +50,9 @@ static const char *const table_names[] = {"tenant", "tenant_key", "tenant_right"
 static Oid	tables[lengthof(table_names)];
 static bool registered = false;
 
-static uint64 generation = 1;
-static uint64 listening_at = 0; /* the generation when the tables were looked up */
-static uint64 remembered_at = 0;	/* the generation of what is remembered */
+uint64		rows_changes = 1;
+static uint64 listening_at = 0; /* the number when the tables were looked up */
+static uint64 remembered_at = 0;	/* the number of what is remembered */
 static MemoryContext context = NULL;
 static HTAB *tenants = NULL;
 static HTAB *keys = NULL;
@@ -65,25 +65,19 @@ at_relcache(Datum arg, Oid relid)
 	for (int i = 0; i < lengthof(tables); i++)
 		ours = ours || relid == tables[i];
 	if (ours)
-		generation++;
+		rows_changes++;
 }
 
 static void
 at_syscache(Datum arg, int cacheid, uint32 hashvalue)
 {
-	generation++;
-}
-
-uint64
-rows_generation(void)
-{
-	return generation;
+	rows_changes++;
 }
 
 void
 rows_listen(void)
 {
-	if (listening_at == generation)
+	if (listening_at == rows_changes)
 		return;
 	if (!registered)
 	{
@@ -94,7 +88,7 @@ rows_listen(void)
 	}
 	for (int i = 0; i < lengthof(tables); i++)
 		tables[i] = catalog_relation(table_names[i]);
-	listening_at = generation;
+	listening_at = rows_changes;
 }
 
 static HTAB *
@@ -112,7 +106,7 @@ make_table(const char *name, Size key_size, Size entry_size)
 static void
 refresh(void)
 {
-	if (keys != NULL && remembered_at == generation &&
+	if (keys != NULL && remembered_at == rows_changes &&
 		hash_get_num_entries(tenants) < MAX_REMEMBERED &&
 		hash_get_num_entries(keys) < MAX_REMEMBERED)
 		return;
@@ -124,7 +118,7 @@ refresh(void)
 	tenants = make_table("nomp_crypt tenants", UUID_LEN, sizeof(KnownTenant));
 	keys = make_table("nomp_crypt keys", VALUE_KEY_ID_LEN, sizeof(KnownKey));
 	rows_listen();
-	remembered_at = generation;
+	remembered_at = rows_changes;
 }
 
 bool
@@ -140,10 +134,10 @@ rows_tenant(const pg_uuid_t *uuid, TenantRow *row)
 		*row = known->row;
 		return true;
 	}
-	before = generation;
+	before = rows_changes;
 	if (!catalog_tenant_by_uuid(uuid, row))
 		return false;
-	if (before == generation)
+	if (before == rows_changes)
 	{
 		known = hash_search(tenants, uuid, HASH_ENTER, NULL);
 		known->row = *row;
@@ -160,11 +154,11 @@ rows_tenant_by_id(const char *id, TenantRow *row)
 	static uint64 read_at = 0;
 	uint64		before;
 
-	if (read_at != generation || strcmp(last.id, id) != 0)
+	if (read_at != rows_changes || strcmp(last.id, id) != 0)
 	{
 		rows_listen();
 		read_at = 0;
-		before = generation;
+		before = rows_changes;
 		if (!catalog_tenant_by_id(id, &last))
 			return false;
 		read_at = before;
@@ -195,11 +189,11 @@ rows_key(const uint8 key_id[VALUE_KEY_ID_LEN], KeyFacts *facts)
 		*facts = known->facts;
 		return true;
 	}
-	before = generation;
+	before = rows_changes;
 	if (!catalog_key_by_id(key_id, &row))
 		return false;
 	rows_take_facts(facts, &row);
-	if (before == generation && !row.own_transaction)
+	if (before == rows_changes && !row.own_transaction)
 	{
 		known = hash_search(keys, key_id, HASH_ENTER, NULL);
 		known->facts = *facts;
@@ -221,11 +215,11 @@ rows_current_key(const pg_uuid_t *tenant, bool is_index, KeyFacts *facts)
 		*facts = known->current[is_index];
 		return true;
 	}
-	before = generation;
+	before = rows_changes;
 	if (!(is_index ? catalog_index_key : catalog_current_key) (tenant, &row))
 		return false;
 	rows_take_facts(facts, &row);
-	if (known != NULL && before == generation && !row.own_transaction)
+	if (known != NULL && before == rows_changes && !row.own_transaction)
 	{
 		known->current[is_index] = *facts;
 		known->has_current[is_index] = true;

@@ -44,6 +44,9 @@ value_parse(const uint8_t *bytes, size_t len, ValueView *view)
 
 	if (len < VALUE_MIN_LEN)
 		return false;
+	/* the tag is needed first, and in a scan is not at hand yet */
+	__builtin_prefetch(bytes + len - VALUE_TAG_LEN);
+	__builtin_prefetch(bytes + len - 1);
 	format = bytes[OFFSET_FORMAT];
 	if ((format & 0xf0) != FORMAT_VERSION ||
 		(format & ~FORMAT_KNOWN_BITS) != 0 ||
@@ -57,6 +60,7 @@ value_parse(const uint8_t *bytes, size_t len, ValueView *view)
 	}
 
 	view->type_code = bytes[OFFSET_TYPE];
+	view->start = bytes;
 	view->key_id = bytes + OFFSET_KEY_ID;
 	view->nonce = bytes + OFFSET_NONCE;
 	view->fingerprint = (format & FORMAT_FINGERPRINT) ?
@@ -94,16 +98,15 @@ value_write_header(uint8_t *out, uint8_t type_code,
 	return out + OFFSET_FINGERPRINT + VALUE_FINGERPRINT_LEN;
 }
 
-size_t
-value_aad(const ValueView *view, uint8_t out[VALUE_MAX_AAD])
+const uint8_t *
+value_aad(const ValueView *view, uint8_t room[VALUE_MAX_AAD], size_t *len)
 {
-	out[OFFSET_FORMAT] = FORMAT_VERSION;
-	out[OFFSET_TYPE] = view->type_code;
-	memcpy(out + OFFSET_KEY_ID, view->key_id, VALUE_KEY_ID_LEN);
+	*len = OFFSET_NONCE;
 	if (view->fingerprint == NULL)
-		return OFFSET_NONCE;
+		return view->start;
 
-	out[OFFSET_FORMAT] |= FORMAT_FINGERPRINT;
-	memcpy(out + OFFSET_NONCE, view->fingerprint, VALUE_FINGERPRINT_LEN);
-	return OFFSET_NONCE + VALUE_FINGERPRINT_LEN;
+	memcpy(room, view->start, OFFSET_NONCE);
+	memcpy(room + OFFSET_NONCE, view->fingerprint, VALUE_FINGERPRINT_LEN);
+	*len += VALUE_FINGERPRINT_LEN;
+	return room;
 }
