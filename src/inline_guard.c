@@ -24,6 +24,7 @@
 #include "rewrite/rewriteHandler.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
 typedef struct Search
@@ -105,7 +106,7 @@ text_body_handles(const char *source, HeapTuple tuple, Node *call, Search *searc
 }
 
 static void
-look_at(FuncExpr *call, Search *search)
+look_at(Oid function, Node *call, Search *search)
 {
 	HeapTuple	tuple;
 	Form_pg_proc form;
@@ -113,28 +114,28 @@ look_at(FuncExpr *call, Search *search)
 	bool		isnull;
 	bool		handles;
 
-	if (call->funcid < FirstNormalObjectId || list_member_oid(search->within, call->funcid) ||
-		list_member_oid(search->found, call->funcid))
+	if (function < FirstNormalObjectId || list_member_oid(search->within, function) ||
+		list_member_oid(search->found, function))
 		return;
-	tuple = SearchSysCacheCopy1(PROCOID, ObjectIdGetDatum(call->funcid));
+	tuple = SearchSysCacheCopy1(PROCOID, ObjectIdGetDatum(function));
 	if (!HeapTupleIsValid(tuple))
 		return;
 	form = (Form_pg_proc) GETSTRUCT(tuple);
 	if (form->prolang != SQLlanguageId || form->prokind != PROKIND_FUNCTION ||
 		form->prosecdef || !heap_attisnull(tuple, Anum_pg_proc_proconfig, NULL))
 		return;
-	search->within = lappend_oid(search->within, call->funcid);
+	search->within = lappend_oid(search->within, function);
 	body = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_prosqlbody, &isnull);
 	if (!isnull)
 		handles = parsed_body_handles(stringToNode(TextDatumGetCString(body)), search);
 	else
 	{
 		body = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_prosrc, &isnull);
-		handles = text_body_handles(TextDatumGetCString(body), tuple, (Node *) call, search);
+		handles = text_body_handles(TextDatumGetCString(body), tuple, call, search);
 	}
 	search->within = list_delete_last(search->within);
 	if (handles)
-		search->found = lappend_oid(search->found, call->funcid);
+		search->found = lappend_oid(search->found, function);
 }
 
 static bool
@@ -145,7 +146,9 @@ find_calls(Node *node, Search *search)
 	if (IsA(node, Query))
 		return query_tree_walker((Query *) node, find_calls, search, 0);
 	if (IsA(node, FuncExpr))
-		look_at((FuncExpr *) node, search);
+		look_at(((FuncExpr *) node)->funcid, node, search);
+	else if (IsA(node, OpExpr))
+		look_at(get_opcode(((OpExpr *) node)->opno), node, search);
 	return expression_tree_walker(node, find_calls, search);
 }
 

@@ -12,8 +12,8 @@
  * (compare_guard.c), and SQL functions that handle values of the type are
  * kept from being inlined (inline_guard.c).
  *
- * Costs one walk over the query tree each, and nothing in a database without
- * the extension.
+ * Costs one cheap walk over the query tree each (concern.c), more for queries
+ * that concern us, and nothing in a database without the extension.
  */
 #include "postgres.h"
 
@@ -21,6 +21,7 @@
 #include "catalog.h"
 #include "catalog/pg_type.h"
 #include "compare_guard.h"
+#include "concern.h"
 #include "guard.h"
 #include "inline_guard.h"
 #include "nodes/makefuncs.h"
@@ -253,6 +254,8 @@ wrap_query(Query *query, Oid type)
 			wrap_query((Query *) inner, type);
 		return;
 	}
+	if (!concern_values((Node *) query, type))
+		return;
 	(void) check_operators((Node *) query, &type);
 	if (!has_literal((Node *) query, &type))
 		return;
@@ -282,7 +285,7 @@ plan_rewritten(Query *query, const char *source, int options, ParamListInfo para
 {
 	Oid			ours = catalog_type();
 
-	if (OidIsValid(ours))
+	if (OidIsValid(ours) && concern_plan((Node *) query, ours))
 	{
 		bool		makes_records;
 		bool		compare_records;
