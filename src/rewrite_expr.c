@@ -15,7 +15,9 @@
 #include "access/stratnum.h"
 #include "catalog.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_language.h"
 #include "catalog/pg_operator.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "inner.h"
 #include "miscadmin.h"
@@ -67,7 +69,24 @@ type_namespace(Oid type)
 	return result;
 }
 
-/* Our own operator over our type? */
+static bool
+is_in_c(Oid function)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	bool		result = false;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		result = ((Form_pg_proc) GETSTRUCT(tuple))->prolang == ClanguageId;
+		ReleaseSysCache(tuple);
+	}
+	return result;
+}
+
+/*
+ * Our own operator over our type?  Ours are in C; somebody's else in the same
+ * schema, on a function of his own, is none of our business.
+ */
 static bool
 our_operator(Oid operator, Oid ours)
 {
@@ -82,7 +101,7 @@ our_operator(Oid operator, Oid ours)
 		Form_pg_operator form = (Form_pg_operator) GETSTRUCT(tuple);
 
 		result = (form->oprleft == ours || form->oprright == ours) &&
-			form->oprnamespace == type_namespace(ours);
+			form->oprnamespace == type_namespace(ours) && is_in_c(form->oprcode);
 		ReleaseSysCache(tuple);
 	}
 	return result;
