@@ -20,6 +20,7 @@ extern void holders_release(void);
 extern void holders_ack(uint64 epoch);
 extern bool holders_must_wipe(void);
 extern void holders_poke(const uint8 tenant[16]);
+extern void holders_end_stragglers(void);
 extern void holders_await(const uint8 tenant[16], uint64 epoch);
 
 #endif							/* NOMP_HOLDERS_H */

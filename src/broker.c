@@ -385,6 +385,7 @@ run_checks(int64 now)
 	if (now >= next_tick)
 	{
 		keyring_expire();
+		holders_end_stragglers();
 		access_table_write_due();
 		next_tick = now + TICK_MS * INT64CONST(1000);
 	}

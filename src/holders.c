@@ -16,7 +16,8 @@
  * process.  Idle sessions and those idle in a transaction wipe when they
  * process it; a busy one zeroes its key bytes in the signal handler
  * (mykeys.c), but can free its cipher contexts only at its next value: if it
- * has not done so in time it is terminated.
+ * has not done so in time it is terminated, by whoever waits for it or, where
+ * nobody does, as on a standby, by the broker.
  */
 #include "postgres.h"
 
@@ -24,6 +25,7 @@
 
 #include "holders.h"
 #include "keyring.h"
+#include "lease.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
 #include "storage/ipc.h"
@@ -51,12 +53,26 @@ typedef struct Holder
 	BackendId	backend_id;
 } Holder;
 
+/* When keys of tenants with that first byte were last revoked. */
+typedef struct Revocation
+{
+	pg_atomic_uint64 epoch;
+	pg_atomic_uint64 at;		/* CLOCK_BOOTTIME */
+} Revocation;
+
+typedef struct HoldersShared
+{
+	Revocation	revocations[256];
+	Holder		holders[FLEXIBLE_ARRAY_MEMBER];
+} HoldersShared;
+
 static Holder *holders = NULL;
+static Revocation *revocations = NULL;
 
 static Size
 shared_size(void)
 {
-	return mul_size(MaxBackends, sizeof(Holder));
+	return add_size(offsetof(HoldersShared, holders), mul_size(MaxBackends, sizeof(Holder)));
 }
 
 void
@@ -68,12 +84,20 @@ holders_shmem_request(void)
 void
 holders_shmem_startup(void)
 {
+	HoldersShared *shared;
 	bool		found;
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	holders = ShmemInitStruct("nomp_crypt holders", shared_size(), &found);
+	shared = ShmemInitStruct("nomp_crypt holders", shared_size(), &found);
+	holders = shared->holders;
+	revocations = shared->revocations;
 	if (!found)
 	{
+		for (int i = 0; i < lengthof(shared->revocations); i++)
+		{
+			pg_atomic_init_u64(&revocations[i].epoch, 0);
+			pg_atomic_init_u64(&revocations[i].at, 0);
+		}
 		for (int i = 0; i < MaxBackends; i++)
 		{
 			pg_atomic_init_u32(&holders[i].holding, 0);
@@ -157,6 +181,8 @@ holders_poke(const uint8 tenant[16])
 	uint64		epoch = keyring_epoch();
 	SharedInvalidationMessage msg;
 
+	pg_atomic_write_u64(&revocations[tenant[0]].at, (uint64) lease_boot_now());
+	pg_atomic_write_u64(&revocations[tenant[0]].epoch, epoch);
 	memset(&msg, 0, sizeof(msg));
 	msg.rc.id = SHAREDINVALRELCACHE_ID;
 	msg.rc.dbId = InvalidOid;
@@ -170,6 +196,58 @@ holders_poke(const uint8 tenant[16])
 		if (i != MyProc->pgprocno && still_holds(holder, tenant, epoch))
 			SendProcSignal(holder->pid, PROCSIG_CATCHUP_INTERRUPT,
 						   holder->backend_id);
+	}
+}
+
+static void
+terminate(pid_t pid)
+{
+	if (BackendPidGetProc(pid) == NULL)
+		return;
+	ereport(LOG,
+			(errmsg("terminating process %d, which cannot wipe its copies of revoked keys in time",
+					(int) pid)));
+	(void) kill(pid, SIGTERM);
+}
+
+/* Has a key that this process may hold been revoked too long ago? */
+static bool
+is_late(Holder *holder, int64 now)
+{
+	uint64		acked = pg_atomic_read_u64(&holder->acked);
+
+	for (int i = 0; i < lengthof(holder->tenants); i++)
+	{
+		uint64		set = pg_atomic_read_u64(&holder->tenants[i]);
+
+		for (int bit = 0; set != 0; bit++, set >>= 1)
+		{
+			Revocation *revoked = &revocations[64 * i + bit];
+
+			if ((set & 1) != 0 && acked < pg_atomic_read_u64(&revoked->epoch) &&
+				now - (int64) pg_atomic_read_u64(&revoked->at) >
+				TERMINATE_AFTER_MS * INT64CONST(1000))
+				return true;
+		}
+	}
+	return false;
+}
+
+/* For the broker, now and then: end those that nobody waits for, once each. */
+void
+holders_end_stragglers(void)
+{
+	static pid_t ended = 0;
+
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		Holder	   *holder = &holders[i];
+
+		if (i == MyProc->pgprocno || pg_atomic_read_u32(&holder->holding) == 0 ||
+			holder->pid == ended || !is_late(holder, lease_boot_now()))
+			continue;
+		ended = holder->pid;
+		terminate(ended);
 	}
 }
 
@@ -200,12 +278,8 @@ holders_await(const uint8 tenant[16], uint64 epoch)
 				continue;
 			behind++;
 			straggler = holder->pid;
-			if (!late || terminated || BackendPidGetProc(straggler) == NULL)
-				continue;
-			ereport(LOG,
-					(errmsg("terminating process %d, which cannot wipe its copies of revoked keys in time",
-							(int) straggler)));
-			(void) kill(straggler, SIGTERM);
+			if (late && !terminated)
+				terminate(straggler);
 		}
 		if (behind == 0)
 			return;

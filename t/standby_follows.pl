@@ -161,7 +161,8 @@ is(reading($standby, $_), 'Anna', "the standby reads $_")
 	$primary->wait_for_catchup($standby);
 	is(reading($standby, 'replayed'),
 		'NC001', 'a new session on the standby says erased');
-	# it tells the others, which need not begin a statement for it, nor end one
+	# it tells the others, which need not begin a statement for it, nor end one;
+	# the one that is busy with something else is terminated
 	ok( wait_until(
 			sub { traces(%keys) == 0 },
 			'the sessions on the standby to wipe'),

@@ -37,17 +37,6 @@ typedef struct Sample
 	size_t		plain_len;
 } Sample;
 
-static size_t
-copy_aad(const ValueView *view, uint8_t out[VALUE_MAX_AAD])
-{
-	uint8_t		room[VALUE_MAX_AAD];
-	size_t		len;
-	const uint8_t *aad = value_aad(view, room, &len);
-
-	memcpy(out, aad, len);
-	return len;
-}
-
 /* What the server does for one value; returns the value's size. */
 static size_t
 seal_sample(const Sample *s, uint8_t value[MAX_VALUE])
