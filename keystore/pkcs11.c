@@ -162,6 +162,19 @@ expect_keys(Keystore *ks, const KsLabel *label, size_t wanted)
 	return status;
 }
 
+/*
+ * May somebody else have made a key for that label?  A tenant's first one is
+ * for a random uuid that nobody else has: then what is known is enough, and
+ * creating thousands does not search the token for each.  A later generation's
+ * number may have been used before, on another site or in a transaction that
+ * failed.
+ */
+static bool
+must_search(Keystore *ks, const CreateWork *w)
+{
+	return w->begun || w->label.generation > 1 || p11_is_known(ks, &w->label);
+}
+
 static KsStatus
 create_work(Keystore *ks, void *arg)
 {
@@ -169,12 +182,13 @@ create_work(Keystore *ks, void *arg)
 	CK_OBJECT_HANDLE handle;
 	uint8_t		id[KEY_ID_LEN];
 	bool		destroyed;
-	KsStatus	status = p11_canary(ks, w->label.inst, &handle);
+	const bool	search = must_search(ks, w);
+	KsStatus	status = p11_canary_still(ks, w->label.inst);
 
 	p11_serial(ks, w->serial);
 	if (status == KS_OK && w->begun)
 		status = destroy_leftovers(ks, w);
-	if (status == KS_OK)
+	if (status == KS_OK && search)
 		status = expect_keys(ks, &w->label, 0);
 	if (status != KS_OK)
 		return status;
@@ -184,7 +198,8 @@ create_work(Keystore *ks, void *arg)
 	status = p11_generate(ks, w->label.full, id, sizeof(id), &handle);
 	if (status != KS_OK)
 		return status;
-	status = expect_keys(ks, &w->label, 1);
+	if (search)
+		status = expect_keys(ks, &w->label, 1);
 	for (int i = 0; status == KS_OK && i < w->n; i++)
 		status = p11_wrap(ks, handle, &w->keys[i]);
 	if (status == KS_OK)
@@ -214,12 +229,18 @@ create_kek(Keystore *ks, const KsLabel *label, KsNewKey *keys, int n, char *seri
 
 /* ---- unwrap, confirm ---- */
 
-/* Make sure that a key carries no provisional mark, on the token. */
+/*
+ * Make sure that a key carries no provisional mark, on the token.  The one
+ * that was made here a moment ago need not be searched for.
+ */
 static KsStatus
 confirm_key(Keystore *ks, const KsLabel *label, KnownKey **key)
 {
-	KsStatus	status = p11_find_again(ks, label, key);
+	KsStatus	status = KS_OK;
 
+	*key = p11_known_still(ks, label);
+	if (*key == NULL)
+		status = p11_find_again(ks, label, key);
 	if (status == KS_OK && (*key)->label.provisional)
 		status = p11_take_off_mark(ks, *key);
 	return status;

@@ -48,6 +48,7 @@ struct Keystore
 	CK_TOKEN_INFO token;
 
 	void	   *keys;			/* tree of KnownKey, by base label */
+	CK_OBJECT_HANDLE canary;	/* where it was last seen */
 	char		refused_pin[KS_MAX_PIN_STAMP + 1];
 	uint8_t		ivs[IVS_REMEMBERED][IV_LEN];
 	size_t		ivs_seen;
@@ -114,11 +115,14 @@ extern void p11_free_found(FoundKeys *found);
 extern KsStatus p11_read_label(Keystore *ks, CK_OBJECT_HANDLE handle,
 							   char out[LABEL_ROOM]);
 extern KsStatus p11_canary(Keystore *ks, const char *inst, CK_OBJECT_HANDLE *handle);
+extern KsStatus p11_canary_still(Keystore *ks, const char *inst);
 extern KsStatus p11_know_all(Keystore *ks);
 extern void p11_know(Keystore *ks, const KsLabel *label, CK_OBJECT_HANDLE handle);
 extern void p11_forget(Keystore *ks, const char *base);
 extern void p11_forget_all(Keystore *ks);
 extern KsStatus p11_find(Keystore *ks, const KsLabel *label, KnownKey **key);
+extern KnownKey *p11_known_still(Keystore *ks, const KsLabel *label);
+extern bool p11_is_known(Keystore *ks, const KsLabel *label);
 extern KsStatus p11_find_again(Keystore *ks, const KsLabel *label, KnownKey **key);
 
 /* pkcs11_crypto.c */

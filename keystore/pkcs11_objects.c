@@ -228,9 +228,34 @@ p11_canary(Keystore *ks, const char *inst, CK_OBJECT_HANDLE *handle)
 		status = p11_refuse(ks, KS_TOKEN_WRONG,
 							"the token does not hold this installation's canary");
 	if (status == KS_OK)
-		*handle = found.items[0].handle;
+		*handle = ks->canary = found.items[0].handle;
 	p11_free_found(&found);
 	return status;
+}
+
+/*
+ * Ask the token, now, whether the canary is where it was.  As good a sighting
+ * as p11_canary, at no search's cost; but a verdict of absence takes two of
+ * those.
+ */
+KsStatus
+p11_canary_still(Keystore *ks, const char *inst)
+{
+	char		label[KS_MAX_LABEL + 1];
+	char		now[LABEL_ROOM];
+	CK_OBJECT_HANDLE handle;
+
+	label_canary(inst, label);
+	if (ks->canary != CK_INVALID_HANDLE)
+	{
+		KsStatus	status = p11_read_label(ks, ks->canary, now);
+
+		if (status != KS_OK)
+			return status;
+		if (strcmp(now, label) == 0)
+			return KS_OK;
+	}
+	return p11_canary(ks, inst, &handle);
 }
 
 /* ---- known keys ---- */
@@ -289,6 +314,7 @@ p11_forget_all(Keystore *ks)
 {
 	tdestroy(ks->keys, free);
 	ks->keys = NULL;
+	ks->canary = CK_INVALID_HANDLE;
 }
 
 static void
@@ -371,6 +397,26 @@ p11_find_again(Keystore *ks, const KsLabel *label, KnownKey **key)
 	if (status != KS_OK)
 		return status;
 	return p11_refuse(ks, KS_KEY_ABSENT, "the token holds no key \"%s\"", label->base);
+}
+
+/* The one key known by that label, if its label is still that, on the token. */
+KnownKey *
+p11_known_still(Keystore *ks, const KsLabel *label)
+{
+	KnownKey   *key = lookup_known(ks, label->base);
+	char		now[LABEL_ROOM];
+
+	if (key == NULL || key->objects != 1 ||
+		p11_read_label(ks, key->handle, now) != KS_OK || strcmp(now, key->label.full) != 0)
+		return NULL;
+	return key;
+}
+
+/* Is any key known by that label? */
+bool
+p11_is_known(Keystore *ks, const KsLabel *label)
+{
+	return lookup_known(ks, label->base) != NULL;
 }
 
 /* Find a KEK, asking the token only if it is not known. */
