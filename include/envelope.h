@@ -24,6 +24,9 @@ extern bytea *envelope_seal(const TenantRow *tenant, int rights, uint8 type_code
  */
 extern bytea *envelope_open(const ValueView *value, int rights);
 
+/* The same with NULL for a value that does not authenticate. */
+extern bytea *envelope_try_open(const ValueView *value, int rights);
+
 /* Wipe and free what envelope_open gave. */
 extern void envelope_wipe(bytea *payload);
 

@@ -195,7 +195,7 @@ find_opener(const ValueView *value, int rights, const KeyPlace **place)
 }
 
 bytea *
-envelope_open(const ValueView *value, int rights)
+envelope_try_open(const ValueView *value, int rights)
 {
 	size_t		len = value->body_len - VALUE_TAG_LEN;
 	bytea	   *payload = palloc(VARHDRSZ + len + 1);
@@ -208,9 +208,22 @@ envelope_open(const ValueView *value, int rights)
 	SET_VARSIZE(payload, VARHDRSZ + len);
 	if (!cipher_open(ctx, value->nonce + CIPHER_PREFIX_LEN, aad, aad_len,
 					 value->body, value->body_len, (uint8 *) VARDATA(payload)))
-		error_integrity();
+	{
+		pfree(payload);
+		return NULL;
+	}
 	VARDATA(payload)[len] = '\0';
 	access_opened((const pg_uuid_t *) place->tenant, rights);
+	return payload;
+}
+
+bytea *
+envelope_open(const ValueView *value, int rights)
+{
+	bytea	   *payload = envelope_try_open(value, rights);
+
+	if (payload == NULL)
+		error_integrity();
 	return payload;
 }
 
