@@ -8,6 +8,7 @@
 #   make check-unit         the C test programs
 #   make asan               the C test programs under ASan and UBSan
 #   make lint, make format
+#   make bench              beside plain columns and pgcrypto; bench/README.md
 #
 # The checks need what "make install" put into the server of PG_CONFIG, and a
 # user other than root.  ./scripts/test does all of it in a private copy.
@@ -92,7 +93,7 @@ uninstall-keystore:
 	rm -f '$(DESTDIR)$(pkglibdir)/$(notdir $(KEYSTORE))'
 
 # Tests.
-.PHONY: test-programs check-unit check-tap regress-config asan format lint
+.PHONY: test-programs check-unit check-tap regress-config asan format lint bench
 test-programs: $(TEST_PROGRAMS) $(CLIENT_PROGRAMS) $(TEST_LIBRARIES) $(KEYSTORE)
 
 $(TEST_PROGRAMS): test/%: test/%.c $(PLAIN_OBJS) $(OUR_HEADERS) $(wildcard test/*.h)
@@ -128,6 +129,9 @@ check-tap: $(TEST_LIBRARIES) $(CLIENT_PROGRAMS)
 
 format:
 	./scripts/format
+
+bench:
+	./scripts/bench $(BENCH_OPTS)
 
 lint: all
 	./scripts/lint
