@@ -196,7 +196,7 @@ cipher_root(const uint8_t key[CIPHER_KEY_LEN])
 	CipherRoot *root = fetch_ciphers() ? OPENSSL_zalloc(sizeof(*root)) : NULL;
 	bool		ok = root != NULL && key_root(root, key);
 
-	scrub_stack();
+	scrub_shallow();
 	if (!finish(ok))
 	{
 		cipher_root_free(root);
@@ -494,7 +494,7 @@ cipher_mac(const uint8_t key[CIPHER_KEY_LEN])
 		mac->hmac = EVP_MAC_CTX_dup(hmac_sha256);
 	ok = mac != NULL && mac->hmac != NULL &&
 		EVP_MAC_init(mac->hmac, key, CIPHER_KEY_LEN, NULL) == 1;
-	scrub_stack();
+	scrub_shallow();
 	if (!finish(ok))
 	{
 		cipher_mac_free(mac);
@@ -513,9 +513,8 @@ cipher_mac_free(CipherMac *mac)
 }
 
 /* Initialised without a key, the context starts again with the one it has. */
-bool
-cipher_mac_take(CipherMac *mac, const uint8_t *data, size_t len,
-				uint8_t out[CIPHER_MAC_LEN])
+static NOINLINE bool
+run_hmac(CipherMac *mac, const uint8_t *data, size_t len, uint8_t out[CIPHER_MAC_LEN])
 {
 	uint8_t		whole[32];
 	size_t		done = 0;
@@ -528,6 +527,16 @@ cipher_mac_take(CipherMac *mac, const uint8_t *data, size_t len,
 	if (ok)
 		memcpy(out, whole, CIPHER_MAC_LEN);
 	OPENSSL_cleanse(whole, sizeof(whole));
+	return ok;
+}
+
+bool
+cipher_mac_take(CipherMac *mac, const uint8_t *data, size_t len,
+				uint8_t out[CIPHER_MAC_LEN])
+{
+	bool		ok = run_hmac(mac, data, len, out);
+
+	scrub_stack();
 	return finish(ok);
 }
 

@@ -79,16 +79,15 @@ static bool
 same_inside(const ValueView *old, const ValueView *new)
 {
 	bytea	   *before = envelope_try_open(old, RIGHT_ENCRYPT | RIGHT_DECRYPT);
-	bytea	   *after;
+	bytea	   *after = envelope_try_open(new, RIGHT_ENCRYPT | RIGHT_DECRYPT);
 	bool		same;
 
-	if (before == NULL)
-		return false;
-	after = envelope_open(new, RIGHT_ENCRYPT | RIGHT_DECRYPT);
-	same = VARSIZE(before) == VARSIZE(after) &&
+	same = before != NULL && after != NULL && VARSIZE(before) == VARSIZE(after) &&
 		cipher_equal(VARDATA(before), VARDATA(after), VARSIZE(before) - VARHDRSZ);
-	envelope_wipe(before);
-	envelope_wipe(after);
+	if (before != NULL)
+		envelope_wipe(before);
+	if (after != NULL)
+		envelope_wipe(after);
 	return same;
 }
 
@@ -133,16 +132,20 @@ is_unchanged(Datum old, Datum new, const TenantRow *tenant)
  * BEFORE UPDATE FOR EACH ROW: inside a tenant, for a role with the right
  * "decrypt", columns that were given their old plaintext keep their old
  * bytes.  Raises 39P01 for another kind of trigger, 22023 for arguments,
- * NC002 to NC004 for the tenant's own state and keystore.
+ * NC002 to NC004 for the tenant's own state and keystore, NC003 for values of
+ * an unknown key.
  */
 Datum
 nc_keep_unchanged(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
-	const TenantRow *tenant = session_tenant_row();
+	const TenantRow *tenant;
 	Columns    *columns;
 	TupleDesc	desc;
-	HeapTuple	result;
+	Datum	   *values;
+	bool	   *nulls;
+	int		   *kept;
+	int			n = 0;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
 		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) ||
@@ -156,22 +159,29 @@ nc_keep_unchanged(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("trigger function \"keep_unchanged\" takes no arguments"),
 				 errhint("It sees to all encrypted columns. Restrict it by UPDATE OF ... or WHEN (...).")));
-	result = trigger->tg_newtuple;
+	tenant = session_tenant_row();
 	if (tenant == NULL || !rights_has(&tenant->uuid, RIGHT_DECRYPT))
-		PG_RETURN_POINTER(result);
+		PG_RETURN_POINTER(trigger->tg_newtuple);
 
 	columns = columns_of(fcinfo->flinfo, trigger->tg_relation);
 	desc = RelationGetDescr(trigger->tg_relation);
+	values = palloc(columns->n * sizeof(Datum));
+	nulls = palloc0(columns->n * sizeof(bool));
+	kept = palloc(columns->n * sizeof(int));
 	for (int i = 0; i < columns->n; i++)
 	{
 		int			number = columns->numbers[i];
 		bool		old_null;
 		bool		new_null;
 		Datum		old = heap_getattr(trigger->tg_trigtuple, number, desc, &old_null);
-		Datum		new = heap_getattr(result, number, desc, &new_null);
+		Datum		new = heap_getattr(trigger->tg_newtuple, number, desc, &new_null);
 
-		if (!old_null && !new_null && is_unchanged(old, new, tenant))
-			result = heap_modify_tuple_by_cols(result, desc, 1, &number, &old, &old_null);
+		if (old_null || new_null || !is_unchanged(old, new, tenant))
+			continue;
+		values[n] = old;
+		kept[n++] = number;
 	}
-	PG_RETURN_POINTER(result);
+	if (n == 0)
+		PG_RETURN_POINTER(trigger->tg_newtuple);
+	PG_RETURN_POINTER(heap_modify_tuple_by_cols(trigger->tg_newtuple, desc, n, kept, values, nulls));
 }
