@@ -73,6 +73,9 @@ typedef struct ValueView
 /* Parse and check; false for anything that is not a version 1 value. */
 extern bool value_parse(const uint8_t *bytes, size_t len, ValueView *view);
 
+/* The fingerprint of a well-formed value that has one, else NULL: for indexes. */
+extern const uint8_t *value_fingerprint(const uint8_t *bytes, size_t len);
+
 /* Total size of a value with that much plaintext; SIZE_MAX if none can be. */
 extern size_t value_size(size_t plain_len, bool has_fingerprint);
 

@@ -43,15 +43,15 @@ static Subject
 subject_of(const bytea *value)
 {
 	Subject		subject;
-	ValueView	view;
+	const uint8 *fingerprint;
 
 	subject.bytes = (const uint8 *) VARDATA_ANY(value);
 	subject.len = VARSIZE_ANY_EXHDR(value);
-	subject.is_fingerprint = value_parse(subject.bytes, subject.len, &view) &&
-		view.fingerprint != NULL;
+	fingerprint = value_fingerprint(subject.bytes, subject.len);
+	subject.is_fingerprint = fingerprint != NULL;
 	if (subject.is_fingerprint)
 	{
-		subject.bytes = view.fingerprint;
+		subject.bytes = fingerprint;
 		subject.len = VALUE_FINGERPRINT_LEN;
 	}
 	return subject;

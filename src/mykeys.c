@@ -34,7 +34,7 @@
 
 #define NUM_BY_ID		1024	/* by two bytes of key_id, which is random */
 #define NUM_KEYS		(2 * NUM_BY_ID) /* keys for values, then index keys */
-#define NUM_OPENERS		64		/* by a byte of the nonce's prefix, which is random */
+#define NUM_OPENERS		256		/* by a byte of the nonce's prefix, which is random */
 #define PATIENCE		64
 
 typedef struct MyKey
@@ -110,7 +110,10 @@ handle_sigusr1(SIGNAL_ARGS)
 	chained_handler(postgres_signal_arg);
 }
 
-/* Wipe one copy and what holds it; not what was derived from it to open. */
+/*
+ * Wipe one copy and what holds it; not what was derived from it to open, which
+ * is of use only while a copy is here.
+ */
 static void
 wipe_key(MyKey *key)
 {
@@ -270,25 +273,6 @@ mykeys_find(const uint8 key_id[VALUE_KEY_ID_LEN])
 	return -1;
 }
 
-/* Drop one copy with everything derived from it. */
-static void
-drop_key(MyKey *key)
-{
-	if (!key->used)
-		return;
-	last_opener = NULL;
-	for (int i = 0; i < lengthof(openers); i++)
-	{
-		if (openers[i].ctx != NULL &&
-			memcmp(openers[i].key_id, key->key_id, VALUE_KEY_ID_LEN) == 0)
-		{
-			cipher_free(openers[i].ctx);
-			openers[i].ctx = NULL;
-		}
-	}
-	wipe_key(key);
-}
-
 /* Before a key is copied: this process is a holder, and of that school's. */
 static void
 prepare_to_hold(const KeyPlace *place)
@@ -313,7 +297,9 @@ keep_key(const KeyPlace *place, const uint8 *key_check, uint64 epoch, WorkingKey
 		wipe_all();
 		return KS_RETRY;
 	}
-	drop_key(key);
+	/* what was derived from the one before to open with may be used again */
+	wipe_key(key);
+	last_opener = NULL;
 	memcpy(key->key_id, key_check, VALUE_KEY_ID_LEN);
 	key->place = *place;
 	key->lease = from->lease;

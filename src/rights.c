@@ -23,20 +23,29 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/hsearch.h"
 
 #define CACHE_SIZE	256			/* direct-mapped by the tenant's first byte */
+#define MAX_KNOWN	16384		/* more than that and all are forgotten */
+
+typedef struct RightsKey
+{
+	pg_uuid_t	tenant;
+	Oid			role;
+} RightsKey;
 
 typedef struct CachedRights
 {
-	bool		valid;
-	Oid			role;
-	uint64		epoch;
-	uint64		generation;
-	pg_uuid_t	tenant;
+	RightsKey	key;
 	int			rights;
+	uint64		epoch;			/* 0: nothing is cached here */
+	uint64		generation;
 } CachedRights;
 
+/* The last ones of each place; behind them, those that had to make room. */
 static CachedRights cache[CACHE_SIZE];
+static HTAB *known = NULL;
+static uint64 known_at = 0;		/* the number of rows_generation() */
 static bool require_tls = false;
 
 void
@@ -76,9 +85,9 @@ entry_for(const pg_uuid_t *tenant)
 static inline bool
 is_current(const CachedRights *entry, const pg_uuid_t *tenant)
 {
-	return entry->valid && entry->role == GetUserId() &&
+	return entry->key.role == GetUserId() &&
 		entry->epoch == keyring_epoch() && entry->generation == rows_generation() &&
-		memcmp(&entry->tenant, tenant, UUID_LEN) == 0;
+		memcmp(&entry->key.tenant, tenant, UUID_LEN) == 0;
 }
 
 /* Known to be held, without looking anywhere; touches no catalog. */
@@ -91,26 +100,70 @@ rights_cached(const pg_uuid_t *tenant, int right)
 		!(require_tls && session_in_clear());
 }
 
+/* What was looked up before for that tenant and the current role, or a new entry. */
+static CachedRights *
+known_for(const pg_uuid_t *tenant)
+{
+	RightsKey	key;
+	CachedRights *entry;
+	bool		found;
+
+	if (known != NULL && (known_at != rows_generation() ||
+						  hash_get_num_entries(known) >= MAX_KNOWN))
+	{
+		hash_destroy(known);
+		known = NULL;
+	}
+	if (known == NULL)
+	{
+		HASHCTL		ctl = {0};
+
+		ctl.keysize = sizeof(RightsKey);
+		ctl.entrysize = sizeof(CachedRights);
+		known = hash_create("nomp_crypt rights", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+		known_at = rows_generation();
+	}
+	memset(&key, 0, sizeof(key));
+	key.tenant = *tenant;
+	key.role = GetUserId();
+	entry = hash_search(known, &key, HASH_ENTER, &found);
+	if (!found)
+		entry->epoch = 0;
+	return entry;
+}
+
+/* Read the current role's rights from the table. */
+static CachedRights
+look_up(const pg_uuid_t *tenant)
+{
+	CachedRights result;
+
+	memset(&result, 0, sizeof(result));
+	result.epoch = keyring_epoch();
+	rows_listen();
+	result.generation = rows_generation();
+	result.key.tenant = *tenant;
+	result.key.role = GetUserId();
+	catalog_rights(tenant, add_rights, &result.rights);
+	return result;
+}
+
 bool
 rights_has(const pg_uuid_t *tenant, int right)
 {
 	CachedRights *entry = entry_for(tenant);
-	uint64		epoch = keyring_epoch();
-	uint64		generation;
-	int			rights = 0;
+	CachedRights now;
 
 	if (is_current(entry, tenant) && (entry->rights & right) != 0)
 		return true;
-	rows_listen();
-	generation = rows_generation();
-	catalog_rights(tenant, add_rights, &rights);
-	entry->role = GetUserId();
-	entry->epoch = epoch;
-	entry->generation = generation;
-	entry->tenant = *tenant;
-	entry->rights = rights;
-	entry->valid = true;
-	return (rights & right) != 0;
+	now = *known_for(tenant);
+	if (!is_current(&now, tenant) || (now.rights & right) == 0)
+	{
+		now = look_up(tenant);
+		*known_for(tenant) = now;
+	}
+	*entry = now;
+	return (now.rights & right) != 0;
 }
 
 /* The first of several, any of which would do. */

@@ -30,7 +30,7 @@
 NC_FUNCTION(nc_rows_changed);
 
 /* More than that and all is forgotten: memory stays bounded. */
-#define MAX_REMEMBERED	4096
+#define MAX_REMEMBERED	16384
 
 typedef struct KnownTenant
 {

@@ -70,6 +70,16 @@ value_parse(const uint8_t *bytes, size_t len, ValueView *view)
 	return true;
 }
 
+const uint8_t *
+value_fingerprint(const uint8_t *bytes, size_t len)
+{
+	if (len < VALUE_MIN_LEN + VALUE_FINGERPRINT_LEN ||
+		bytes[OFFSET_FORMAT] != (FORMAT_VERSION | FORMAT_FINGERPRINT) ||
+		!known_type(bytes[OFFSET_TYPE]))
+		return NULL;
+	return bytes + OFFSET_FINGERPRINT;
+}
+
 size_t
 value_size(size_t plain_len, bool has_fingerprint)
 {
