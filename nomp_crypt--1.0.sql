@@ -508,6 +508,7 @@ COMMENT ON VIEW nomp_crypt.access IS
 -- A trigger: the row's values are of the tenant that the named column says.
 CREATE FUNCTION nomp_crypt.enforce_tenant() RETURNS trigger
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_enforce_tenant';
+-- A trigger: what is written again unchanged stays as it is stored.
 CREATE FUNCTION nomp_crypt.keep_unchanged() RETURNS trigger
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_keep_unchanged';
 -- The tenant in force, NULL outside; for policies.

@@ -24,11 +24,16 @@ extern bytea *envelope_seal(const TenantRow *tenant, int rights, uint8 type_code
  */
 extern bytea *envelope_open(const ValueView *value, int rights);
 
-/* The same with NULL for a value that does not authenticate. */
-extern bytea *envelope_try_open(const ValueView *value, int rights);
-
 /* Wipe and free what envelope_open gave. */
 extern void envelope_wipe(bytea *payload);
+
+/*
+ * Is the same payload in two values of that tenant?  Says false wherever that
+ * cannot be found out at once: no right "decrypt", no key in this node's
+ * memory, a damaged value.  Raises none of that.  Counts as reading one.
+ */
+extern bool envelope_same_payload(const TenantRow *tenant, const ValueView *a,
+								  const ValueView *b);
 
 /*
  * Fingerprint of a canonical text (canonical.h) in that tenant: the first 16

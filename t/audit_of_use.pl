@@ -184,6 +184,23 @@ set_log_access($primary, 'transaction');
 		$primary,
 		[ of('app', 'ribersborg', $one, 0, 1) ],
 		'writing plain text');
+	# what keep_unchanged compares is read: who writes guesses leaves a line
+	$primary->safe_psql('postgres',
+		'CREATE TRIGGER keep BEFORE UPDATE ON pupil FOR EACH ROW EXECUTE FUNCTION nomp_crypt.keep_unchanged()'
+	);
+	for my $guess (qw(Eva Ewa))
+	{
+		as_app(
+			$primary,
+			in_tenant(
+				'ribersborg',
+				"UPDATE pupil SET name = '$guess' WHERE id = 11"));
+		is_new(
+			$primary,
+			[ of('app', 'ribersborg', $one, 1, 1) ],
+			"comparing with $guess is reading");
+	}
+	$primary->safe_psql('postgres', 'DROP TRIGGER keep ON pupil');
 	is( as_app(
 			$primary,
 			'SELECT nomp_crypt.decrypt(name), 1 / (id - 2) FROM pupil WHERE id < 3 ORDER BY id'
