@@ -175,6 +175,23 @@ SELECT id, class, protected, name FROM class_list ORDER BY id;
 COMMIT;
 RESET ROLE;
 
+-- the third part: ORMs that save all columns
+CREATE TRIGGER keep_unchanged BEFORE UPDATE ON pupil
+  FOR EACH ROW EXECUTE FUNCTION nomp_crypt.keep_unchanged();
+
+CREATE TEMP TABLE stored AS SELECT id, encrypted_send(name) AS name FROM pupil;
+SELECT id, class FROM pupil WHERE id = 1;
+SET ROLE app;
+SET nomp_crypt.tenant_scope = transaction;
+BEGIN;
+SET LOCAL nomp_crypt.tenant = 's-0180-42';
+UPDATE pupil SET school = 's-0180-42', class = '5C', name = 'Anna Åkesson' WHERE id = 1;
+COMMIT;
+RESET ROLE;
+RESET nomp_crypt.tenant_scope;
+SELECT id, class, encrypted_send(p.name) = s.name AS kept FROM pupil p JOIN stored s USING (id) WHERE id = 1;
+DROP TABLE stored;
+
 DROP VIEW class_list, class_list_all;
 DROP TABLE person, pupil;
 ALTER TABLE pupil_of_the_other_tests RENAME TO pupil;

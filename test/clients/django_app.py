@@ -118,6 +118,42 @@ def write_and_read():
              "save, update and bulk_update, by Meta.ordering")
 
 
+def save_unchanged():
+    """save() writes all columns; the trigger keeps what is the same."""
+    columns = [f.column for f in Pupil._meta.fields if f.column != "id"]
+
+    def stored():
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT " + ", ".join(f"encrypted_send({c})" for c in columns)
+                + " FROM django_school_pupil WHERE id = %s", [pupil.pk])
+            return dict(zip(columns, map(
+                lambda v: v if v is None else bytes(v), cursor.fetchone())))
+
+    def changed_by_save():
+        before = stored()
+        pupil.save()
+        after = stored()
+        return [c for c in columns if after[c] != before[c]]
+
+    with tenant("north"):
+        pupil = Pupil.objects.get(ssn=ANNA["ssn"])
+        same(changed_by_save(), columns, "save() writes all columns anew")
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "CREATE TRIGGER keep BEFORE UPDATE ON django_school_pupil "
+                "FOR EACH ROW EXECUTE FUNCTION nomp_crypt.keep_unchanged()")
+        same(changed_by_save(), [], "with keep_unchanged it writes none")
+        pupil.points += 1
+        pupil.email = pupil.email.upper()
+        same(changed_by_save(), ["points", "email"], "or what has changed")
+        pupil = Pupil.objects.get(ssn=ANNA["ssn"])
+        same((pupil.points, pupil.email), (44, "ASA@EXAMPLE.ORG"),
+             "which is what it reads")
+        pupil.points, pupil.email = 43, VALUES["email"]
+        pupil.save()
+
+
 def lookups():
     anna, bertil = ANNA["name"], "Bertil"
 
@@ -288,6 +324,7 @@ def requests():
 def main():
     migrations()
     write_and_read()
+    save_unchanged()
     lookups()
     relations()
     unique()
