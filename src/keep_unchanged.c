@@ -27,7 +27,6 @@
 #include "commands/trigger.h"
 #include "compat.h"
 #include "envelope.h"
-#include "rights.h"
 #include "session.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
@@ -50,8 +49,6 @@ typedef struct Keeping
 	Datum	   *new_values;
 	bool	   *old_nulls;
 	bool	   *new_nulls;
-	bool		refused;		/* the right, in that tenant */
-	pg_uuid_t	refused_by;
 } Keeping;
 
 static Keeping *
@@ -118,41 +115,27 @@ same_header(const bytea *a, const bytea *b)
 	return memcmp(va.fingerprint, vb.fingerprint, VALUE_FINGERPRINT_LEN) == 0;
 }
 
-/* May the role read there?  A no is not remembered elsewhere, and is costly. */
 static bool
-may_read(Keeping *what, const TenantRow *tenant)
-{
-	if (what->refused && memcmp(&what->refused_by, &tenant->uuid, UUID_LEN) == 0)
-		return false;
-	if (rights_has(&tenant->uuid, RIGHT_DECRYPT))
-		return true;
-	what->refused = true;
-	what->refused_by = tenant->uuid;
-	return false;
-}
-
-static bool
-same_payload(Keeping *what, Datum old, Datum new)
+same_payload(Datum old, Datum new)
 {
 	const TenantRow *tenant = session_tenant_row();
 	ValueView	old_view;
 	ValueView	new_view;
 
-	return tenant != NULL && may_read(what, tenant) &&
-		parse(DatumGetByteaPP(old), &old_view) &&
+	return tenant != NULL && parse(DatumGetByteaPP(old), &old_view) &&
 		parse(DatumGetByteaPP(new), &new_view) &&
 		envelope_same_payload(tenant, &old_view, &new_view);
 }
 
 /* Is it another encryption of the same? */
 static bool
-is_unchanged(Keeping *what, Datum old, Datum new)
+is_unchanged(Datum old, Datum new)
 {
 	if (datumIsEqual(old, new, false, -1) ||
 		toast_raw_datum_size(old) != toast_raw_datum_size(new) ||
 		!same_header(head_of(old), head_of(new)))
 		return false;
-	return same_payload(what, old, new);
+	return same_payload(old, new);
 }
 
 /*
@@ -194,7 +177,7 @@ nc_keep_unchanged(PG_FUNCTION_ARGS)
 		int			column = what->columns[i] - 1;
 
 		if (what->old_nulls[column] || what->new_nulls[column] ||
-			!is_unchanged(what, what->old_values[column], what->new_values[column]))
+			!is_unchanged(what->old_values[column], what->new_values[column]))
 			continue;
 		what->kept[n] = what->old_values[column];
 		what->kept_columns[n++] = column + 1;

@@ -154,10 +154,10 @@ rights_has(const pg_uuid_t *tenant, int right)
 	CachedRights *entry = entry_for(tenant);
 	CachedRights now;
 
-	if (is_current(entry, tenant) && (entry->rights & right) != 0)
-		return true;
+	if (is_current(entry, tenant))
+		return (entry->rights & right) != 0;
 	now = *known_for(tenant);
-	if (!is_current(&now, tenant) || (now.rights & right) == 0)
+	if (!is_current(&now, tenant))
 	{
 		now = look_up(tenant);
 		*known_for(tenant) = now;
