@@ -290,24 +290,51 @@ nc_coerce(PG_FUNCTION_ARGS)
 
 /* ---- casts ---- */
 
-/* A type of the called function's own signature, looked up once. */
-static Oid
-signature_type(FunctionCallInfo fcinfo, bool result)
+/*
+ * A scan comes by the same column of row after row, and rows lie side by side
+ * in their page: what is read next is about as far from here as this is from
+ * the one before, and can be fetched into the processor's cache meanwhile.
+ * "last" is the caller's, one for each place of calling.
+ */
+static inline void
+fetch_ahead(const ValueView *value, const uint8 **last)
 {
-	Oid		   *kept = fcinfo->flinfo->fn_extra;
+	ptrdiff_t	step = value->start - *last;
+
+	*last = value->start;
+	if (step > -BLCKSZ / 4 && step < BLCKSZ / 4)
+	{
+		__builtin_prefetch(value->start + step - 48);
+		__builtin_prefetch(value->start + step + 16);
+		__builtin_prefetch(value->start + step + 80);
+	}
+}
+
+/* What a cast keeps between calls: its type, the last value's address. */
+typedef struct Cast
+{
+	Oid			type;
+	const uint8 *last;
+} Cast;
+
+/* A type of the called function's own signature, looked up once. */
+static Cast *
+cast_of(FunctionCallInfo fcinfo, bool result)
+{
+	Cast	   *cast = fcinfo->flinfo->fn_extra;
 	Oid		   *args;
 	int			nargs;
 	Oid			type;
 
-	if (kept != NULL)
-		return *kept;
+	if (cast != NULL)
+		return cast;
 	type = get_func_signature(fcinfo->flinfo->fn_oid, &args, &nargs);
 	if (!result)
 		type = args[0];
-	kept = MemoryContextAlloc(fcinfo->flinfo->fn_mcxt, sizeof(Oid));
-	*kept = type;
-	fcinfo->flinfo->fn_extra = kept;
-	return type;
+	cast = MemoryContextAllocZero(fcinfo->flinfo->fn_mcxt, sizeof(Cast));
+	cast->type = type;
+	fcinfo->flinfo->fn_extra = cast;
+	return cast;
 }
 
 /*
@@ -320,7 +347,7 @@ signature_type(FunctionCallInfo fcinfo, bool result)
 Datum
 nc_from_value(PG_FUNCTION_ARGS)
 {
-	Oid			type = signature_type(fcinfo, false);
+	Oid			type = cast_of(fcinfo, false)->type;
 	int32		typmod = PG_GETARG_INT32(1);
 	const TenantRow *tenant = session_tenant_row();
 	text	   *plain;
@@ -357,10 +384,12 @@ nc_from_value(PG_FUNCTION_ARGS)
 Datum
 nc_to_value(PG_FUNCTION_ARGS)
 {
+	Cast	   *cast = cast_of(fcinfo, true);
 	ValueView	view;
 
 	envelope_parse(PG_GETARG_BYTEA_PP(0), &view);
-	PG_RETURN_DATUM(type_open(&view, RIGHT_DECRYPT, signature_type(fcinfo, true), -1, true));
+	fetch_ahead(&view, &cast->last);
+	PG_RETURN_DATUM(type_open(&view, RIGHT_DECRYPT, cast->type, -1, true));
 }
 
 /* to_json(value), as if a query had called it with that type. */
@@ -419,6 +448,7 @@ typedef struct Kept
 	pg_uuid_t	tenant;
 	bytea	   *input;
 	Datum		result;
+	const uint8 *last;
 } Kept;
 
 static Kept *
@@ -495,6 +525,7 @@ nc_plain(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	value = PG_GETARG_BYTEA_PP(0);
 	envelope_parse(value, &view);
+	fetch_ahead(&view, &kept->last);
 	if (is_kept(kept, value, &view, tenant))
 		PG_RETURN_DATUM(kept->result);
 	result = type_open_in_session(&view, kept->type);
