@@ -90,9 +90,8 @@ extern uint8_t *value_write_header(uint8_t *out, uint8_t type_code,
 
 /*
  * The additional authenticated data of a value: where it is, in the value
- * itself or put together in "room", and its length.
+ * itself or put together in "room" (VALUE_MAX_AAD bytes), and its length.
  */
-extern const uint8_t *value_aad(const ValueView *view, uint8_t room[VALUE_MAX_AAD],
-								size_t *len);
+extern const uint8_t *value_aad(const ValueView *view, uint8_t *room, size_t *len);
 
 #endif							/* NOMP_VALUE_H */

@@ -109,7 +109,7 @@ value_write_header(uint8_t *out, uint8_t type_code,
 }
 
 const uint8_t *
-value_aad(const ValueView *view, uint8_t room[VALUE_MAX_AAD], size_t *len)
+value_aad(const ValueView *view, uint8_t *room, size_t *len)
 {
 	*len = OFFSET_NONCE;
 	if (view->fingerprint == NULL)
