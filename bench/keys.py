@@ -60,7 +60,7 @@ def cold(bench):
     before = wakeups(bench)
     warm = bench.query_ms(read)
     bench.record("warm_schools", "the same, warm", warm, "ms")
-    bench.record("warm_wakeups", "requests to the keystore meanwhile", wakeups(bench) - before, "")
+    bench.record("warm_wakeups", "wake-ups of the keystore helper meanwhile", wakeups(bench) - before, "")
     bench.record("search_everywhere", "search_values over all of them",
                  bench.query_ms("SELECT nomp_crypt.search_values('20140501-1234')"), "ms")
 
@@ -73,8 +73,8 @@ def cold(bench):
     checks = (wakeups(bench) - before) / 2
     bench.sql("ALTER SYSTEM RESET nomp_crypt.key_check_interval")
     bench.sql("SELECT pg_reload_conf()")
-    bench.record("steady_calls", f"requests a minute for {count:,} schools in use, key_check_interval "
-                                 "5 min", checks / 5, "/min")
+    bench.record("steady_calls", f"helper wake-ups a minute, {count:,} schools in use, keys "
+                                 "checked every 5 min", checks / 5, "/min")
 
 
 def erase(bench):
@@ -145,7 +145,7 @@ def growth(bench):
         bench.query_ms("SELECT max(length(name::text)) FROM mixed")
         times = bench.queries({"plain": "SELECT max(length(name)) FROM mixed_plain",
                                "mixed": "SELECT max(length(name::text)) FROM mixed"}, 3)
-        bench.compare(f"schools_{count}", f"{count:,} schools, mixed row by row", times, "mixed",
+        bench.compare(f"schools_{count}", f"{count:,} school{'s' * (count > 1)}, mixed row by row", times, "mixed",
                       "plain", "ns/row", 1e6 / rows)
         bench.sql("DROP TABLE mixed, mixed_sorted, mixed_plain")
     for many in [n for n in (10 ** 3, 10 ** 4, 10 ** 5, 10 ** 6, 10 ** 7)
