@@ -15,6 +15,7 @@
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "relchange.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -127,7 +128,7 @@ static struct
 static int	num_relations = 0;
 
 static void
-forget_relation(Datum arg, Oid relid)
+forget_relation(Oid relid)
 {
 	for (int i = 0; i < num_relations; i++)
 	{
@@ -142,7 +143,7 @@ remember_relation(const char *name, Oid oid)
 	static bool registered = false;
 
 	if (!registered)
-		CacheRegisterRelcacheCallback(forget_relation, (Datum) 0);
+		relchange_listen(forget_relation);
 	registered = true;
 	if (num_relations == lengthof(relations))
 		num_relations = 0;

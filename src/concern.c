@@ -19,6 +19,7 @@
 #include "concern.h"
 #include "nodes/nodeFuncs.h"
 #include "nodes/primnodes.h"
+#include "relchange.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
@@ -45,7 +46,7 @@ forget_types(Datum arg, int cacheid, uint32 hashvalue)
 
 /* The columns of a row type are its table's. */
 static void
-forget_row_types(Datum arg, Oid relid)
+forget_row_types(Oid relid)
 {
 	changes++;
 	memset(harmless_types, 0, sizeof(harmless_types));
@@ -66,7 +67,7 @@ listen(Oid ours)
 	if (!registered)
 	{
 		CacheRegisterSyscacheCallback(TYPEOID, forget_types, (Datum) 0);
-		CacheRegisterRelcacheCallback(forget_row_types, (Datum) 0);
+		relchange_listen(forget_row_types);
 		CacheRegisterSyscacheCallback(PROCOID, forget_functions, (Datum) 0);
 		registered = true;
 	}

@@ -26,11 +26,11 @@
 #include "holders.h"
 #include "miscadmin.h"
 #include "mykeys.h"
+#include "relchange.h"
 #include "request.h"
 #include "secret.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
-#include "utils/inval.h"
 
 #define NUM_BY_ID		1024	/* by two bytes of key_id, which is random */
 #define NUM_KEYS		(2 * NUM_BY_ID) /* keys for values, then index keys */
@@ -196,7 +196,7 @@ at_exit(int code, Datum arg)
  * standby, where nobody revokes, that is how the news comes.
  */
 static void
-at_invalidation(Datum arg, Oid relid)
+at_invalidation(Oid relid)
 {
 	if (holding && (zeroed || keyring_epoch() != my_epoch ||
 					relid == watched || !OidIsValid(relid)))
@@ -224,7 +224,7 @@ start_holding(void)
 		struct sigaction now;
 
 		(void) secret_protect((void *) my_secrets, sizeof(my_secrets));
-		CacheRegisterRelcacheCallback(at_invalidation, (Datum) 0);
+		relchange_listen(at_invalidation);
 		before_shmem_exit(at_exit, 0);
 		/* known before ours can be called: a signal may come at once */
 		if (sigaction(SIGUSR1, NULL, &now) != 0 || now.sa_handler == SIG_DFL ||

@@ -20,6 +20,7 @@
 
 #include "commands/trigger.h"
 #include "compat.h"
+#include "relchange.h"
 #include "rows.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
@@ -58,7 +59,7 @@ static HTAB *tenants = NULL;
 static HTAB *keys = NULL;
 
 static void
-at_relcache(Datum arg, Oid relid)
+at_relcache(Oid relid)
 {
 	bool		ours = !OidIsValid(relid);
 
@@ -81,7 +82,7 @@ rows_listen(void)
 		return;
 	if (!registered)
 	{
-		CacheRegisterRelcacheCallback(at_relcache, (Datum) 0);
+		relchange_listen(at_relcache);
 		CacheRegisterSyscacheCallback(AUTHOID, at_syscache, (Datum) 0);
 		CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, at_syscache, (Datum) 0);
 		registered = true;
