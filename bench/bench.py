@@ -38,15 +38,15 @@ def arguments():
     if unknown:
         parser.error("unknown section: " + ", ".join(sorted(unknown)))
 
-    args.repeats, args.slow_repeats, args.seconds = 7, 5, 4
+    args.repeats, args.slow_repeats, args.rounds, args.seconds = 7, 5, 12, 2
     args.schools, args.pgp_rows, args.cold = 100, 2000, 5000
     args.grow_schools, args.grow_rows, default = 1000, 10 ** 6, 10 ** 6
     if args.quick:
-        args.repeats, args.slow_repeats, args.seconds = 5, 3, 2
+        args.repeats, args.slow_repeats, args.rounds = 5, 3, 6
         args.pgp_rows, args.cold, default = 400, 300, 10 ** 5
         args.grow_schools, args.grow_rows = 100, 10 ** 5
     elif args.smoke:
-        args.repeats, args.slow_repeats, args.seconds = 2, 1, 1
+        args.repeats, args.slow_repeats, args.rounds, args.seconds = 2, 1, 2, 1
         args.schools, args.pgp_rows, args.cold, default = 4, 20, 10, 2000
         args.grow_schools, args.grow_rows = 10, 10 ** 3
     elif args.full:

@@ -91,6 +91,21 @@ class Bench:
         return self.times({name: lambda q=query: self.query_ms(q)
                            for name, query in variants.items()}, repeats)
 
+    def rates(self, variants):
+        """Transactions per second, and each as a ratio to the first variant's.
+
+        Short turns, every other round backwards, and the median of the rounds'
+        ratios: what else the machine does in a minute then meets all alike.
+        """
+        rounds = []
+        for number in range(self.args.rounds):
+            names = list(variants)[::-1 if number % 2 else 1]
+            rounds.append({name: variants[name]() for name in names})
+        first = next(iter(variants))
+        return ({name: statistics.median(one[name] for one in rounds) for name in variants},
+                {name: statistics.median(one[name] / one[first] for one in rounds)
+                 for name in variants})
+
     def pgbench(self, script, clients, seconds, dbname="bench", mode="prepared", tenant=""):
         """Transactions per second."""
         environment = dict(os.environ, PGOPTIONS=f"-c nomp_crypt.tenant={tenant}" if tenant else "")
