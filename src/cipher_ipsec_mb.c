@@ -66,28 +66,43 @@ ipsec_mb_version(void)
 	return imb_get_version_str();
 }
 
+/*
+ * One struct of each kind is kept, wiped, for the next who wants one: a short
+ * transaction needs one or two and would spend more on memory than on keys.
+ */
 static void *
-new_struct(size_t size)
+new_struct(void **spare, size_t size)
 {
-	void	   *fresh = aligned_alloc(ALIGNMENT, size);
+	void	   *fresh = *spare;
 
+	*spare = NULL;
+	if (fresh != NULL)
+		return fresh;
+	fresh = aligned_alloc(ALIGNMENT, size);
 	if (fresh != NULL)
 		memset(fresh, 0, size);
 	return fresh;
 }
 
 static void
-free_struct(void *old, size_t size)
+free_struct(void **spare, void *old, size_t size)
 {
-	if (old != NULL)
-		explicit_bzero(old, size);
-	free(old);
+	if (old == NULL)
+		return;
+	explicit_bzero(old, size);
+	if (*spare == NULL)
+		*spare = old;
+	else
+		free(old);
 }
+
+static void *spare_aes = NULL;
+static void *spare_gcm = NULL;
 
 static AesKey *
 ipsec_mb_aes_new(const uint8_t key[AES_KEY_LEN])
 {
-	AesKey	   *aes = new_struct(sizeof(AesKey));
+	AesKey	   *aes = new_struct(&spare_aes, sizeof(AesKey));
 
 	if (aes != NULL)
 		IMB_AES_KEYEXP_256(manager, key, aes->encrypt, aes->decrypt);
@@ -118,13 +133,13 @@ ipsec_mb_aes_encrypt(AesKey *aes, const uint8_t *in, size_t len, uint8_t *out)
 static void
 ipsec_mb_aes_free(AesKey *aes)
 {
-	free_struct(aes, sizeof(*aes));
+	free_struct(&spare_aes, aes, sizeof(*aes));
 }
 
 static CipherCtx *
 ipsec_mb_gcm_new(void)
 {
-	return new_struct(sizeof(CipherCtx));
+	return new_struct(&spare_gcm, sizeof(CipherCtx));
 }
 
 static bool
@@ -137,7 +152,7 @@ ipsec_mb_gcm_key(CipherCtx *ctx, const uint8_t key[AES_KEY_LEN])
 static void
 ipsec_mb_gcm_free(CipherCtx *ctx)
 {
-	free_struct(ctx, sizeof(*ctx));
+	free_struct(&spare_gcm, ctx, sizeof(*ctx));
 }
 
 /*

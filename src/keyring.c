@@ -169,7 +169,9 @@ keyring_lookup(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
 		{
 			memcpy(out->bytes, keyring_secrets[entry->slot], WORKING_KEY_LEN);
 			out->lease = slot->lease;
-			pg_atomic_write_u32(&slot->used, 1);
+			/* others may be reading here: write only what is news */
+			if (pg_atomic_read_u32(&slot->used) == 0)
+				pg_atomic_write_u32(&slot->used, 1);
 			found = true;
 		}
 	}

@@ -30,6 +30,7 @@ typedef uint64_t Chunk __attribute__((vector_size(16)));
 static inline __attribute__((always_inline)) void
 overwrite(volatile Chunk *dead, size_t len)
 {
+#pragma GCC unroll 8
 	for (size_t i = 0; i < len / sizeof(Chunk); i++)
 		dead[i] = (Chunk)
 		{
