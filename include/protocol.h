@@ -51,6 +51,10 @@
  * CREATE_KEK  str inst, str tenant, u32 generation, u8 n, n * str aad
  *             -> str serial, n * (str data key, str wrapped)
  *             makes a KEK marked provisional and n fresh data keys under it
+ * WRAP        str inst, str label, str aad, str data key or "" -> str data key,
+ *             str wrapped
+ *             wraps a data key under a KEK that is there, provisional or not;
+ *             "" stands for a fresh one
  * UNWRAP      str inst, str label, u8 confirm, u8 n, n * (str aad, str wrapped)
  *             -> n * (u8 status, str data key or "")
  *             confirm: take the provisional mark off first, if it is there
@@ -83,7 +87,8 @@ typedef enum KsOp
 	KS_OP_LIST,
 	KS_OP_REMOVE,
 	KS_OP_SEE,
-	KS_OP_DESTROY
+	KS_OP_DESTROY,
+	KS_OP_WRAP
 } KsOp;
 
 /*

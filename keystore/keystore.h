@@ -93,6 +93,8 @@ typedef struct KeystoreProvider
 						  char *serial, KsFailure *why);
 	KsStatus	(*create_kek) (Keystore *ks, const KsLabel *label, KsNewKey *keys,
 							   int n, char *serial, KsFailure *why);
+	KsStatus	(*wrap) (Keystore *ks, const KsLabel *label, bool fresh,
+						 KsNewKey *key, KsFailure *why);
 	KsStatus	(*unwrap) (Keystore *ks, const KsLabel *label, bool confirm,
 						   KsWrappedKey *keys, int n, KsFailure *why);
 	KsStatus	(*confirm) (Keystore *ks, const KsLabel *label, KsFailure *why);

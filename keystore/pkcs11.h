@@ -127,7 +127,7 @@ extern KsStatus p11_find_again(Keystore *ks, const KsLabel *label, KnownKey **ke
 
 /* pkcs11_crypto.c */
 extern bool p11_random(void *buf, size_t len);
-extern KsStatus p11_wrap(Keystore *ks, CK_OBJECT_HANDLE kek, KsNewKey *key);
+extern KsStatus p11_wrap(Keystore *ks, CK_OBJECT_HANDLE kek, bool fresh, KsNewKey *key);
 extern bool p11_well_formed(const KsWrappedKey *key);
 extern CryptResult p11_unwrap(Keystore *ks, CK_OBJECT_HANDLE kek, KsWrappedKey *key);
 extern KsStatus p11_prove_healthy(Keystore *ks, const char *inst);

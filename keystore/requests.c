@@ -204,6 +204,32 @@ do_create_kek(Request *rq)
 }
 
 static KsStatus
+do_wrap(Request *rq)
+{
+	KsNewKey   *key = &new_keys[0];
+	KsLabel		label;
+	KsBytes		given;
+	bool		ok = true;
+	KsStatus	status;
+
+	get_label(rq, &label, &ok);
+	get_bytes(rq, &key->aad);
+	get_bytes(rq, &given);
+	if (!wire_done(&rq->in) || (given.len != 0 && given.len != KS_DEK_LEN))
+		return malformed(rq);
+	if (!ok || label.provisional)
+		return refuse_name(rq);
+	if (given.len != 0)
+		memcpy(key->key, given.data, KS_DEK_LEN);
+	status = provider->wrap(keystore, &label, given.len == 0, key, &rq->why);
+	if (status != KS_OK)
+		return status;
+	wire_put_str(&rq->out, key->key, KS_DEK_LEN);
+	wire_put_str(&rq->out, key->wrapped, key->wrapped_len);
+	return KS_OK;
+}
+
+static KsStatus
 do_unwrap(Request *rq)
 {
 	KsLabel		label;
@@ -368,6 +394,7 @@ static const Handler handlers[] = {
 	[KS_OP_REMOVE] = do_remove,
 	[KS_OP_SEE] = do_see,
 	[KS_OP_DESTROY] = do_destroy,
+	[KS_OP_WRAP] = do_wrap,
 };
 
 /* Stands in for every operation while there is no provider to ask. */
@@ -393,7 +420,7 @@ request_run(const uint8_t *frame, size_t len, uint8_t *reply)
 	rq.out = (WireWriter) {reply + 13, KS_MAX_FRAME - 9, 0, false};
 	id = wire_get_uint(&rq.in, 8);
 	op = (size_t) wire_get_uint(&rq.in, 1);
-	if (rq.in.bad || op < KS_OP_HELLO || op > KS_OP_DESTROY ||
+	if (rq.in.bad || op < KS_OP_HELLO || op >= sizeof(handlers) / sizeof(handlers[0]) ||
 		(op != KS_OP_HELLO && !greeted))
 		return 0;
 	handler = op != KS_OP_HELLO && keystore == NULL ? no_provider : handlers[op];
