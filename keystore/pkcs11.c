@@ -240,6 +240,28 @@ find_surely(Keystore *ks, const KsLabel *label, KnownKey **key)
 	return *key != NULL ? KS_OK : p11_find_again(ks, label, key);
 }
 
+/*
+ * The token would not use a KEK that was just found.  KS_KEY_DISABLED if it is
+ * disabled, with the canary in its place before and after; else as it was.
+ */
+static KsStatus
+explain_refusal(Keystore *ks, const KnownKey *kek, KsStatus status)
+{
+	const KsFailure why = *ks->why;
+	CK_OBJECT_HANDLE canary;
+	bool		enabled = true;
+
+	if (p11_canary(ks, kek->label.inst, &canary) != KS_OK ||
+		p11_is_enabled(ks, kek->handle, &enabled) != KS_OK || enabled ||
+		p11_canary(ks, kek->label.inst, &canary) != KS_OK ||
+		p11_same_token(ks) != KS_OK)
+	{
+		*ks->why = why;
+		return status;
+	}
+	return p11_refuse(ks, KS_KEY_DISABLED, "the key \"%s\" is disabled", kek->label.base);
+}
+
 typedef struct WrapWork
 {
 	const KsLabel *label;
@@ -257,6 +279,8 @@ wrap_work(Keystore *ks, void *arg)
 	/* under another key it would never be found to be wrong, until it is needed */
 	if (status == KS_OK)
 		status = p11_wrap(ks, kek->handle, w->fresh, w->key);
+	if (status == KS_MODULE_ERROR && !ks->lost)
+		status = explain_refusal(ks, kek, status);
 	return status;
 }
 
@@ -329,6 +353,8 @@ doubt(Keystore *ks, UnwrapWork *w, CryptResult result)
 		if (result == CRYPT_STALE || w->kek->handle != old)
 			return KS_OK;
 	}
+	if (result == CRYPT_DENIED)
+		return explain_refusal(ks, w->kek, KS_MODULE_ERROR);
 	if (result == CRYPT_STALE)
 	{
 		ks->lost = !ks->fresh;
@@ -416,7 +442,7 @@ const KeystoreProvider pkcs11_provider = {
 	.scheme = "pkcs11:",
 	.capabilities = {
 		.destroys_at_once = true,
-		.can_disable = false,
+		.can_disable = true,	/* unless the token refuses */
 	},
 	.create = create,
 	.close = close_keystore,
@@ -430,4 +456,6 @@ const KeystoreProvider pkcs11_provider = {
 	.remove = p11_remove,
 	.see = p11_see,
 	.destroy = p11_destroy_tenant,
+	.destroy_kek = p11_destroy_kek,
+	.enable = p11_enable_tenant,
 };

@@ -128,6 +128,9 @@ judge(Keystore *ks, const char *function, CK_RV rv)
 	(void) p11_failed(ks, function, rv);
 	switch (rv)
 	{
+		case CKR_KEY_FUNCTION_NOT_PERMITTED:
+		case CKR_KEY_TYPE_INCONSISTENT:
+			return CRYPT_DENIED;
 		case CKR_ENCRYPTED_DATA_INVALID:
 		case CKR_ENCRYPTED_DATA_LEN_RANGE:
 		case CKR_DATA_INVALID:

@@ -383,6 +383,53 @@ do_destroy(Request *rq)
 	return KS_OK;
 }
 
+static KsStatus
+do_destroy_kek(Request *rq)
+{
+	char		serial[KS_MAX_SERIAL + 1];
+	KsLabel		label;
+	bool		ok = true;
+	bool		destroyed = false;
+	KsStatus	status;
+
+	get_label(rq, &label, &ok);
+	wire_get_cstr(&rq->in, serial, sizeof(serial));
+	if (!wire_done(&rq->in))
+		return malformed(rq);
+	if (!ok || label.provisional)
+		return refuse_name(rq);
+	status = provider->destroy_kek(keystore, &label, serial, &destroyed, &rq->why);
+	if (status == KS_OK)
+		wire_put_uint(&rq->out, destroyed, 1);
+	return status;
+}
+
+static KsStatus
+do_enable(Request *rq)
+{
+	char		inst[UUID_TEXT_LEN + 1];
+	char		tenant[UUID_TEXT_LEN + 1];
+	size_t		found = 0;
+	size_t		obeyed = 0;
+	bool		ok = true;
+	unsigned	on;
+	KsStatus	status;
+
+	get_uuid(rq, inst, &ok);
+	get_uuid(rq, tenant, &ok);
+	on = (unsigned) wire_get_uint(&rq->in, 1);
+	if (!wire_done(&rq->in) || on > 1)
+		return malformed(rq);
+	if (!ok)
+		return refuse_name(rq);
+	status = provider->enable(keystore, inst, tenant, on == 1, &found, &obeyed, &rq->why);
+	if (status != KS_OK)
+		return status;
+	wire_put_uint(&rq->out, found, 2);
+	wire_put_uint(&rq->out, obeyed, 2);
+	return KS_OK;
+}
+
 static const Handler handlers[] = {
 	[KS_OP_HELLO] = do_hello,
 	[KS_OP_STATUS] = do_status,
@@ -395,6 +442,8 @@ static const Handler handlers[] = {
 	[KS_OP_SEE] = do_see,
 	[KS_OP_DESTROY] = do_destroy,
 	[KS_OP_WRAP] = do_wrap,
+	[KS_OP_DESTROY_KEK] = do_destroy_kek,
+	[KS_OP_ENABLE] = do_enable,
 };
 
 /* Stands in for every operation while there is no provider to ask. */

@@ -141,16 +141,21 @@ send_job(Job *job)
 
 /* ---- answers ---- */
 
-/* The keystore says, with its canary present, that a KEK in use is gone. */
+/*
+ * The keystore says, with its canary present, that a KEK in use is gone, or
+ * must not be used.
+ */
 static void
-revoke_gone(const UnwrapRequest *what)
+revoke_gone(const UnwrapRequest *what, KsStatus status)
 {
 	const uint8 *tenant = what->keys[0].place.tenant;
 
 	if (!keyring_holds(tenant))
 		return;
 	ereport(LOG,
-			(errmsg("the keystore no longer has the key \"%s\": its school's keys are wiped",
+			(errmsg(status == KS_KEY_DISABLED ?
+					"the key \"%s\" is disabled in the keystore: its school's keys are wiped" :
+					"the keystore no longer has the key \"%s\": its school's keys are wiped",
 					what->label)));
 	(void) keyring_revoke(tenant);
 	holders_poke(tenant);
@@ -245,6 +250,7 @@ error_answered(Job *job, KsStatus status, WireReader *r)
 {
 	char		reason[512];
 	char		stamp[sizeof(pin_stamp)];
+	const bool	verdict = status == KS_KEY_ABSENT || status == KS_KEY_DISABLED;
 
 	wire_get_cstr(r, reason, sizeof(reason));
 	wire_get_cstr(r, stamp, sizeof(stamp));
@@ -252,9 +258,9 @@ error_answered(Job *job, KsStatus status, WireReader *r)
 		strlcpy(reason, "malformed answer from the keystore helper", sizeof(reason));
 	else if (status == KS_PIN_INCORRECT)
 		strlcpy(pin_stamp, stamp, sizeof(pin_stamp));
-	if (status == KS_KEY_ABSENT && job->op == KS_OP_UNWRAP)
-		revoke_gone(&job->body.unwrap);
-	if (job->is_check && status != KS_KEY_ABSENT)
+	if (verdict && job->op == KS_OP_UNWRAP)
+		revoke_gone(&job->body.unwrap, status);
+	if (job->is_check && !verdict)
 	{
 		ereport(LOG,
 				(errmsg("could not check the keys in use with the keystore"),
@@ -280,7 +286,7 @@ other_answered(Job *job, WireReader *r)
 		return;
 	}
 	memcpy(answer, r->buf, len);
-	if (job->op == KS_OP_DESTROY)
+	if (job->op == KS_OP_DESTROY || job->op == KS_OP_DESTROY_KEK)
 		helper_stop();
 	finish(job, KS_OK, "", answer, len, NULL);
 }

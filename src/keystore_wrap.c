@@ -74,7 +74,14 @@ wrap(const WrapRequest *what)
 	if (status == KS_OK && len != sizeof(*key))
 		status = KS_MODULE_ERROR;
 	if (status != KS_OK)
-		error_keystore(status, reason, NULL);
+	{
+		pg_uuid_t	uuid;
+		TenantRow	tenant;
+
+		memcpy(uuid.data, what->key.place.tenant, UUID_LEN);
+		error_keystore(status, reason,
+					   catalog_tenant_by_uuid(&uuid, &tenant) ? tenant.id : NULL);
+	}
 	return key;
 }
 
