@@ -1189,7 +1189,7 @@ CREATE FUNCTION nomp_crypt._rewrap(id text, made_before timestamptz) RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-	installation uuid;
+	installation uuid := nomp_crypt._require_owner();
 	t nomp_crypt.tenant;
 	new_kek uuid := gen_random_uuid();
 	generation int;
@@ -1199,7 +1199,6 @@ DECLARE
 BEGIN
 	-- the lock before the row's: reconcile_keystore must not take the new KEK for a leftover
 	PERFORM nomp_crypt._lock_keystore(false);
-	installation := nomp_crypt._require_owner();
 	t := nomp_crypt._active_tenant(_rewrap.id);
 	IF NOT EXISTS (SELECT FROM nomp_crypt.kek k
 				   WHERE k.tenant = t.uuid AND k.state = 'active' AND k.created_at < made_before) THEN
