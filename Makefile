@@ -114,7 +114,7 @@ $(CLIENT_PROGRAMS): test/%: test/%.c
 	$(CC) $(PLAIN_CFLAGS) $(shell $(PKG_CONFIG) --cflags libpq) -o $@ $< \
 		$(shell $(PKG_CONFIG) --libs libpq)
 
-$(TEST_LIBRARIES): test/%.so: test/%.c
+$(TEST_LIBRARIES): test/%.so: test/%.c $(wildcard test/*.h)
 	$(CC) $(PLAIN_CFLAGS) $(P11_CFLAGS) -fPIC -shared -o $@ $< -ldl -lpthread
 
 check-unit: test-programs
