@@ -1081,6 +1081,43 @@ LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_tenant';
 REVOKE ALL ON PROCEDURE nomp_crypt.erase_tenant(text, text, text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- Values under other keys: re-encrypting, moving rows, verifying. For
+-- everybody: these work with the caller's own rights on tables and schools.
+-- ---------------------------------------------------------------------------
+
+-- How far long commands are; they report through _progress, from SQL or C.
+CREATE FUNCTION nomp_crypt._progress(command text, object text, phase text, unit text,
+	done bigint, total bigint) RETURNS void
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_progress_note';
+CREATE FUNCTION nomp_crypt._progress_read(OUT pid int, OUT command text, OUT object text,
+	OUT phase text, OUT unit text, OUT done bigint, OUT total bigint,
+	OUT started timestamptz, OUT phase_started timestamptz) RETURNS SETOF record
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_progress';
+REVOKE ALL ON FUNCTION nomp_crypt._progress_read() FROM PUBLIC;
+CREATE VIEW nomp_crypt.progress AS
+SELECT p.pid, p.command, p.object, p.phase, p.done, p.total, p.unit, r.rate,
+	CASE WHEN r.rate > 0 THEN make_interval(secs => greatest(p.total - p.done, 0) / r.rate) END AS time_left,
+	p.started
+FROM nomp_crypt._progress_read() p,
+	LATERAL (SELECT round((p.done / nullif(extract(epoch FROM clock_timestamp() - p.phase_started), 0))::numeric, 1)) r(rate);
+COMMENT ON VIEW nomp_crypt.progress IS
+'long commands under way in this database on this node; rate is units per second';
+
+-- A value under the newest key of its own tenant, or of another one.
+CREATE FUNCTION nomp_crypt.reencrypt(value @extschema@.encrypted, to_tenant text DEFAULT NULL)
+RETURNS @extschema@.encrypted
+LANGUAGE c VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_reencrypt';
+CREATE FUNCTION nomp_crypt._reencrypt(value anyelement, to_tenant text, typmod int) RETURNS anyelement
+LANGUAGE c VOLATILE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_reencrypt_inside';
+
+-- All values of a table: see reencrypt_table.c. Texts, not regclass and name:
+-- literals could not be told from the function's otherwise.
+CREATE PROCEDURE nomp_crypt.reencrypt(table_name text, column_name text DEFAULT NULL,
+	batch_size int DEFAULT 1000, max_lag text DEFAULT '64MB', delay interval DEFAULT '0',
+	patience interval DEFAULT '30 seconds', INOUT remaining bigint DEFAULT NULL)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_reencrypt_table';
+
+-- ---------------------------------------------------------------------------
 -- Administrators
 -- ---------------------------------------------------------------------------
 
@@ -1096,7 +1133,7 @@ BEGIN
 		AND (p.proname IN ('adopt_keystore', 'keystore_status', 'create_tenant', 'create_tenants',
 						   '_tenant_exists', 'reconcile_keystore', 'grant_tenant', 'grant_all_tenants',
 						   'revoke_tenant', 'revoke_all_tenants', 'erase_tenant', 'withdraw_erasure')
-			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
+			 OR p.proname IN ('_access', '_progress_read', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_submit', '_erase_destroy')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);
 	END LOOP;

@@ -127,13 +127,6 @@ nc_erasure_grace(PG_FUNCTION_ARGS)
 	PG_RETURN_INTERVAL_P(grace);
 }
 
-static bool
-called_atomically(FunctionCallInfo fcinfo)
-{
-	return fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||
-		castNode(CallContext, fcinfo->context)->atomic;
-}
-
 static char *
 optional_text(FunctionCallInfo fcinfo, int i)
 {
@@ -154,11 +147,7 @@ nc_erase_tenant(PG_FUNCTION_ARGS)
 	char	   *args[3];
 	char	   *due;
 
-	if (called_atomically(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
-				 errmsg("erase_tenant cannot run inside a transaction block"),
-				 errhint("It commits between its steps: call it alone, with the driver's autocommit on.")));
+	admin_require_nonatomic(fcinfo, "erase_tenant");
 	PreventCommandDuringRecovery("nomp_crypt.erase_tenant()");
 	(void) SPI_connect_ext(SPI_OPT_NONATOMIC);
 	for (int i = 0; i < 3; i++)
