@@ -52,6 +52,7 @@ CREATE TABLE nomp_crypt.kek (
 	created_at		timestamptz NOT NULL DEFAULT now(),
 	destroy_after	timestamptz,
 	destroyed_at	timestamptz,
+	retired_at		timestamptz,
 	UNIQUE (tenant, generation)
 );
 
@@ -404,6 +405,22 @@ CREATE FUNCTION nomp_crypt._keystore_create(installation uuid, tenant uuid, gene
 	OUT key_id bytea, OUT wrapped bytea, OUT key_check bytea) RETURNS SETOF record
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_create';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_create(uuid, uuid, int) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_create_kek(installation uuid, tenant uuid, generation int,
+	OUT label text, OUT keystore text)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_create_kek';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_create_kek(uuid, uuid, int) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_fresh(installation uuid, label text, tenant uuid, purpose text, version int,
+	OUT wrapped bytea, OUT key_check bytea)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_fresh';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_fresh(uuid, text, uuid, text, int) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_rewrap(installation uuid, from_label text, confirm boolean,
+	label text, tenant uuid, purpose text, version int, wrapped bytea, key_check bytea) RETURNS bytea
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_rewrap';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_rewrap(uuid, text, boolean, text, uuid, text, int, bytea, bytea)
+FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._backup_retention() RETURNS interval
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_backup_retention';
+REVOKE ALL ON FUNCTION nomp_crypt._backup_retention() FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_confirm(installation uuid, label text) RETURNS void
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_confirm';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_confirm(uuid, text) FROM PUBLIC;
@@ -1065,7 +1082,8 @@ BEGIN
 	gone := nomp_crypt._keystore_destroy(installation, c.tenant, c.keystore_serial);
 	UPDATE nomp_crypt.erasure e SET state = 'destroyed', destroyed_at = clock_timestamp(), keys_destroyed = gone
 	WHERE e.case_id = c.case_id;
-	UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = clock_timestamp() WHERE k.tenant = c.tenant;
+	UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = clock_timestamp()
+	WHERE k.tenant = c.tenant AND k.state <> 'destroyed';
 	UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
 	UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
 	PERFORM nomp_crypt._audit_case('erase_destroy', c,
@@ -1079,6 +1097,135 @@ REVOKE ALL ON FUNCTION nomp_crypt._erase_destroy(uuid) FROM PUBLIC;
 CREATE PROCEDURE nomp_crypt.erase_tenant(id text, reason text, reference text DEFAULT NULL)
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_tenant';
 REVOKE ALL ON PROCEDURE nomp_crypt.erase_tenant(text, text, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- The life of keys: new versions of data keys, new generations of KEKs
+-- ---------------------------------------------------------------------------
+
+-- The tenant, locked, if its keys may be changed. Raises 42704, NC001, NC002.
+CREATE FUNCTION nomp_crypt._active_tenant(id text) RETURNS nomp_crypt.tenant
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._tenant_uuid(_active_tenant.id);
+	found nomp_crypt.tenant;
+BEGIN
+	SELECT t.* INTO found FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
+	IF found.state = 'erased' THEN
+		RAISE EXCEPTION 'tenant "%" has been erased', _active_tenant.id USING ERRCODE = 'NC001';
+	ELSIF found.state <> 'active' THEN
+		RAISE EXCEPTION 'tenant "%" is suspended', _active_tenant.id USING ERRCODE = 'NC002',
+			HINT = 'Its keys are changed when it is active again.';
+	END IF;
+	RETURN found;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._active_tenant(text) FROM PUBLIC;
+
+-- The two functions below, for keys that were made before a time; NULL if
+-- there is nothing to do.
+CREATE FUNCTION nomp_crypt._rotate(id text, made_before timestamptz) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	installation uuid := nomp_crypt._require_owner();
+	t nomp_crypt.tenant := nomp_crypt._active_tenant(_rotate.id);
+	wraps nomp_crypt.kek;
+	newest record;
+	fresh record;
+BEGIN
+	SELECT k.version, k.created_at INTO newest FROM nomp_crypt.tenant_key k
+	WHERE k.tenant = t.uuid AND k.purpose = 'values' AND k.scope = '' ORDER BY k.version DESC LIMIT 1;
+	IF newest.created_at >= made_before THEN
+		RETURN NULL;
+	END IF;
+	SELECT k.* INTO wraps FROM nomp_crypt.kek k WHERE k.tenant = t.uuid AND k.state = 'active';
+	IF newest.version IS NULL OR wraps.uuid IS NULL THEN
+		RAISE EXCEPTION 'the keys of tenant "%" are not known in this database', t.id USING ERRCODE = 'NC003',
+			HINT = 'Rows in nomp_crypt.tenant_key or nomp_crypt.kek are missing: restore the tables of schema nomp_crypt together.';
+	END IF;
+	SELECT * INTO fresh FROM nomp_crypt._keystore_fresh(installation, wraps.label, t.uuid, 'values',
+		newest.version + 1);
+	UPDATE nomp_crypt.tenant_key k SET state = 'closed'
+	WHERE k.tenant = t.uuid AND k.purpose = 'values' AND k.scope = '' AND k.state = 'active';
+	INSERT INTO nomp_crypt.tenant_key (key_id, tenant, purpose, version, kek, wrapped, key_check)
+	VALUES (substring(fresh.key_check FROM 1 FOR 8), t.uuid, 'values', newest.version + 1, wraps.uuid,
+			fresh.wrapped, fresh.key_check);
+	PERFORM nomp_crypt._audit('rotate_tenant', t.id,
+		jsonb_build_object('uuid', t.uuid, 'version', newest.version + 1));
+	RETURN newest.version + 1;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._rotate(text, timestamptz) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._rewrap(id text, made_before timestamptz) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	installation uuid;
+	t nomp_crypt.tenant;
+	new_kek uuid := gen_random_uuid();
+	generation int;
+	made record;
+	keys int;
+	retired timestamptz;
+BEGIN
+	-- the lock before the row's: reconcile_keystore must not take the new KEK for a leftover
+	PERFORM nomp_crypt._lock_keystore(false);
+	installation := nomp_crypt._require_owner();
+	t := nomp_crypt._active_tenant(_rewrap.id);
+	IF NOT EXISTS (SELECT FROM nomp_crypt.kek k
+				   WHERE k.tenant = t.uuid AND k.state = 'active' AND k.created_at < made_before) THEN
+		RETURN NULL;
+	END IF;
+	-- a transaction that failed, or a site that was left, may have used a number that is not in the table
+	SELECT max(g) + 1 INTO generation FROM (
+		SELECT k.generation AS g FROM nomp_crypt.kek k WHERE k.tenant = t.uuid
+		UNION ALL
+		SELECT substring(l FROM '^(?:[^:]*:){3}([0-9]{1,9})(?![0-9])')::int
+		FROM nomp_crypt._keystore_see(installation, t.uuid) s, unnest(s.labels) l) numbers;
+	SELECT * INTO made FROM nomp_crypt._keystore_create_kek(installation, t.uuid, generation);
+	INSERT INTO nomp_crypt.kek (uuid, tenant, generation, keystore, label)
+	VALUES (new_kek, t.uuid, generation, made.keystore, made.label);
+	-- each key is unwrapped, compared with its key_check, wrapped, and unwrapped again
+	UPDATE nomp_crypt.tenant_key k SET kek = new_kek,
+		wrapped = nomp_crypt._keystore_rewrap(installation, e.label, nomp_crypt._committed(e.xmin), made.label,
+											  k.tenant, k.purpose, k.version, k.wrapped, k.key_check)
+	FROM nomp_crypt.kek e
+	WHERE e.uuid = k.kek AND k.tenant = t.uuid;
+	GET DIAGNOSTICS keys = ROW_COUNT;
+	retired := clock_timestamp();
+	IF EXISTS (SELECT FROM nomp_crypt.tenant_key k
+			   WHERE k.tenant = t.uuid AND (k.kek <> new_kek OR k.wrapped IS NULL)) THEN
+		RAISE EXCEPTION 'a key of tenant "%" cannot be wrapped anew', t.id USING ERRCODE = 'NC003',
+			HINT = 'Its row in nomp_crypt.tenant_key, or that of its KEK in nomp_crypt.kek, is not whole. Nothing was changed.';
+	END IF;
+	UPDATE nomp_crypt.kek k SET state = 'retired', retired_at = retired,
+		destroy_after = retired + nomp_crypt._backup_retention()
+	WHERE k.tenant = t.uuid AND k.state = 'active' AND k.uuid <> new_kek;
+	PERFORM nomp_crypt._audit('rewrap_tenant', t.id,
+		jsonb_build_object('uuid', t.uuid, 'generation', generation, 'key', made.label, 'keys', keys));
+	RETURN generation;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._rewrap(text, timestamptz) FROM PUBLIC;
+
+-- A new data key for the tenant's new values; its version. What is stored
+-- stays readable with the old ones. Raises 42704, NC001, NC002, NC004, 55000.
+CREATE FUNCTION nomp_crypt.rotate_tenant(id text) RETURNS int
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._rotate($1, 'infinity')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.rotate_tenant(text) FROM PUBLIC;
+
+-- A new KEK for the tenant, and all its data keys wrapped by it; its
+-- generation. No value changes. The KEK before stays, for backups, until
+-- destroy_expired_keks. Raises the same, and NC003 and NC005 for keys that do
+-- not open.
+CREATE FUNCTION nomp_crypt.rewrap_tenant(id text) RETURNS int
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._rewrap($1, 'infinity')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.rewrap_tenant(text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Values under other keys: re-encrypting, moving rows, verifying. For
@@ -1132,8 +1279,10 @@ BEGIN
 	FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'nomp_crypt'::regnamespace
 		AND (p.proname IN ('adopt_keystore', 'keystore_status', 'create_tenant', 'create_tenants',
 						   '_tenant_exists', 'reconcile_keystore', 'grant_tenant', 'grant_all_tenants',
-						   'revoke_tenant', 'revoke_all_tenants', 'erase_tenant', 'withdraw_erasure')
-			 OR p.proname IN ('_access', '_progress_read', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
+						   'revoke_tenant', 'revoke_all_tenants', 'erase_tenant', 'withdraw_erasure',
+						   'rotate_tenant', 'rewrap_tenant')
+			 OR p.proname = '_progress_read'
+			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_submit', '_erase_destroy')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);
 	END LOOP;

@@ -11,6 +11,7 @@
 
 extern void keystore_sql_init(void);
 extern void erase_init(void);
+extern void lifecycle_init(void);
 
 /* For a procedure that commits between its steps: refuse where it cannot (2D000). */
 extern void admin_require_nonatomic(FunctionCallInfo fcinfo, const char *procedure);

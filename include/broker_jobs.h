@@ -22,6 +22,7 @@ typedef struct Job
 	KsOp		op;
 	bool		is_check;		/* the background check's own */
 	bool		repeated;
+	uint8		step;			/* of KS_OP_WRAP, see broker_wrap.c */
 	int64		sent_at;		/* CLOCK_BOOTTIME, us */
 	uint64		epoch;
 	Waiter	   *waiters;
@@ -31,6 +32,7 @@ typedef struct Job
 		uint8		bytes[REQUEST_BODY_MAX];
 		UnwrapRequest unwrap;
 		CreateRequest create;
+		WrapRequest wrap;
 	}			body;
 } Job;
 

@@ -14,7 +14,7 @@
 #include "storage/spin.h"
 
 #define REQUEST_REASON_MAX	240
-#define REQUEST_BODY_MAX	sizeof(UnwrapRequest)
+#define REQUEST_BODY_MAX	sizeof(UnwrapRequest)	/* the largest */
 
 typedef enum SlotState
 {

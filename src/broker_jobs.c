@@ -18,6 +18,9 @@ StaticAssertDecl(sizeof(CreateAnswer) <= REQUEST_BODY_MAX,
 StaticAssertDecl(sizeof(CreateRequest) <= REQUEST_BODY_MAX,
 				 "a request must fit into a slot");
 
+StaticAssertDecl(sizeof(WrapRequest) <= REQUEST_BODY_MAX,
+				 "a request must fit into a slot");
+
 static dlist_head queue = DLIST_STATIC_INIT(queue);
 static uint64 next_id = 1;
 
