@@ -1264,6 +1264,14 @@ CREATE PROCEDURE nomp_crypt.reencrypt(table_name text, column_name text DEFAULT 
 	patience interval DEFAULT '30 seconds', INOUT remaining bigint DEFAULT NULL)
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_reencrypt_table';
 
+-- What of a table's values opens, or of all tables': see verify.c.
+CREATE FUNCTION nomp_crypt.verify_values(of_table regclass DEFAULT NULL,
+	OUT table_name text, OUT column_name text, OUT tenant text, OUT status text,
+	OUT "values" bigint, OUT "rows" text[]) RETURNS SETOF record
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_verify_values';
+CREATE PROCEDURE nomp_crypt.verify(table_name regclass DEFAULT NULL, INOUT problems bigint DEFAULT NULL)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_verify';
+
 -- ---------------------------------------------------------------------------
 -- Administrators
 -- ---------------------------------------------------------------------------

@@ -43,4 +43,10 @@ extern List *tables_all(void);
  */
 extern TableColumns tables_columns(Relation rel, const char *column);
 
+/* The column that says whose row it is, by the trigger enforce_tenant; or 0. */
+extern AttrNumber tables_school(Relation rel);
+
+/* What that column says; char(n)'s padding is not part of it. */
+extern char *tables_school_text(Datum value, Oid base_type, Oid output);
+
 #endif							/* NOMP_TABLES_H */

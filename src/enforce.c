@@ -14,13 +14,13 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "compat.h"
 #include "envelope.h"
 #include "errors.h"
 #include "executor/spi.h"
 #include "inside.h"
+#include "tables.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -141,20 +141,6 @@ prepare(FmgrInfo *flinfo, const TriggerData *trigger)
 	return what;
 }
 
-/* What the row says; char(n)'s padding is not part of it. */
-static char *
-school_text(const Enforcement *what, Datum value)
-{
-	char	   *text = OidOutputFunctionCall(what->school_out, value);
-
-	if (what->school_type == BPCHAROID)
-	{
-		for (int len = strlen(text); len > 0 && text[len - 1] == ' '; len--)
-			text[len - 1] = '\0';
-	}
-	return text;
-}
-
 /*
  * nomp_crypt.enforce_tenant('column') returns trigger
  *
@@ -187,7 +173,7 @@ nc_enforce_tenant(PG_FUNCTION_ARGS)
 	tuple = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ?
 		trigger->tg_newtuple : trigger->tg_trigtuple;
 	value = heap_getattr(tuple, row.what->school, desc, &isnull);
-	row.school = isnull ? NULL : school_text(row.what, value);
+	row.school = isnull ? NULL : tables_school_text(value, row.what->school_type, row.what->school_out);
 	for (int i = 0; i < row.what->ncolumns; i++)
 	{
 		int			number = row.what->columns[i];

@@ -270,7 +270,8 @@ report(const Job *job, int64 remaining)
 		ereport(NOTICE,
 				(errmsg("%s: %lld rows are left, %lld of them locked by others", job->name,
 						(long long) remaining, (long long) job->counts.locked),
-				 errhint("Repeat the call.")));
+				 job->counts.locked > 0 ? errhint("Repeat the call.") :
+				 errhint("They do not open.")));
 }
 
 static int64

@@ -15,8 +15,11 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "inside.h"
 #include "miscadmin.h"
+#include "sqlnames.h"
 #include "tables.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -203,4 +206,33 @@ tables_columns(Relation rel, const char *column)
 		columns.numbers[columns.n++] = att->attnum;
 	}
 	return columns;
+}
+
+AttrNumber
+tables_school(Relation rel)
+{
+	TriggerDesc *triggers = rel->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		Trigger    *trigger = &triggers->triggers[i];
+
+		if (trigger->tgfoid == sql_function(SQL_ENFORCE_TENANT) &&
+			trigger->tgenabled != TRIGGER_DISABLED && trigger->tgnargs == 1)
+			return get_attnum(RelationGetRelid(rel), trigger->tgargs[0]);
+	}
+	return InvalidAttrNumber;
+}
+
+char *
+tables_school_text(Datum value, Oid base_type, Oid output)
+{
+	char	   *text = OidOutputFunctionCall(output, value);
+
+	if (base_type == BPCHAROID)
+	{
+		for (int len = strlen(text); len > 0 && text[len - 1] == ' '; len--)
+			text[len - 1] = '\0';
+	}
+	return text;
 }
