@@ -11,6 +11,9 @@
 /* A value, or as much of one that lies out of line as says what it is. */
 extern bytea *inside_head(Datum value);
 
+/* Either, or NULL if what lies out of line cannot be fetched. */
+extern bytea *inside_try(Datum value, bool head);
+
 /* Can a value of that type hold one of ours? */
 extern bool inside_holds(Oid type);
 

@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog.h"
 #include "catalog/pg_type.h"
 #include "funcapi.h"
@@ -18,6 +19,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/resowner.h"
 #include "utils/typcache.h"
 #include "value.h"
 
@@ -29,6 +31,41 @@ inside_head(Datum value)
 	if (VARATT_IS_EXTERNAL(DatumGetPointer(value)))
 		return DatumGetByteaPSlice(value, 0, HEAD_LEN);
 	return DatumGetByteaPP(value);
+}
+
+/* In a subtransaction: its pieces may be missing. */
+bytea *
+inside_try(Datum value, bool head)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	bytea	   *volatile result = NULL;
+
+	if (!VARATT_IS_EXTERNAL(DatumGetPointer(value)))
+		return DatumGetByteaPP(value);
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		result = head ? inside_head(value) : DatumGetByteaPP(value);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		int			code = geterrcode();
+
+		if (code != ERRCODE_DATA_CORRUPTED && code != ERRCODE_INTERNAL_ERROR &&
+			code != ERRCODE_INDEX_CORRUPTED)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		result = NULL;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return result;
 }
 
 typedef bool (*TypeTest) (int32 typmod);

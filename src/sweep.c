@@ -68,7 +68,8 @@ wants(Sweep *sweep, const bytea *head, ValueState *state)
 	KeyFacts	key;
 
 	*state = VALUE_DAMAGED;
-	if (!value_parse((const uint8 *) VARDATA_ANY(head), VARSIZE_ANY_EXHDR(head), &view))
+	if (head == NULL ||
+		!value_parse((const uint8 *) VARDATA_ANY(head), VARSIZE_ANY_EXHDR(head), &view))
 		return false;
 	*state = envelope_state(&view, &owner, &key);
 	if (sweep->tenant != NULL)
@@ -81,7 +82,7 @@ static Datum
 look(Datum value, int32 typmod, void *arg)
 {
 	Sweep	   *sweep = arg;
-	bytea	   *head = inside_head(value);
+	bytea	   *head = inside_try(value, true);
 	ValueState	state;
 
 	if (wants(sweep, head, &state))
@@ -90,7 +91,7 @@ look(Datum value, int32 typmod, void *arg)
 		sweep->counts->newest++;
 	else
 		sweep->counts->left[state]++;
-	if ((Pointer) head != DatumGetPointer(value))
+	if (head != NULL && (Pointer) head != DatumGetPointer(value))
 		pfree(head);
 	return value;
 }
@@ -122,11 +123,12 @@ renew(Datum value, int32 typmod, void *arg)
 	ValueView	view;
 	TenantRow	owner;
 
-	if (!wants(sweep, inside_head(value), &state))
+	if (!wants(sweep, inside_try(value, true), &state))
 		return value;
-	old = DatumGetByteaPP(value);
+	old = inside_try(value, false);
 	state = VALUE_DAMAGED;
-	if (value_parse((const uint8 *) VARDATA_ANY(old), VARSIZE_ANY_EXHDR(old), &view))
+	if (old != NULL &&
+		value_parse((const uint8 *) VARDATA_ANY(old), VARSIZE_ANY_EXHDR(old), &view))
 		state = envelope_try_open(&view, &owner, &payload);
 	if (state != VALUE_OPENS)
 	{

@@ -19,7 +19,6 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
-#include "access/xact.h"
 #include "admin.h"
 #include "compat.h"
 #include "envelope.h"
@@ -41,7 +40,6 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 NC_FUNCTION(nc_verify);
@@ -87,8 +85,8 @@ typedef struct Tally
 
 typedef struct Verification
 {
-	MemoryContext context;		/* of the groups and all they hold */
-	HTAB	   *groups;
+	MemoryContext context;		/* of the tallies and all they hold */
+	HTAB	   *tallies;
 	Relation	rel;
 	TableColumns columns;
 	AttrNumber	school;			/* 0: rows may have values of any tenant */
@@ -146,7 +144,7 @@ static void
 count(Verification *v, int status, const TenantRow *owner)
 {
 	GroupKey	key;
-	Tally	   *group;
+	Tally	   *tally;
 	bool		found;
 
 	memset(&key, 0, sizeof(key));
@@ -154,63 +152,25 @@ count(Verification *v, int status, const TenantRow *owner)
 	key.column = v->column;
 	key.status = status;
 	strlcpy(key.tenant, owner->id, sizeof(key.tenant));
-	group = hash_search(v->groups, &key, HASH_ENTER, &found);
+	tally = hash_search(v->tallies, &key, HASH_ENTER, &found);
 	if (!found)
 	{
 		MemoryContext old = MemoryContextSwitchTo(v->context);
 
-		group->values = 0;
-		group->nnamed = 0;
-		group->table_name = tables_name(key.table);
-		group->column_name = pstrdup(NameStr(TupleDescAttr(RelationGetDescr(v->rel),
+		tally->values = 0;
+		tally->nnamed = 0;
+		tally->table_name = tables_name(key.table);
+		tally->column_name = pstrdup(NameStr(TupleDescAttr(RelationGetDescr(v->rel),
 														   v->column - 1)->attname));
-		group->named = is_bad(status) ? palloc(MAX_NAMED * sizeof(char *)) : NULL;
+		tally->named = is_bad(status) ? palloc(MAX_NAMED * sizeof(char *)) : NULL;
 		MemoryContextSwitchTo(old);
 	}
-	group->values++;
-	if (is_bad(status) && group->nnamed < MAX_NAMED)
-		group->named[group->nnamed++] = MemoryContextStrdup(v->context, name_row(v));
+	tally->values++;
+	if (is_bad(status) && tally->nnamed < MAX_NAMED)
+		tally->named[tally->nnamed++] = MemoryContextStrdup(v->context, name_row(v));
 }
 
 /* ---- one value ---- */
-
-/*
- * A value that lies out of line is fetched in a subtransaction: its pieces may
- * be missing.  NULL if it cannot be had.
- */
-static bytea *
-fetch(Datum value)
-{
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	bytea	   *volatile result = NULL;
-
-	if (!VARATT_IS_EXTERNAL(DatumGetPointer(value)))
-		return DatumGetByteaPP(value);
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		result = DatumGetByteaPP(value);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		int			code = geterrcode();
-
-		if (code != ERRCODE_DATA_CORRUPTED && code != ERRCODE_INTERNAL_ERROR &&
-			code != ERRCODE_INDEX_CORRUPTED)
-			PG_RE_THROW();
-		MemoryContextSwitchTo(context);
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		result = NULL;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return result;
-}
 
 /* Of a value that opens: is it also what it should be where it is? */
 static int
@@ -236,7 +196,7 @@ static Datum
 verify_value(Datum value, int32 typmod, void *arg)
 {
 	Verification *v = arg;
-	bytea	   *bytes = fetch(value);
+	bytea	   *bytes = inside_try(value, false);
 	int			status = VALUE_DAMAGED;
 	TenantRow	owner = {0};
 	ValueView	view;
@@ -352,13 +312,13 @@ begin(void)
 	ctl.keysize = sizeof(GroupKey);
 	ctl.entrysize = sizeof(Tally);
 	ctl.hcxt = v->context;
-	v->groups = hash_create("nomp_crypt verification", 256, &ctl,
+	v->tallies = hash_create("nomp_crypt verification", 256, &ctl,
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	return v;
 }
 
 static int
-compare_groups(const void *a, const void *b)
+compare_tallies(const void *a, const void *b)
 {
 	const Tally *x = *(Tally *const *) a;
 	const Tally *y = *(Tally *const *) b;
@@ -374,16 +334,16 @@ compare_groups(const void *a, const void *b)
 static Tally **
 sorted(Verification *v, long *n)
 {
-	Tally	  **groups = palloc(Max(1, hash_get_num_entries(v->groups)) * sizeof(Tally *));
+	Tally	  **tallies = palloc(Max(1, hash_get_num_entries(v->tallies)) * sizeof(Tally *));
 	HASH_SEQ_STATUS scan;
-	Tally	   *group;
+	Tally	   *tally;
 
 	*n = 0;
-	hash_seq_init(&scan, v->groups);
-	while ((group = hash_seq_search(&scan)) != NULL)
-		groups[(*n)++] = group;
-	qsort(groups, *n, sizeof(Tally *), compare_groups);
-	return groups;
+	hash_seq_init(&scan, v->tallies);
+	while ((tally = hash_seq_search(&scan)) != NULL)
+		tallies[(*n)++] = tally;
+	qsort(tallies, *n, sizeof(Tally *), compare_tallies);
+	return tallies;
 }
 
 /* The relations to go through, which the caller may read. */
@@ -424,57 +384,57 @@ nc_verify_values(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Verification *v = begin();
-	Tally	  **groups;
+	Tally	  **tallies;
 	ListCell   *lc;
 	long		n;
 
 	InitMaterializedSRF(fcinfo, 0);
 	foreach(lc, choose(fcinfo))
 		(void) verify_range(v, lfirst_oid(lc), 0, MaxBlockNumber);
-	groups = sorted(v, &n);
+	tallies = sorted(v, &n);
 	for (long i = 0; i < n; i++)
 	{
-		Tally	   *group = groups[i];
+		Tally	   *tally = tallies[i];
 		Datum		values[6];
 		bool		nulls[6] = {false};
-		Datum	   *named = palloc(Max(1, group->nnamed) * sizeof(Datum));
+		Datum	   *named = palloc(Max(1, tally->nnamed) * sizeof(Datum));
 
-		for (int j = 0; j < group->nnamed; j++)
-			named[j] = CStringGetTextDatum(group->named[j]);
-		values[0] = CStringGetTextDatum(group->table_name);
-		values[1] = CStringGetTextDatum(group->column_name);
-		values[2] = CStringGetTextDatum(group->key.tenant);
-		nulls[2] = group->key.tenant[0] == '\0';
-		values[3] = CStringGetTextDatum(status_names[group->key.status]);
-		values[4] = Int64GetDatum(group->values);
-		values[5] = PointerGetDatum(construct_array(named, group->nnamed, TEXTOID, -1,
+		for (int j = 0; j < tally->nnamed; j++)
+			named[j] = CStringGetTextDatum(tally->named[j]);
+		values[0] = CStringGetTextDatum(tally->table_name);
+		values[1] = CStringGetTextDatum(tally->column_name);
+		values[2] = CStringGetTextDatum(tally->key.tenant);
+		nulls[2] = tally->key.tenant[0] == '\0';
+		values[3] = CStringGetTextDatum(status_names[tally->key.status]);
+		values[4] = Int64GetDatum(tally->values);
+		values[5] = PointerGetDatum(construct_array(named, tally->nnamed, TEXTOID, -1,
 													false, TYPALIGN_INT));
-		nulls[5] = group->nnamed == 0;
+		nulls[5] = tally->nnamed == 0;
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
 }
 
 static void
-say(const Tally *group)
+say(const Tally *tally)
 {
 	StringInfoData rows;
 
 	initStringInfo(&rows);
-	for (int i = 0; i < group->nnamed; i++)
-		appendStringInfo(&rows, "%s%s", i == 0 ? ": " : "; ", group->named[i]);
-	if (group->nnamed > 0 && group->values > group->nnamed)
+	for (int i = 0; i < tally->nnamed; i++)
+		appendStringInfo(&rows, "%s%s", i == 0 ? " in rows " : "; ", tally->named[i]);
+	if (tally->nnamed > 0 && tally->values > tally->nnamed)
 		appendStringInfoString(&rows, "; ...");
-	if (group->key.tenant[0] != '\0')
+	if (tally->key.tenant[0] != '\0')
 		ereport(NOTICE,
-				(errmsg("%s.%s, tenant \"%s\": %lld %s%s", group->table_name,
-						quote_identifier(group->column_name), group->key.tenant,
-						(long long) group->values, status_names[group->key.status], rows.data)));
+				(errmsg("%s.%s, tenant \"%s\", %s: %lld%s", tally->table_name,
+						quote_identifier(tally->column_name), tally->key.tenant,
+						status_names[tally->key.status], (long long) tally->values, rows.data)));
 	else
 		ereport(NOTICE,
-				(errmsg("%s.%s: %lld %s%s", group->table_name,
-						quote_identifier(group->column_name),
-						(long long) group->values, status_names[group->key.status], rows.data)));
+				(errmsg("%s.%s, %s: %lld%s", tally->table_name,
+						quote_identifier(tally->column_name),
+						status_names[tally->key.status], (long long) tally->values, rows.data)));
 	pfree(rows.data);
 }
 
@@ -530,7 +490,7 @@ nc_verify(PG_FUNCTION_ARGS)
 {
 	Verification *v;
 	List	   *relations;
-	Tally	  **groups;
+	Tally	  **tallies;
 	ListCell   *lc;
 	int64		done = 0;
 	int64		problems = 0;
@@ -547,12 +507,12 @@ nc_verify(PG_FUNCTION_ARGS)
 	progress_phase("reading", "blocks", total_blocks(relations));
 	foreach(lc, relations)
 		verify_all(v, lfirst_oid(lc), &done);
-	groups = sorted(v, &n);
+	tallies = sorted(v, &n);
 	for (long i = 0; i < n; i++)
 	{
-		say(groups[i]);
-		if (is_bad(groups[i]->key.status))
-			problems += groups[i]->values;
+		say(tallies[i]);
+		if (is_bad(tallies[i]->key.status))
+			problems += tallies[i]->values;
 	}
 	progress_end();
 	SPI_finish();
