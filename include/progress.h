@@ -11,8 +11,8 @@ extern void progress_init(void);
 extern void progress_shmem_request(void);
 extern void progress_shmem_startup(void);
 
-/* This process runs such a command, on that. */
-extern void progress_start(const char *command, const char *object);
+/* This process runs such a command, on that; perhaps in many transactions. */
+extern void progress_start(const char *command, const char *object, bool across_commits);
 
 /* The next part of it, of so many units. */
 extern void progress_phase(const char *phase, const char *unit, int64 total);

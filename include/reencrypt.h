@@ -25,4 +25,7 @@ extern void reencrypt_fingerprint(const ValueView *view, const bytea *payload,
 								  const TenantRow *tenant, int rights, int32 typmod,
 								  uint8 fingerprint[VALUE_FINGERPRINT_LEN]);
 
+/* The tenant of that id.  Raises 42704. */
+extern void reencrypt_tenant(text *name, TenantRow *tenant);
+
 #endif							/* NOMP_REENCRYPT_H */

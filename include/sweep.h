@@ -34,8 +34,9 @@ extern BlockNumber sweep_newest(Oid relid, const char *column, BlockNumber from,
 extern List *sweep_find(Oid relid, const char *column, int64 *rows);
 
 /*
- * All of a relation's fingerprints of that tenant by its newest index key.
- * Raises if a value cannot be opened, with its row.
+ * All of a relation's fingerprints of that tenant by its newest index key, in
+ * a table that is locked against writers.  Raises if a value cannot be opened,
+ * with its row.
  */
 extern void sweep_fingerprints(Oid relid, const TenantRow *tenant, SweepCounts *counts);
 

@@ -37,6 +37,9 @@ extern List *tables_storage(Oid table);
 /* All tables of the database that can hold our values. */
 extern List *tables_all(void);
 
+/* Those, and their parents, that can hold searchable ones, in order of OIDs. */
+extern List *tables_searchable(void);
+
 /*
  * A relation's columns that can hold our values, or that one of them, without
  * those that are computed from others.

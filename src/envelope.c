@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "access_log.h"
 #include "catalog.h"
 #include "cipher.h"
@@ -22,6 +23,7 @@
 #include "request.h"
 #include "rights.h"
 #include "rows.h"
+#include "utils/snapmgr.h"
 
 /* Revocations and evictions may make us start over; not for ever. */
 #define MAX_TRIES	100
@@ -415,6 +417,23 @@ envelope_same_payload(const TenantRow *tenant, const ValueView *a, const ValueVi
 	return same;
 }
 
+/*
+ * A transaction whose snapshot is from before a change of the index key sees
+ * the fingerprints of then, and would not find them with the new one.
+ */
+static void
+require_seen(const KeyFacts *key, const TenantRow *tenant)
+{
+	if (key->place.is_index && key->place.version > 1 && IsolationUsesXactSnapshot() &&
+		FirstSnapshotSet &&
+		!catalog_key_in_snapshot(key->key_check, GetTransactionSnapshot()))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("the index key of tenant \"%s\" was changed after this transaction's snapshot was taken",
+						tenant->id),
+				 errhint("Repeat the transaction.")));
+}
+
 /* Of what the rows said when the current key was last looked up, by is_index. */
 static uint64 current_as_of[2] = {0, 0};
 
@@ -445,6 +464,7 @@ prepare_current(const TenantRow *tenant, bool is_index)
 	refuse_inactive(&now);
 	if (!rows_current_key(&tenant->uuid, is_index, &facts))
 		error_key_unknown(tenant->id);
+	require_seen(&facts, tenant);
 	if (mykeys_find(facts.key_check) < 0)
 		load_key(&facts, tenant, epoch);
 	mykeys_set_current(tenant->uuid.data, is_index, facts.key_check);
@@ -532,6 +552,7 @@ fingerprint_one(FingerprintTarget *target, uint64 epoch, const char *text, size_
 			load_key(&target->key, &target->tenant, epoch);
 			continue;
 		}
+		require_seen(&target->key, &target->tenant);
 		if (memcmp(mykeys_place(key)->tenant, target->tenant.uuid.data, UUID_LEN) != 0)
 			error_integrity();
 		if (mykeys_fingerprint(key, (const uint8 *) text, len, target->fingerprint))

@@ -48,6 +48,8 @@ typedef struct Slot
 
 static Slot *slots = NULL;
 static bool running = false;	/* is something in this process's slot? */
+static bool commits = false;	/* does it go on after a commit? */
+static bool suspended = false;	/* has a commit hidden it? */
 
 static Size
 shared_size(void)
@@ -86,17 +88,23 @@ own_slot(void)
 	return &slots[MyProc->pgprocno];
 }
 
-void
-progress_end(void)
+static void
+show(int pid)
 {
 	Slot	   *slot = own_slot();
 
-	if (!running || slot == NULL)
-		return;
-	running = false;
 	SpinLockAcquire(&slot->mutex);
-	slot->progress.pid = 0;
+	slot->progress.pid = pid;
 	SpinLockRelease(&slot->mutex);
+	running = pid != 0;
+}
+
+void
+progress_end(void)
+{
+	suspended = false;
+	if (running && own_slot() != NULL)
+		show(0);
 }
 
 static void
@@ -105,11 +113,20 @@ at_exit(int code, Datum arg)
 	progress_end();
 }
 
+/*
+ * What does not go on after a commit is hidden by it, until it is reported
+ * again: nobody says so when an error is caught.
+ */
 static void
 at_xact_event(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_ABORT)
 		progress_end();
+	else if (event == XACT_EVENT_COMMIT && running && !commits)
+	{
+		show(0);
+		suspended = true;
+	}
 }
 
 void
@@ -140,13 +157,14 @@ set_slot(const Progress *progress)
 		before_shmem_exit(at_exit, 0);
 	registered = true;
 	running = true;
+	suspended = false;
 	SpinLockAcquire(&slot->mutex);
 	slot->progress = *progress;
 	SpinLockRelease(&slot->mutex);
 }
 
 void
-progress_start(const char *command, const char *object)
+progress_start(const char *command, const char *object, bool across_commits)
 {
 	Progress	progress = {0};
 
@@ -155,6 +173,7 @@ progress_start(const char *command, const char *object)
 	progress.started = progress.phase_started = GetCurrentTimestamp();
 	take_text(progress.command, sizeof(progress.command), command);
 	take_text(progress.object, sizeof(progress.object), object);
+	commits = across_commits;
 	set_slot(&progress);
 }
 
@@ -220,9 +239,11 @@ nc_progress_note(PG_FUNCTION_ARGS)
 		progress_end();
 		PG_RETURN_VOID();
 	}
-	if (!running || !says(slot->progress.command, command) ||
+	if ((!running && !suspended) || !says(slot->progress.command, command) ||
 		!says(slot->progress.object, object))
-		progress_start(command, object);
+		progress_start(command, object, false);
+	else if (!running)
+		show(MyProcPid);
 	if (!says(slot->progress.phase, phase))
 		progress_phase(phase, text_or_empty(fcinfo, 3),
 					   PG_ARGISNULL(5) ? 0 : PG_GETARG_INT64(5));

@@ -87,7 +87,7 @@ carry_fingerprint(const ValueView *view, const bytea *payload, const TenantRow *
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("fingerprint of the value is not by the present index key of tenant \"%s\"",
 					owner->id),
-			 errhint("Cast it to its column's type first: value::encrypted(text, searchable).")));
+			 errhint("Write it again first, inside its tenant: UPDATE ... SET column = column::text.")));
 }
 
 static bool
@@ -163,8 +163,8 @@ reencrypt(Datum value, const TenantRow *to, int32 typmod)
 	return PointerGetDatum(result);
 }
 
-static void
-find_tenant(text *name, TenantRow *tenant)
+void
+reencrypt_tenant(text *name, TenantRow *tenant)
 {
 	char	   *id = text_to_cstring(name);
 
@@ -191,7 +191,7 @@ nc_reencrypt(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	if (PG_ARGISNULL(1))
 		PG_RETURN_DATUM(reencrypt(PG_GETARG_DATUM(0), NULL, -1));
-	find_tenant(PG_GETARG_TEXT_PP(1), &to);
+	reencrypt_tenant(PG_GETARG_TEXT_PP(1), &to);
 	PG_RETURN_DATUM(reencrypt(PG_GETARG_DATUM(0), &to, -1));
 }
 
@@ -215,7 +215,7 @@ nc_reencrypt_inside(PG_FUNCTION_ARGS)
 
 	if (!OidIsValid(type))
 		elog(ERROR, "could not determine the argument's type");
-	find_tenant(PG_GETARG_TEXT_PP(1), &to);
+	reencrypt_tenant(PG_GETARG_TEXT_PP(1), &to);
 	PG_RETURN_DATUM(inside_map(PG_GETARG_DATUM(0), type, PG_GETARG_INT32(2),
 							   reencrypt_one, &to));
 }

@@ -347,7 +347,7 @@ nc_reencrypt_table(PG_FUNCTION_ARGS)
 				 errmsg("%s is a materialized view", job->name),
 				 errhint("Refresh it after its tables have been re-encrypted.")));
 	job->storage = tables_storage(job->table);
-	progress_start("reencrypt", job->name);
+	progress_start("reencrypt", job->name, true);
 	first_pass(job);
 	remaining = further_passes(job);
 	report(job, remaining);

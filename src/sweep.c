@@ -178,7 +178,10 @@ wants_row(Sweep *sweep, TupleTableSlot *slot)
 	return sweep->wanted;
 }
 
-/* A row that changed meanwhile has been written by others: it is found again. */
+/*
+ * A row that changed meanwhile has been written by others: it is found again.
+ * Fingerprints are changed under a lock on the table, and all of them.
+ */
 static bool
 lock_row(Sweep *sweep)
 {
@@ -186,7 +189,9 @@ lock_row(Sweep *sweep)
 
 	switch (table_tuple_lock(sweep->rel, &sweep->found->tts_tid, sweep->snapshot,
 							 sweep->locked, GetCurrentCommandId(false),
-							 LockTupleExclusive, LockWaitSkip, 0, &failure))
+							 LockTupleExclusive,
+							 sweep->tenant != NULL ? LockWaitBlock : LockWaitSkip,
+							 0, &failure))
 	{
 		case TM_Ok:
 			return true;
@@ -194,6 +199,8 @@ lock_row(Sweep *sweep)
 			sweep->counts->locked++;
 			return false;
 		default:
+			if (sweep->tenant != NULL)
+				elog(ERROR, "a row was changed under a lock on its table");
 			return false;
 	}
 }
@@ -335,8 +342,6 @@ sweep_blocks(Sweep *sweep, BlockNumber from, BlockNumber to, int max_rows)
 				to = block;
 				break;
 			}
-			if (sweep->tenant != NULL)
-				progress_done(block);
 		}
 		old = MemoryContextSwitchTo(per_row);
 		if (wants_row(sweep, sweep->found))

@@ -17,6 +17,7 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
+#include "compat.h"
 #include "inside.h"
 #include "miscadmin.h"
 #include "sqlnames.h"
@@ -27,6 +28,19 @@
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/varlena.h"
+
+NC_FUNCTION(nc_holds_values);
+
+/*
+ * nomp_crypt._holds_values(of_type oid) returns boolean
+ *
+ * Can a column of that type hold encrypted values?
+ */
+Datum
+nc_holds_values(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(inside_holds(PG_GETARG_OID(0)));
+}
 
 Oid
 tables_by_name(const char *name)
@@ -156,8 +170,9 @@ tables_storage(Oid table)
 	return result;
 }
 
-List *
-tables_all(void)
+/* All relations of this database that a test is true of, but temporary ones. */
+static List *
+find_tables(bool parents, bool (*test) (Relation rel))
 {
 	Relation	catalog = table_open(RelationRelationId, AccessShareLock);
 	TableScanDesc scan = table_beginscan_catalog(catalog, 0, NULL);
@@ -170,22 +185,58 @@ tables_all(void)
 	{
 		Form_pg_class class = (Form_pg_class) GETSTRUCT(tuple);
 
-		if (is_table(class->relkind) && class->relpersistence != RELPERSISTENCE_TEMP)
+		if ((is_table(class->relkind) ||
+			 (parents && class->relkind == RELKIND_PARTITIONED_TABLE)) &&
+			class->relpersistence != RELPERSISTENCE_TEMP)
 			found = lappend_oid(found, class->oid);
 	}
 	table_endscan(scan);
 	table_close(catalog, AccessShareLock);
+	list_sort(found, list_oid_cmp);
 	foreach(lc, found)
 	{
 		Relation	rel = try_table_open(lfirst_oid(lc), AccessShareLock);
 
 		if (rel == NULL)
 			continue;
-		if (tables_columns(rel, NULL).n > 0)
+		if (test(rel))
 			result = lappend_oid(result, lfirst_oid(lc));
 		table_close(rel, AccessShareLock);
 	}
 	return result;
+}
+
+static bool
+has_values(Relation rel)
+{
+	return tables_columns(rel, NULL).n > 0;
+}
+
+static bool
+has_searchable(Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (!att->attisdropped && inside_searchable(att->atttypid, att->atttypmod))
+			return true;
+	}
+	return false;
+}
+
+List *
+tables_all(void)
+{
+	return find_tables(false, has_values);
+}
+
+List *
+tables_searchable(void)
+{
+	return find_tables(true, has_searchable);
 }
 
 TableColumns

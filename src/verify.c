@@ -503,7 +503,7 @@ nc_verify(PG_FUNCTION_ARGS)
 	(void) SPI_connect_ext(SPI_OPT_NONATOMIC);
 	v = begin();
 	relations = choose(fcinfo);
-	progress_start("verify", object_name(fcinfo));
+	progress_start("verify", object_name(fcinfo), true);
 	progress_phase("reading", "blocks", total_blocks(relations));
 	foreach(lc, relations)
 		verify_all(v, lfirst_oid(lc), &done);
