@@ -37,7 +37,7 @@ typedef struct Job
 } Job;
 
 extern void jobs_collect(Job *current);
-extern void jobs_add_check(const UnwrapRequest *what);
+extern void jobs_add_check(KsOp op, const UnwrapRequest *what);
 extern bool jobs_empty(void);
 extern Job *jobs_pop(void);
 extern void jobs_put_first(Job *job);

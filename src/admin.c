@@ -7,14 +7,12 @@
  */
 #include "postgres.h"
 
-#include "admin.h"
 #include "catalog.h"
 #include "compat.h"
 #include "holders.h"
 #include "keyring.h"
 #include "miscadmin.h"
 #include "mykeys.h"
-#include "nodes/parsenodes.h"
 #include "session.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
@@ -25,17 +23,6 @@ NC_FUNCTION(nc_lock_keystore);
 NC_FUNCTION(nc_wipe);
 NC_FUNCTION(nc_log_act);
 NC_FUNCTION(nc_current_tenant);
-
-void
-admin_require_nonatomic(FunctionCallInfo fcinfo, const char *procedure)
-{
-	if (fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||
-		castNode(CallContext, fcinfo->context)->atomic)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
-				 errmsg("%s cannot run inside a transaction block", procedure),
-				 errhint("It commits between its steps: call it alone, with the driver's autocommit on.")));
-}
 
 /* A lock of the whole server, not of one database: any fixed pair will do. */
 #define LOCK_CLASS	0x6e6f6d70		/* "nomp" */

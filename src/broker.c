@@ -134,6 +134,8 @@ send_job(Job *job)
 		codec_put_create(&w, &job->body.create);
 	else if (job->op == KS_OP_WRAP)
 		op = wrap_begin(job, &w);
+	else if (job->is_check)
+		codec_put_see(&w, &job->body.unwrap);
 	else
 		wire_put(&w, job->body.bytes, job->len);
 	return send_body(job, op, &w);
@@ -159,6 +161,24 @@ revoke_gone(const UnwrapRequest *what, KsStatus status)
 					what->label)));
 	(void) keyring_revoke(tenant);
 	holders_poke(tenant);
+}
+
+/*
+ * The KEK of a background check is gone.  If the school has a later one, it
+ * was retired: its keys will be asked for under that one, and no session need
+ * notice.  So too if it was made by a transaction that never committed.
+ */
+static void
+see_answered(Job *job, WireReader *r)
+{
+	const UnwrapRequest *what = &job->body.unwrap;
+	bool		later;
+
+	if (codec_get_later(r, what, &later) && (later || what->own_transaction))
+		keyring_forget_kek(what->label);
+	else
+		revoke_gone(what, KS_KEY_ABSENT);
+	finish(job, KS_OK, "", NULL, 0, NULL);
 }
 
 static void
@@ -258,7 +278,9 @@ error_answered(Job *job, KsStatus status, WireReader *r)
 		strlcpy(reason, "malformed answer from the keystore helper", sizeof(reason));
 	else if (status == KS_PIN_INCORRECT)
 		strlcpy(pin_stamp, stamp, sizeof(pin_stamp));
-	if (verdict && job->op == KS_OP_UNWRAP)
+	if (status == KS_KEY_ABSENT && job->is_check)
+		jobs_add_check(KS_OP_SEE, &job->body.unwrap);
+	else if (verdict && job->op == KS_OP_UNWRAP)
 		revoke_gone(&job->body.unwrap, status);
 	if (job->is_check && !verdict)
 	{
@@ -296,6 +318,8 @@ answered(Job *job, KsStatus status, WireReader *r)
 {
 	if (status != KS_OK)
 		error_answered(job, status, r);
+	else if (job->is_check && job->op == KS_OP_SEE)
+		see_answered(job, r);
 	else if (job->is_check)
 		check_answered(job, r);
 	else if (job->op == KS_OP_UNWRAP)
@@ -442,7 +466,7 @@ run_checks(int64 now)
 		static UnwrapRequest what;
 
 		if (keyring_next_check(&check_cursor, cycle_start, &what))
-			jobs_add_check(&what);
+			jobs_add_check(KS_OP_UNWRAP, &what);
 		else
 			check_cursor = PG_INT32_MAX;
 	}

@@ -159,9 +159,9 @@ jobs_collect(Job *current)
 }
 
 void
-jobs_add_check(const UnwrapRequest *what)
+jobs_add_check(KsOp op, const UnwrapRequest *what)
 {
-	Job		   *job = new_job(KS_OP_UNWRAP, what,
+	Job		   *job = new_job(op, what,
 							  offsetof(UnwrapRequest, keys) + sizeof(KeySpec),
 							  keyring_epoch());
 

@@ -33,6 +33,8 @@ NC_FUNCTION(nc_keystore_list);
 NC_FUNCTION(nc_keystore_remove);
 NC_FUNCTION(nc_keystore_see);
 NC_FUNCTION(nc_keystore_destroy);
+NC_FUNCTION(nc_keystore_destroy_kek);
+NC_FUNCTION(nc_keystore_enable);
 NC_FUNCTION(nc_keystore_status);
 
 #define BODY_MAX	2048
@@ -418,28 +420,34 @@ text_array(Datum *items, int n)
 Datum
 nc_keystore_see(PG_FUNCTION_ARGS)
 {
-	Exchange   *x = new_exchange();
 	TupleDesc	desc;
 	Datum		values[2];
 	bool		nulls[2] = {false, false};
-	Datum	   *labels;
+	Datum	   *labels = palloc(KS_LIST_PAGE * sizeof(Datum));
+	int			total = 0;
 	int			n;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	put_uuid(x, PG_GETARG_UUID_P(0));
-	put_uuid(x, PG_GETARG_UUID_P(1));
-	exchange(x, KS_OP_SEE);
-	values[0] = CStringGetTextDatum(get_text(x));
-	n = (int) wire_get_uint(&x->r, 2);
-	labels = palloc((n + 1) * sizeof(Datum));
-	for (int i = 0; i < n; i++)
+	do							/* a full page may have left more */
 	{
-		labels[i] = CStringGetTextDatum(get_text(x));
-		(void) wire_get_uint(&x->r, 1);
-	}
-	must_be_done(x);
-	values[1] = text_array(labels, n);
+		Exchange   *x = new_exchange();
+
+		put_uuid(x, PG_GETARG_UUID_P(0));
+		put_uuid(x, PG_GETARG_UUID_P(1));
+		wire_put_uint(&x->w, (uint64) total, 4);
+		exchange(x, KS_OP_SEE);
+		values[0] = CStringGetTextDatum(get_text(x));
+		n = (int) wire_get_uint(&x->r, 2);
+		labels = repalloc(labels, (total + n + 1) * sizeof(Datum));
+		for (int i = 0; i < n; i++)
+		{
+			labels[total++] = CStringGetTextDatum(get_text(x));
+			(void) wire_get_uint(&x->r, 1);
+		}
+		must_be_done(x);
+	} while (n >= KS_LIST_PAGE);
+	values[1] = text_array(labels, total);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
@@ -473,6 +481,54 @@ nc_keystore_destroy(PG_FUNCTION_ARGS)
 		must_be_done(x);
 	} while (n >= KS_LIST_PAGE);
 	return text_array(labels, total);
+}
+
+/*
+ * nomp_crypt._keystore_destroy_kek(installation uuid, label text, serial text)
+ *		returns boolean
+ *
+ * The same for one KEK; false if it was not there any more.
+ */
+Datum
+nc_keystore_destroy_kek(PG_FUNCTION_ARGS)
+{
+	Exchange   *x = new_exchange();
+	bool		destroyed;
+
+	put_uuid(x, PG_GETARG_UUID_P(0));
+	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
+	exchange(x, KS_OP_DESTROY_KEK);
+	destroyed = wire_get_uint(&x->r, 1) != 0;
+	must_be_done(x);
+	PG_RETURN_BOOL(destroyed);
+}
+
+/*
+ * nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean,
+ *							   OUT keys int, OUT obeyed int)
+ *
+ * Lets the tenant's keys be used in the keystore, or not.  It has so many
+ * keys; so many of them are as they should be now.
+ */
+Datum
+nc_keystore_enable(PG_FUNCTION_ARGS)
+{
+	Exchange   *x = new_exchange();
+	TupleDesc	desc;
+	Datum		values[2];
+	bool		nulls[2] = {false, false};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	put_uuid(x, PG_GETARG_UUID_P(0));
+	put_uuid(x, PG_GETARG_UUID_P(1));
+	wire_put_uint(&x->w, PG_GETARG_BOOL(2), 1);
+	exchange(x, KS_OP_ENABLE);
+	for (int i = 0; i < 2; i++)
+		values[i] = Int32GetDatum((int32) wire_get_uint(&x->r, 2));
+	must_be_done(x);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
 /*

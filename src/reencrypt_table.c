@@ -18,7 +18,6 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xlog.h"
-#include "admin.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "executor/spi.h"
@@ -30,6 +29,7 @@
 #include "replication/walsender_private.h"
 #include "storage/bufmgr.h"
 #include "storage/latch.h"
+#include "steps.h"
 #include "storage/spin.h"
 #include "sweep.h"
 #include "tables.h"
@@ -334,10 +334,8 @@ nc_reencrypt_table(PG_FUNCTION_ARGS)
 	Job		   *job;
 	int64		remaining;
 
-	admin_require_nonatomic(fcinfo, "reencrypt");
-	PreventCommandDuringRecovery("nomp_crypt.reencrypt()");
+	steps_begin(fcinfo, "reencrypt");
 	PreventCommandIfReadOnly("nomp_crypt.reencrypt()");
-	(void) SPI_connect_ext(SPI_OPT_NONATOMIC);
 	job = palloc(sizeof(Job));
 	read_arguments(fcinfo, job);
 	tables_require(job->table, job->column, ACL_SELECT | ACL_UPDATE);

@@ -19,7 +19,6 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
-#include "admin.h"
 #include "compat.h"
 #include "envelope.h"
 #include "errors.h"
@@ -31,6 +30,7 @@
 #include "miscadmin.h"
 #include "progress.h"
 #include "reencrypt.h"
+#include "steps.h"
 #include "storage/bufmgr.h"
 #include "tables.h"
 #include "typemod.h"
@@ -499,7 +499,7 @@ nc_verify(PG_FUNCTION_ARGS)
 	Datum		value;
 	bool		isnull = false;
 
-	admin_require_nonatomic(fcinfo, "verify");
+	steps_refuse_atomic(fcinfo, "verify");
 	(void) SPI_connect_ext(SPI_OPT_NONATOMIC);
 	v = begin();
 	relations = choose(fcinfo);
