@@ -347,7 +347,7 @@ try_prepare(const ValueView *value, const KeyFacts *key, uint64 epoch, const cha
 		return KS_OK;
 	status = try_load_key(key, epoch, reason);
 	if (status != KS_OK && status != KS_RETRY && status != KS_KEY_ABSENT &&
-		status != KS_INTEGRITY)
+		status != KS_KEY_DISABLED && status != KS_INTEGRITY)
 		error_keystore(status, reason, tenant);
 	return status;
 }
@@ -375,6 +375,8 @@ envelope_try_open(const ValueView *value, TenantRow *owner, bytea **payload)
 		status = try_prepare(value, &key, epoch, owner->id);
 		if (status == KS_KEY_ABSENT)
 			return VALUE_UNKNOWN;
+		if (status == KS_KEY_DISABLED)
+			return VALUE_SUSPENDED;
 		if (status == KS_INTEGRITY)
 			return VALUE_DAMAGED;
 		mine = mykeys_find(value->key_id);

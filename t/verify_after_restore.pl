@@ -18,14 +18,14 @@ my $node = nomp_node('primary', allows_streaming => 1);
 my $dir = $node->{nomp_dir};
 $node->append_conf('postgresql.conf', 'autovacuum = off');
 $node->start;
-create_nomp($node, 'a', 'b', 'gone', 'later');
+create_nomp($node, 'a', 'b', 'gone', 'halted');
 $node->safe_psql('postgres', <<'SQL');
 CREATE TRIGGER tenant BEFORE INSERT OR UPDATE ON pupil
 FOR EACH ROW EXECUTE FUNCTION nomp_crypt.enforce_tenant('school');
 SQL
-for my $school ('a', 'b', 'gone')
+for my $school ('a', 'b', 'gone', 'halted')
 {
-	my $first = { a => 1, b => 101, gone => 201 }->{$school};
+	my $first = { a => 1, b => 101, gone => 201, halted => 301 }->{$school};
 
 	$node->safe_psql('postgres', in_tenant($school, <<"SQL"));
 INSERT INTO pupil SELECT i, '$school', 'Anna ' || i, repeat('x', 3000) FROM generate_series($first, $first + 9) i
@@ -62,10 +62,10 @@ like(
 	'which is said per column and school');
 like($said, qr/public\.pupil\.notes, tenant "gone", opens: 10/, 'of each');
 
-# A backup from here on; the school that is erased afterwards, and one that is
-# made afterwards, are not the backup's.
+# A backup from before a school is erased, and another suspended.
 $node->backup('base');
 $node->safe_psql('postgres', "CALL nomp_crypt.erase_tenant('gone', 'test')");
+$node->safe_psql('postgres', "CALL nomp_crypt.suspend_tenant('halted')");
 my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($node, 'base', has_streaming => 1);
 mkdir "$dir/register-standby", 0700;
@@ -87,6 +87,10 @@ like(
 	qr/pupil\.name, tenant "gone", unknown: 10 in rows \(0,\d+\) id=201; /,
 	'their key is unknown, and they are named');
 like($said, qr/pupil\.name, tenant "b", opens: 10/, 'all others open');
+like(
+	$said,
+	qr/pupil\.name, tenant "halted", suspended: 10/,
+	'of a suspended school the keystore knows, though the backup does not');
 $restored->stop;
 
 # Damage, strangers, and values in other schools' rows.
@@ -131,6 +135,10 @@ for my $where ($node, $standby)
 		$said,
 		qr/name, tenant "gone", erased: 10$/m,
 		"$name: erased is not wrong");
+	like(
+		$said,
+		qr/name, tenant "halted", suspended: 10$/m,
+		"$name: nor is suspended");
 	unlike($said, qr/Anna|xxx/, "$name: no plaintext is shown");
 	is( $where->safe_psql(
 			'postgres',
