@@ -103,7 +103,8 @@ CREATE TABLE nomp_crypt.erasure (
 	keys_seen		text[],
 	keys_destroyed	text[],
 	checked_at		timestamptz,
-	submitted_lsn	pg_lsn
+	submitted_lsn	pg_lsn,
+	keystores		jsonb NOT NULL DEFAULT '{}'	-- by serial: seen, destroyed, when
 );
 CREATE UNIQUE INDEX erasure_one_per_tenant ON nomp_crypt.erasure (tenant) WHERE state <> 'withdrawn';
 
@@ -396,38 +397,56 @@ REVOKE ALL ON FUNCTION nomp_crypt._register_read() FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._register_write(installation uuid) RETURNS void
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_write';
 REVOKE ALL ON FUNCTION nomp_crypt._register_write(uuid) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_setup(installation uuid) RETURNS text
+-- "serial" is that of the keystore's token, '' for the first keystore
+CREATE FUNCTION nomp_crypt._keystore_setup(installation uuid, serial text DEFAULT '') RETURNS text
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_setup';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_setup(uuid) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int,
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_setup(uuid, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int, serial text DEFAULT '',
 	OUT label text, OUT keystore text, OUT purpose text, OUT version int,
 	OUT key_id bytea, OUT wrapped bytea, OUT key_check bytea) RETURNS SETOF record
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_create';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_create(uuid, uuid, int) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_confirm(installation uuid, label text) RETURNS void
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_create(uuid, uuid, int, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_confirm(installation uuid, label text, serial text) RETURNS void
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_confirm';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_confirm(uuid, text) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_list(installation uuid,
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_confirm(uuid, text, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_list(installation uuid, serial text,
 	OUT label text, OUT created timestamptz) RETURNS SETOF record
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_list';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_list(uuid) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_remove(installation uuid, label text, seconds bigint)
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_list(uuid, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_remove(installation uuid, label text, seconds bigint, serial text)
 RETURNS boolean
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_remove';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_remove(uuid, text, bigint) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenant uuid,
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_remove(uuid, text, bigint, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenant uuid, keystore text,
 	OUT serial text, OUT labels text[])
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_see';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_see(uuid, uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_see(uuid, uuid, text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text)
 RETURNS text[]
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy(uuid, uuid, text) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_status(installation uuid,
+CREATE FUNCTION nomp_crypt._keystore_status(installation uuid, place int DEFAULT 1,
 	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
 	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean)
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_keystore_status';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_status(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_status(uuid, int) FROM PUBLIC;
+
+-- All keystores that are configured, the first one first.
+CREATE FUNCTION nomp_crypt._keystores(installation uuid,
+	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
+	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT s.keystore,
+		CASE WHEN s.state = 'ok' AND NOT s.canary THEN 'the token is not this installation''s' ELSE s.state END,
+		s.detail, s.token, s.serial, s.manufacturer, s.model, s.software, s.canary
+	FROM generate_series(1, 4) place, nomp_crypt._keystore_status($1, place) s
+	WHERE s.keystore IS NOT NULL
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._keystores(uuid) FROM PUBLIC;
+-- As nomp_crypt.kek names the keystore with a token of that serial.
+CREATE FUNCTION nomp_crypt._keystore_name(serial text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT 'pkcs11:serial=' || $1 $$;
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_name(text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Audit: what administrators did, and who used what
@@ -612,21 +631,53 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.adopt_keystore(boolean) FROM PUBLIC;
 
--- One row for the operator: what the keystore says now. Never raises for a
--- keystore in trouble.
+-- For the operator: what each keystore says now, the first one first, and one
+-- that is no longer configured though keys are in it. "keys" are those on
+-- record there that are not destroyed. Never raises for a keystore in trouble.
 CREATE FUNCTION nomp_crypt.keystore_status(
 	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
 	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean,
-	OUT installation uuid)
+	OUT installation uuid, OUT keys bigint) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	s record;
+	known text[] := '{}';
+	in_trouble boolean := false;
 BEGIN
 	SELECT i.uuid INTO installation FROM nomp_crypt.installation i;
-	SELECT s.keystore, s.state, s.detail, s.token, s.serial, s.manufacturer, s.model, s.software, s.canary
-	INTO keystore, state, detail, token, serial, manufacturer, model, software, canary
-	FROM nomp_crypt._keystore_status(installation) s;
-	IF state = 'ok' AND NOT canary THEN
-		state := 'the token is not this installation''s';
+	FOR s IN SELECT * FROM nomp_crypt._keystores(installation) LOOP
+		keystore := s.keystore;
+		state := s.state;
+		detail := s.detail;
+		token := s.token;
+		serial := s.serial;
+		manufacturer := s.manufacturer;
+		model := s.model;
+		software := s.software;
+		canary := s.canary;
+		SELECT count(*) INTO keys FROM nomp_crypt.kek k
+		WHERE k.keystore = nomp_crypt._keystore_name(s.serial) AND k.state <> 'destroyed';
+		known := known || nomp_crypt._keystore_name(s.serial);
+		in_trouble := in_trouble OR s.state <> 'ok';
+		RETURN NEXT;
+	END LOOP;
+	IF in_trouble THEN
+		RETURN;		-- it may be the one that others are missed in
 	END IF;
+	FOR s IN SELECT k.keystore AS name, count(*) AS n FROM nomp_crypt.kek k
+			 WHERE k.state <> 'destroyed' AND k.keystore <> ALL (known) GROUP BY 1 ORDER BY 1 LOOP
+		keystore := NULL;
+		state := 'the one that holds the key is not configured';
+		detail := '';
+		token := NULL;
+		serial := regexp_replace(s.name, '^pkcs11:serial=', '');
+		manufacturer := NULL;
+		model := NULL;
+		software := NULL;
+		canary := NULL;
+		keys := s.n;
+		RETURN NEXT;
+	END LOOP;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.keystore_status() FROM PUBLIC;
@@ -722,19 +773,26 @@ DECLARE
 	installation uuid;
 	leftover record;
 	base text;
+	trouble text;
 BEGIN
 	installation := nomp_crypt._require_owner();
 	PERFORM nomp_crypt._lock_keystore(true);
-	FOR leftover IN SELECT * FROM nomp_crypt._keystore_list(installation) LOOP
+	SELECT s.state INTO trouble FROM nomp_crypt._keystores(installation) s WHERE s.state <> 'ok' LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'the keystore is unavailable: %', trouble
+			USING ERRCODE = 'NC004', HINT = 'See nomp_crypt.keystore_status().';
+	END IF;
+	FOR leftover IN SELECT s.serial, l.* FROM nomp_crypt._keystores(installation) s,
+					nomp_crypt._keystore_list(installation, s.serial) l LOOP
 		base := regexp_replace(leftover.label, ':provisional@.*$', '');
 		label := base;
 		created := leftover.created;
 		IF EXISTS (SELECT FROM nomp_crypt.kek k WHERE k.label = base) THEN
-			PERFORM nomp_crypt._keystore_confirm(installation, base);
+			PERFORM nomp_crypt._keystore_confirm(installation, base, leftover.serial);
 			action := 'confirmed';
 		ELSIF remove AND leftover.created < clock_timestamp() - older_than AND
 			nomp_crypt._keystore_remove(installation, leftover.label,
-				greatest(0, floor(extract(epoch FROM older_than)))::bigint) THEN
+				greatest(0, floor(extract(epoch FROM older_than)))::bigint, leftover.serial) THEN
 			action := 'removed';
 			PERFORM nomp_crypt._audit('reconcile_keystore', NULL, jsonb_build_object('removed', leftover.label));
 		ELSE
@@ -980,6 +1038,53 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.withdraw_erasure(text) FROM PUBLIC;
 
+-- Every keystore with the school's keys that are seen there, by serial: those
+-- on record, and the others that are configured, where an interrupted call may
+-- have left one. Raises NC004 if one is not configured or in trouble, NC003 if
+-- a key is not where it should be.
+CREATE FUNCTION nomp_crypt._erase_see(installation uuid, tenant uuid) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	store record;
+	seen record;
+	k record;
+	found_in jsonb := '{}';
+BEGIN
+	FOR store IN SELECT * FROM nomp_crypt._keystores(_erase_see.installation) LOOP
+		IF store.state <> 'ok' AND store.canary IS NOT FALSE THEN
+			RAISE EXCEPTION 'the keystore is unavailable: %', store.state
+				USING ERRCODE = 'NC004', DETAIL = format('It is %s.', store.keystore),
+				HINT = 'Nothing was destroyed; every keystore that is configured must be seen. See nomp_crypt.keystore_status().';
+		END IF;
+		CONTINUE WHEN store.state <> 'ok';	-- never used: it lacks the canary
+		SELECT * INTO seen FROM nomp_crypt._keystore_see(_erase_see.installation, _erase_see.tenant, store.serial);
+		found_in := found_in || jsonb_build_object(seen.serial, jsonb_build_object('seen', to_jsonb(seen.labels)));
+	END LOOP;
+	FOR k IN SELECT e.label, e.keystore, regexp_replace(e.keystore, '^pkcs11:serial=', '') AS serial
+			 FROM nomp_crypt.kek e WHERE e.tenant = _erase_see.tenant AND e.state <> 'destroyed'
+			 ORDER BY e.generation LOOP
+		IF NOT found_in ? k.serial THEN
+			RAISE EXCEPTION 'the keystore is unavailable: the one with serial number % is not configured', k.serial
+				USING ERRCODE = 'NC004',
+				HINT = format('It has the school''s key %s. Nothing was destroyed. Name it in nomp_crypt.other_keystores.', k.label);
+		END IF;
+		IF NOT EXISTS (SELECT FROM jsonb_array_elements_text(found_in -> k.serial -> 'seen') l
+					   WHERE l = k.label OR starts_with(l, k.label || ':provisional@')) THEN
+			RAISE EXCEPTION 'key % is not in the keystore, so its destruction cannot be witnessed', k.label
+				USING ERRCODE = 'NC003',
+				HINT = 'The school stays suspended. Find the keystore that holds the key, or its backup.';
+		END IF;
+	END LOOP;
+	IF found_in = '{}' THEN
+		RAISE EXCEPTION 'the keystore is unavailable: no token is this installation''s'
+			USING ERRCODE = 'NC004', HINT = 'Nothing was destroyed. See nomp_crypt.keystore_status().';
+	END IF;
+	RETURN found_in;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_see(uuid, uuid) FROM PUBLIC;
+
 -- The point of no return: every key that the school ever had is seen in the
 -- keystore, and the school is fenced. Repeated, it writes again, so that the
 -- caller has a commit to wait for.
@@ -989,8 +1094,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_fence.case_id);
 	installation uuid := nomp_crypt._require_owner();
-	seen record;
-	missing text;
+	seen jsonb;
+	all_seen text[];
 BEGIN
 	IF c.state NOT IN ('requested', 'fenced') THEN
 		RETURN;
@@ -1001,22 +1106,16 @@ BEGIN
 			RAISE EXCEPTION 'erasure case % is not due yet', c.case_id
 				USING ERRCODE = 'object_not_in_prerequisite_state';
 		END IF;
-		SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, c.tenant);
-		SELECT k.label INTO missing FROM nomp_crypt.kek k
-		WHERE k.tenant = c.tenant AND k.state <> 'destroyed'
-			AND NOT EXISTS (SELECT FROM unnest(seen.labels) l
-							WHERE l = k.label OR starts_with(l, k.label || ':provisional@'));
-		IF FOUND THEN
-			RAISE EXCEPTION 'key % is not in the keystore, so its destruction cannot be witnessed', missing
-				USING ERRCODE = 'NC003',
-				HINT = 'The school stays suspended. Find the keystore that holds the key, or its backup.';
-		END IF;
+		seen := nomp_crypt._erase_see(installation, c.tenant);
+		all_seen := ARRAY(SELECT l FROM jsonb_each(seen) k, jsonb_array_elements_text(k.value -> 'seen') l
+						  ORDER BY l);
 		UPDATE nomp_crypt.erasure e SET state = 'fenced', fenced_at = clock_timestamp(),
-			keystore_serial = seen.serial, keys_seen = seen.labels
+			keystore_serial = (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k),
+			keystores = seen, keys_seen = all_seen
 		WHERE e.case_id = c.case_id;
 		UPDATE nomp_crypt.tenant t SET state = 'fenced' WHERE t.uuid = c.tenant;
-		PERFORM nomp_crypt._audit_case('erase_fence', c,
-			jsonb_build_object('serial', seen.serial, 'keys', seen.labels));
+		PERFORM nomp_crypt._audit_case('erase_fence', c, jsonb_build_object('keys', all_seen,
+			'serial', (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k)));
 	END IF;
 	UPDATE nomp_crypt.erasure e SET checked_at = clock_timestamp() WHERE e.case_id = c.case_id;
 END
@@ -1042,18 +1141,22 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_submit(uuid) FROM PUBLIC;
 
--- Destroy every key of the school, on the token where they were seen, see
--- that none is left, and leave a tombstone.
-CREATE FUNCTION nomp_crypt._erase_destroy(case_id uuid) RETURNS void
+-- Destroy every key of the school in one of the keystores where they were
+-- seen, and see that none is left there; after the last one leave a tombstone.
+-- Returns how many keystores are left: each is a transaction of its own, so
+-- that what was witnessed in one stays on record whatever happens in another.
+CREATE FUNCTION nomp_crypt._erase_destroy(case_id uuid) RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_destroy.case_id);
 	installation uuid := nomp_crypt._require_owner();
+	next_serial text;
 	gone text[];
+	remaining int;
 BEGIN
 	IF c.state IN ('destroyed', 'certified') THEN
-		RETURN;
+		RETURN 0;
 	END IF;
 	IF c.state <> 'submitted' THEN
 		RAISE EXCEPTION 'erasure case % is not submitted', c.case_id
@@ -1062,14 +1165,23 @@ BEGIN
 	END IF;
 	PERFORM nomp_crypt._erase_committed(c.case_id);
 	PERFORM nomp_crypt._require_synced(c.submitted_lsn);
-	gone := nomp_crypt._keystore_destroy(installation, c.tenant, c.keystore_serial);
-	UPDATE nomp_crypt.erasure e SET state = 'destroyed', destroyed_at = clock_timestamp(), keys_destroyed = gone
+	SELECT min(k.key), count(*) - 1 INTO next_serial, remaining
+	FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed';
+	gone := nomp_crypt._keystore_destroy(installation, c.tenant, next_serial);
+	UPDATE nomp_crypt.erasure e SET keys_destroyed = coalesce(e.keys_destroyed, '{}') || gone,
+		keystores = jsonb_set(e.keystores, ARRAY[next_serial], e.keystores -> next_serial ||
+			jsonb_build_object('destroyed', to_jsonb(gone), 'at', clock_timestamp()))
 	WHERE e.case_id = c.case_id;
-	UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = clock_timestamp() WHERE k.tenant = c.tenant;
-	UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
-	UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
-	PERFORM nomp_crypt._audit_case('erase_destroy', c,
-		jsonb_build_object('serial', c.keystore_serial, 'keys', gone));
+	UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = clock_timestamp()
+	WHERE k.tenant = c.tenant AND k.state <> 'destroyed' AND k.keystore = nomp_crypt._keystore_name(next_serial);
+	PERFORM nomp_crypt._audit_case('erase_destroy', c, jsonb_build_object('serial', next_serial, 'keys', gone));
+	IF remaining = 0 THEN
+		UPDATE nomp_crypt.erasure e SET state = 'destroyed', destroyed_at = clock_timestamp()
+		WHERE e.case_id = c.case_id;
+		UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
+		UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
+	END IF;
+	RETURN remaining;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_destroy(uuid) FROM PUBLIC;
@@ -1079,6 +1191,52 @@ REVOKE ALL ON FUNCTION nomp_crypt._erase_destroy(uuid) FROM PUBLIC;
 CREATE PROCEDURE nomp_crypt.erase_tenant(id text, reason text, reference text DEFAULT NULL)
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_tenant';
 REVOKE ALL ON PROCEDURE nomp_crypt.erase_tenant(text, text, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Moving to another keystore
+-- ---------------------------------------------------------------------------
+
+-- Make a keystore that is configured, and whose token has that serial, one of
+-- the installation's: it gets a canary. Another configured one must have it
+-- already. Harmless when repeated. Raises 42704 if none is configured with that
+-- serial, 55000, NC004.
+CREATE FUNCTION nomp_crypt.add_keystore(serial text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	mine uuid;
+	stores jsonb;
+BEGIN
+	IF pg_is_in_recovery() THEN
+		RAISE EXCEPTION 'a keystore cannot be added on a standby'
+			USING ERRCODE = 'read_only_sql_transaction';
+	END IF;
+	PERFORM nomp_crypt._lock_keystore(true);
+	mine := nomp_crypt._require_owner();
+	SELECT jsonb_agg(to_jsonb(k)) INTO stores FROM nomp_crypt._keystores(mine) k;
+	CASE (SELECT count(*) FROM jsonb_array_elements(stores) k WHERE k ->> 'serial' = add_keystore.serial)
+		WHEN 0 THEN
+			RAISE EXCEPTION 'no configured keystore has a token with serial number "%"', add_keystore.serial
+				USING ERRCODE = 'undefined_object',
+				HINT = 'nomp_crypt.keystore_status() shows those that have.';
+		WHEN 1 THEN
+			NULL;
+		ELSE
+			RAISE EXCEPTION 'several configured keystores have a token with serial number "%"', add_keystore.serial
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				HINT = 'Keys are found by the serial number of their token, so each must have its own.';
+	END CASE;
+	IF NOT EXISTS (SELECT FROM jsonb_array_elements(stores) k WHERE k ->> 'state' = 'ok') THEN
+		RAISE EXCEPTION 'the keystore is unavailable: no token is this installation''s'
+			USING ERRCODE = 'NC004',
+			HINT = 'Configure the keystore that the keys are in, too; see nomp_crypt.keystore_status().';
+	END IF;
+	PERFORM nomp_crypt._keystore_setup(mine, add_keystore.serial);
+	PERFORM nomp_crypt._audit('add_keystore', NULL, jsonb_build_object('installation', mine,
+		'serial', add_keystore.serial));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.add_keystore(text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Administrators
@@ -1095,7 +1253,8 @@ BEGIN
 	FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'nomp_crypt'::regnamespace
 		AND (p.proname IN ('adopt_keystore', 'keystore_status', 'create_tenant', 'create_tenants',
 						   '_tenant_exists', 'reconcile_keystore', 'grant_tenant', 'grant_all_tenants',
-						   'revoke_tenant', 'revoke_all_tenants', 'erase_tenant', 'withdraw_erasure')
+						   'revoke_tenant', 'revoke_all_tenants', 'erase_tenant', 'withdraw_erasure',
+						   'add_keystore')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_submit', '_erase_destroy')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);

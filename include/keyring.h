@@ -47,6 +47,7 @@ extern bool keyring_holds(const uint8 tenant[16]);
 extern void keyring_expire(void);
 extern void keyring_wipe_all(void);
 extern bool keyring_next_check(int *cursor, int64 checked_before,
+							   bool (*wanted) (const char *serial, void *arg), void *arg,
 							   UnwrapRequest *out);
 extern void keyring_renew(const char *label, Lease lease);
 extern int	keyring_count(void);

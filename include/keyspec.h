@@ -19,18 +19,26 @@ typedef struct KeySpec
 	uint8		wrapped[KS_MAX_WRAPPED];
 } KeySpec;
 
+#define KEYSPEC_SERIAL_MAX		64
+
+/* Which of the configured keystores: by its token, or by its place. */
+typedef struct KeystoreRef
+{
+	char		serial[KEYSPEC_SERIAL_MAX]; /* "": the one at "place" */
+	int			place;			/* 0: where new keys are made */
+} KeystoreRef;
+
 /* A school's keys under one KEK, the wanted one first. */
 typedef struct UnwrapRequest
 {
 	char		installation[37];
 	char		label[KS_MAX_LABEL];	/* of the KEK */
+	char		serial[KEYSPEC_SERIAL_MAX]; /* of the token that has it */
 	bool		own_transaction;	/* the rows are not committed yet: leave the
 									 * KEK provisional */
 	uint8		nkeys;
 	KeySpec		keys[KS_MAX_KEYS];
 } UnwrapRequest;
-
-#define KEYSPEC_SERIAL_MAX		64
 
 /*
  * KS_OP_CREATE_KEK between backend and broker: the broker turns data keys

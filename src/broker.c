@@ -2,9 +2,9 @@
  * broker.c
  *		The background worker between backends and keystore.
  *
- * It takes requests from the slots, sends them to the keystore helper one at
- * a time, keeps the keyring's leases and asks the keystore again for keys in
- * use.  It knows no table and no SQL: whatever it needs stands in a request.
+ * It takes requests from the slots, sends them to the keystores' helpers, to
+ * each one at a time, keeps the keyring's leases and asks the keystores again
+ * for keys in use.  It knows no table and no SQL: whatever it needs stands in a request.
  *
  * Secrets: data keys exist here between a helper's frame and the derivation
  * of a working key; the frame buffer and the locals are wiped.  Working keys
@@ -21,8 +21,8 @@
 #include "broker.h"
 #include "broker_codec.h"
 #include "broker_jobs.h"
+#include "broker_route.h"
 #include "cipher.h"
-#include "helper_link.h"
 #include "holders.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -31,51 +31,25 @@
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "storage/sinval.h"
+#include "stores.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
 
 #define TICK_MS			1000	/* leases are swept this often */
-#define START_RETRY_MS	10000	/* when nobody asks */
 
-static char *keystore_uri = NULL;
 static int	key_check_interval = 300;	/* seconds */
 
-static Job *current = NULL;		/* sent, not answered */
-static char *started_uri = NULL;	/* the running helper's */
-static char pin_stamp[128] = "";
-static int64 next_start = 0;
 static int64 next_tick = 0;
 static int64 next_cycle = 0;
 static int64 cycle_start = 0;
-static int	check_cursor = PG_INT32_MAX;
-
-static bool
-check_keystore(char **newval, void **extra, GucSource source)
-{
-	if (*newval != NULL && strcasestr(*newval, "pin-value") != NULL)
-	{
-		GUC_check_errmsg("a PIN must not stand in \"nomp_crypt.keystore\"");
-		GUC_check_errhint("Write it to a file that only the server's user can read, and name that with pin-source=file:/path.");
-		/* do not let the message repeat it */
-		GUC_check_errcode(ERRCODE_INVALID_PARAMETER_VALUE);
-		return false;
-	}
-	return true;
-}
 
 void
 broker_init(void)
 {
 	BackgroundWorker worker = {0};
 
-	DefineCustomStringVariable("nomp_crypt.keystore",
-							   "URI of the HSM or key service that holds the keys.",
-							   "For example pkcs11:token=nomp?module-path=/path/module.so&pin-source=file:/path/pin",
-							   &keystore_uri, "",
-							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-							   check_keystore, NULL, NULL);
 	DefineCustomIntVariable("nomp_crypt.key_check_interval",
 							"How often the keystore is asked again for keys in use.",
 							NULL,
@@ -92,24 +66,8 @@ broker_init(void)
 	RegisterBackgroundWorker(&worker);
 }
 
-const char *
-broker_keystore(void)
-{
-	return keystore_uri;
-}
-
-/* Answer a job's waiters, and forget it. */
-static void
-finish(Job *job, KsStatus status, const char *reason,
-	   const uint8 *answer, size_t len, const WorkingKey *key)
-{
-	if (job == current)
-		current = NULL;
-	jobs_finish(job, status, reason, answer, len, key);
-}
-
 static bool
-send_job(Job *job)
+send_job(Store *store, Job *job)
 {
 	static uint8 body[KS_MAX_FRAME];
 	WireWriter	w = {body, sizeof(body), 0, false};
@@ -120,7 +78,9 @@ send_job(Job *job)
 		codec_put_create(&w, &job->body.create);
 	else
 		wire_put(&w, job->body.bytes, job->len);
-	return !w.bad && helper_send(job->id, job->op, body, w.len);
+	return !w.bad &&
+		helper_send(&store->link, job->id, job->op,
+					job->is_certain ? job->ref.serial : "", body, w.len);
 }
 
 /* ---- answers ---- */
@@ -168,11 +128,11 @@ unwrap_answered(Job *job, WireReader *r)
 		cipher_wipe(&key, sizeof(key));
 	}
 	if (!wire_done(r))
-		finish(job, KS_MODULE_ERROR, "malformed answer from the keystore helper", NULL, 0, NULL);
+		jobs_finish(job, KS_MODULE_ERROR, "malformed answer from the keystore helper", NULL, 0, NULL);
 	else if (wanted == KS_OK && stale)
-		finish(job, KS_RETRY, "", NULL, 0, NULL);
+		jobs_finish(job, KS_RETRY, "", NULL, 0, NULL);
 	else
-		finish(job, wanted, "", NULL, 0, wanted == KS_OK ? &first : NULL);
+		jobs_finish(job, wanted, "", NULL, 0, wanted == KS_OK ? &first : NULL);
 	cipher_wipe(&first, sizeof(first));
 }
 
@@ -192,7 +152,7 @@ check_answered(Job *job, WireReader *r)
 			keyring_renew(what->label, key.lease);
 		cipher_wipe(&key, sizeof(key));
 	}
-	finish(job, KS_OK, "", NULL, 0, NULL);
+	jobs_finish(job, KS_OK, "", NULL, 0, NULL);
 }
 
 static void
@@ -201,34 +161,60 @@ create_answered(Job *job, WireReader *r)
 	static CreateAnswer answer;
 
 	if (codec_get_create(r, &job->body.create, &answer))
-		finish(job, KS_OK, "", (uint8 *) &answer, sizeof(answer), NULL);
+		jobs_finish(job, KS_OK, "", (uint8 *) &answer, sizeof(answer), NULL);
 	else
-		finish(job, KS_MODULE_ERROR, "malformed answer from the keystore helper", NULL, 0, NULL);
+		jobs_finish(job, KS_MODULE_ERROR, "malformed answer from the keystore helper", NULL, 0, NULL);
+}
+
+/* Which token it is. */
+static void
+probe_answered(Job *job, WireReader *r)
+{
+	Store	   *store = job->store;
+	char		serial[KEYSPEC_SERIAL_MAX];
+	const uint8 *label;
+
+	(void) wire_get_str(r, &label);
+	wire_get_cstr(r, serial, sizeof(serial));
+	if (r->bad || serial[0] == '\0')
+		route_probe_failed(store, KS_MODULE_ERROR, "the token has no serial number");
+	else
+		strlcpy(store->serial, serial, sizeof(store->serial));
+	store->ask_serial = false;
+	jobs_finish(job, KS_OK, "", NULL, 0, NULL);
+}
+
+/* A job ends with an error, unless another keystore may do better. */
+static void
+fail(Job *job, KsStatus status, const char *reason)
+{
+	if (job->is_probe)
+	{
+		job->store->ask_serial = false;
+		route_probe_failed(job->store, status, reason);
+	}
+	else if (route_elsewhere(job, status, reason))
+		return;
+	route_end(job, status, reason);
 }
 
 /* The helper answered with an error: remember, tell, revoke as it says. */
 static void
 error_answered(Job *job, KsStatus status, WireReader *r)
 {
+	Store	   *store = job->store;
 	char		reason[512];
-	char		stamp[sizeof(pin_stamp)];
+	char		stamp[MAX_PIN_STAMP];
 
 	wire_get_cstr(r, reason, sizeof(reason));
 	wire_get_cstr(r, stamp, sizeof(stamp));
 	if (r->bad)
 		strlcpy(reason, "malformed answer from the keystore helper", sizeof(reason));
 	else if (status == KS_PIN_INCORRECT)
-		strlcpy(pin_stamp, stamp, sizeof(pin_stamp));
-	if (status == KS_KEY_ABSENT && job->op == KS_OP_UNWRAP)
+		strlcpy(store->pin_stamp, stamp, sizeof(store->pin_stamp));
+	if (status == KS_KEY_ABSENT && job->op == KS_OP_UNWRAP && job->is_certain)
 		revoke_gone(&job->body.unwrap);
-	if (job->is_check && status != KS_KEY_ABSENT)
-	{
-		ereport(LOG,
-				(errmsg("could not check the keys in use with the keystore"),
-				 errdetail_log("status %d: %s", (int) status, reason)));
-		check_cursor = PG_INT32_MAX;	/* no use asking for the rest now */
-	}
-	finish(job, status, reason, NULL, 0, NULL);
+	fail(job, status, reason);
 }
 
 /*
@@ -243,13 +229,13 @@ other_answered(Job *job, WireReader *r)
 
 	if (len > REQUEST_BODY_MAX)
 	{
-		finish(job, KS_MODULE_ERROR, "oversized answer from the keystore helper", NULL, 0, NULL);
+		jobs_finish(job, KS_MODULE_ERROR, "oversized answer from the keystore helper", NULL, 0, NULL);
 		return;
 	}
 	memcpy(answer, r->buf, len);
 	if (job->op == KS_OP_DESTROY)
-		helper_stop();
-	finish(job, KS_OK, "", answer, len, NULL);
+		store_stop(job->store);
+	jobs_finish(job, KS_OK, "", answer, len, NULL);
 }
 
 static void
@@ -257,6 +243,8 @@ answered(Job *job, KsStatus status, WireReader *r)
 {
 	if (status != KS_OK)
 		error_answered(job, status, r);
+	else if (job->is_probe)
+		probe_answered(job, r);
 	else if (job->is_check)
 		check_answered(job, r);
 	else if (job->op == KS_OP_UNWRAP)
@@ -267,19 +255,18 @@ answered(Job *job, KsStatus status, WireReader *r)
 		other_answered(job, r);
 }
 
-/* ---- the helper ---- */
+/* ---- the helpers ---- */
 
 /* Replace a helper that is gone or must go; repeat or fail its job. */
 static void
-replace_helper(KsStatus status, const char *why)
+replace_helper(Store *store, KsStatus status, const char *why)
 {
-	Job		   *job = current;
+	Job		   *job = store->current;
 
 	if (job == NULL)
-		helper_stop();
-	helper_kill();
+		store_stop(store);
+	store_kill(store);
 	ereport(LOG, (errmsg("keystore helper %s; it is replaced", why)));
-	current = NULL;
 	if (job == NULL)
 		return;
 	if (status == KS_CRASHED && !job->repeated &&
@@ -289,92 +276,108 @@ replace_helper(KsStatus status, const char *why)
 		jobs_put_first(job);
 		return;
 	}
-	if (job->is_check && status == KS_TIMEOUT)
-		check_cursor = PG_INT32_MAX;	/* not a timeout for each key in use */
-	finish(job, status, why, NULL, 0, NULL);
+	fail(job, status, why);
 }
 
 static void
-read_helper(void)
+read_helper(Store *store)
 {
 	uint64		id;
 	KsStatus	status;
 	WireReader	body;
 
-	while (helper_running())
+	while (helper_running(&store->link))
 	{
-		switch (helper_read(&id, &status, &body))
+		switch (helper_read(&store->link, &id, &status, &body))
 		{
 			case HELPER_NOTHING:
 				return;
 			case HELPER_GONE:
-				replace_helper(KS_CRASHED, "ended unexpectedly");
+				replace_helper(store, KS_CRASHED, "ended unexpectedly");
 				return;
 			case HELPER_FRAME:
 				if (id == 0)
 				{
 					if (status != KS_OK || wire_get_uint(&body, 2) != KS_PROTOCOL_VERSION)
-						replace_helper(KS_NO_HELPER, "speaks another protocol version");
+						replace_helper(store, KS_NO_HELPER, "speaks another protocol version");
 				}
-				else if (current != NULL && id == current->id)
-					answered(current, status, &body);
+				else if (store->current != NULL && id == store->current->id)
+					answered(store->current, status, &body);
 				else
-					replace_helper(KS_CRASHED, "answered what nobody asked");
+					replace_helper(store, KS_CRASHED, "answered what nobody asked");
 				break;
 		}
 	}
 }
 
-/* Start a helper if none runs.  KS_OK, or why there is none. */
-static KsStatus
-ensure_helper(void)
+/* Does this keystore check keys of that serial in the background? */
+static bool
+checks(const char *serial, void *arg)
 {
-	if (keystore_uri == NULL || keystore_uri[0] == '\0')
-		return KS_NOT_CONFIGURED;
-	if (helper_running())
-		return KS_OK;
-	next_start = lease_boot_now() + START_RETRY_MS * INT64CONST(1000);
-	if (!helper_start(keystore_uri, pin_stamp))
-		return KS_NO_HELPER;
-	if (started_uri != NULL)
-		pfree(started_uri);
-	started_uri = MemoryContextStrdup(TopMemoryContext, keystore_uri);
-	return KS_OK;
+	const Store *holder = stores_holder(serial);
+
+	return holder != NULL ? holder == arg : ((Store *) arg)->place == 0;
 }
 
-/* Send the next job that somebody waits for. */
-static void
-start_next_job(void)
+/*
+ * Queue a background check of that keystore, if one is due: one at a time, and
+ * only when nobody waits.
+ */
+static bool
+add_check(Store *store)
 {
-	while (current == NULL && !jobs_empty())
+	static UnwrapRequest what;
+
+	if (store->checking || store->check_cursor == PG_INT32_MAX)
+		return false;
+	if (keyring_next_check(&store->check_cursor, cycle_start, checks, store, &what))
+		jobs_add_check(store, &what);
+	else
+		store->check_cursor = PG_INT32_MAX;
+	return store->checking;
+}
+
+/* Send what a keystore can be asked for next. */
+static void
+start_next_job(Store *store)
+{
+	while (store->current == NULL)
 	{
-		Job		   *job = jobs_pop();
+		Job		   *job = route_next(store);
 		KsStatus	status;
 
-		if (!jobs_wanted(job))
-		{
-			finish(job, KS_TIMEOUT, "", NULL, 0, NULL);
+		if (job == NULL && add_check(store))
 			continue;
-		}
-		status = ensure_helper();
+		if (job == NULL)
+			return;
+		job->store = store;
+		store->current = job;
+		job->is_certain = route_matches(store, job);
+		status = store_ensure_helper(store);
 		if (status != KS_OK)
 		{
-			finish(job, status, "", NULL, 0, NULL);
+			fail(job, status, "");
 			continue;
 		}
-		current = job;
 		job->sent_at = lease_boot_now();
-		if (!send_job(job))
-			replace_helper(KS_CRASHED, "does not take requests");
+		if (!send_job(store, job))
+			replace_helper(store, KS_CRASHED, "does not take requests");
 	}
 }
 
+/* Have every keystore that is idle work, as long as there is something to do. */
 static void
-check_deadline(int64 now)
+start_jobs(void)
 {
-	if (current != NULL &&
-		now - current->sent_at >= request_timeout_ms() * INT64CONST(1000))
-		replace_helper(KS_TIMEOUT, "did not answer in time");
+	for (int i = 0; i < stores_count; i++)
+		start_next_job(stores[i]);
+	route_settle();
+}
+
+static inline int64
+deadline(const Store *store)
+{
+	return store->current->sent_at + request_timeout_ms() * INT64CONST(1000);
 }
 
 /* ---- leases and background checks ---- */
@@ -391,33 +394,45 @@ run_checks(int64 now)
 	}
 	if (now >= next_cycle)
 	{
-		check_cursor = 0;
+		for (int i = 0; i < stores_count; i++)
+		{
+			stores[i]->check_cursor = 0;
+			stores[i]->ask_serial = stores_count > 1;
+		}
 		cycle_start = now;
 		next_cycle = now + key_check_interval * INT64CONST(1000000);
 	}
-	/* one at a time, and only when nobody waits */
-	if (current == NULL && jobs_empty() && check_cursor != PG_INT32_MAX)
-	{
-		static UnwrapRequest what;
-
-		if (keyring_next_check(&check_cursor, cycle_start, &what))
-			jobs_add_check(&what);
-		else
-			check_cursor = PG_INT32_MAX;
-	}
 }
 
-/* Milliseconds until something is due. */
-static long
-time_to_wait(int64 now)
+/* Wait until a helper or a backend has something, or something is due. */
+static void
+wait_for_events(void)
 {
+	WaitEventSet *set = CreateWaitEventSet(CurrentMemoryContext, 2 + MAX_KEYSTORES);
+	WaitEvent	event;
 	int64		until = Min(next_tick, next_cycle);
 
-	if (current != NULL)
-		until = Min(until, current->sent_at + request_timeout_ms() * INT64CONST(1000));
-	else if (check_cursor != PG_INT32_MAX || !jobs_empty())
-		return 0;
-	return (long) Max((until - now + 999) / 1000, 0);
+	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	for (int i = 0; i < stores_count; i++)
+	{
+		if (helper_running(&stores[i]->link))
+			AddWaitEventToSet(set, WL_SOCKET_READABLE, helper_socket(&stores[i]->link),
+							  NULL, NULL);
+		if (stores[i]->current != NULL)
+			until = Min(until, deadline(stores[i]));
+	}
+	(void) WaitEventSetWait(set, (long) Max((until - lease_boot_now() + 999) / 1000, 0),
+							&event, 1, PG_WAIT_EXTENSION);
+	FreeWaitEventSet(set);
+}
+
+/* A keystore is no longer configured; what was under way goes to another. */
+static void
+drop_store(Store *store)
+{
+	if (helper_running(&store->link))
+		replace_helper(store, KS_CRASHED, "belongs to another keystore setting");
 }
 
 static void
@@ -425,12 +440,30 @@ reload_settings(void)
 {
 	ProcessConfigFile(PGC_SIGHUP);
 	next_cycle = Min(next_cycle, lease_boot_now() + key_check_interval * INT64CONST(1000000));
-	if (helper_running() && strcmp(started_uri, keystore_uri) != 0)
-		replace_helper(KS_CRASHED, "belongs to another keystore setting");
-	else if (helper_running() && pin_stamp[0] != '\0')
-		replace_helper(KS_CRASHED, "was refused its PIN");
-	pin_stamp[0] = '\0';		/* the token's PIN may have been changed */
-	next_start = 0;
+	stores_arrange(drop_store);
+	route_forget();
+	for (int i = 0; i < stores_count; i++)
+	{
+		if (helper_running(&stores[i]->link) && stores[i]->pin_stamp[0] != '\0')
+			replace_helper(stores[i], KS_CRASHED, "was refused its PIN");
+		stores[i]->pin_stamp[0] = '\0'; /* the token's PIN may have been changed */
+	}
+}
+
+/* What there is to do for each keystore, but sending. */
+static void
+attend_stores(int64 now)
+{
+	for (int i = 0; i < stores_count; i++)
+	{
+		Store	   *store = stores[i];
+
+		if (!helper_running(&store->link) && now >= store->next_start)
+			(void) store_ensure_helper(store);
+		read_helper(store);
+		if (store->current != NULL && now >= deadline(store))
+			replace_helper(store, KS_TIMEOUT, "did not answer in time");
+	}
 }
 
 static void
@@ -439,9 +472,12 @@ leave(int code, Datum arg)
 	request_broker_ready(false);
 	keyring_wipe_all();
 	access_table_close();
-	if (current == NULL)
-		helper_stop();
-	helper_kill();
+	for (int i = 0; i < stores_count; i++)
+	{
+		if (stores[i]->current == NULL)
+			store_stop(stores[i]);
+		store_kill(stores[i]);
+	}
 }
 
 void
@@ -452,6 +488,7 @@ nomp_crypt_broker_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	before_shmem_exit(leave, 0);
+	stores_arrange(drop_store);
 	request_broker_ready(true);
 	access_table_open();
 	next_cycle = lease_boot_now() + key_check_interval * INT64CONST(1000000);
@@ -459,7 +496,6 @@ nomp_crypt_broker_main(Datum arg)
 	while (!ShutdownRequestPending)
 	{
 		int64		now;
-		int			events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
 
 		CHECK_FOR_INTERRUPTS();
 		if (catchupInterruptPending)
@@ -470,18 +506,11 @@ nomp_crypt_broker_main(Datum arg)
 			reload_settings();
 		}
 		now = lease_boot_now();
-		if (!helper_running() && now >= next_start)
-			(void) ensure_helper();
-		read_helper();
-		check_deadline(now);
-		jobs_collect(current);
+		attend_stores(now);
+		jobs_collect();
 		run_checks(now);
-		start_next_job();
-
-		if (helper_running())
-			events |= WL_SOCKET_READABLE;
-		(void) WaitLatchOrSocket(MyLatch, events, helper_socket(),
-								 time_to_wait(lease_boot_now()), PG_WAIT_EXTENSION);
+		start_jobs();
+		wait_for_events();
 		ResetLatch(MyLatch);
 	}
 	proc_exit(1);				/* 0 would mean: do not start me again */

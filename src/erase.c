@@ -12,7 +12,8 @@
  *		fence     irreversible, keys seen in the keystore  | wipe
  *		submit    about to destroy                         |
  *		destroy   on the standbys? destroyed and no longer
- *		          seen; tombstone                          | wipe
+ *		          seen, in one keystore after the other;
+ *		          tombstone                                | wipe
  *
  * An invoker procedure, because a definer one cannot commit.
  */
@@ -153,6 +154,7 @@ nc_erase_tenant(PG_FUNCTION_ARGS)
 {
 	char	   *args[3];
 	char	   *due;
+	char	   *left;
 
 	if (called_atomically(fcinfo))
 		ereport(ERROR,
@@ -184,8 +186,11 @@ nc_erase_tenant(PG_FUNCTION_ARGS)
 	(void) run_step("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	(void) run_step("SELECT nomp_crypt._erase_submit($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	commit_step();
-	(void) run_step("SELECT nomp_crypt._erase_destroy($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
-	commit_step();
+	do
+	{
+		left = run_step("SELECT nomp_crypt._erase_destroy($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+		commit_step();
+	} while (strcmp(left, "0") != 0);
 	(void) run_step("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	commit_step();
 	SPI_finish();

@@ -11,7 +11,6 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "admin.h"
-#include "broker.h"
 #include "catalog/pg_type.h"
 #include "catalog.h"
 #include "errors.h"
@@ -19,6 +18,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "request.h"
+#include "stores.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -46,8 +46,28 @@ typedef struct Exchange
 	char		reason[REQUEST_REASON_MAX];
 } Exchange;
 
-/* Labels of keys made in this transaction, to be confirmed when it commits. */
-static List *created_labels = NIL;
+/* A key made in this transaction, to be confirmed when it commits. */
+typedef struct CreatedKey
+{
+	KeystoreRef store;
+	char		label[KS_MAX_LABEL];
+} CreatedKey;
+
+static List *created_keys = NIL;
+
+/* The keystore whose token has that serial; '' for the first. */
+static KeystoreRef
+store_arg(FunctionCallInfo fcinfo, int i)
+{
+	KeystoreRef ref = {{0}, 0};
+	char	   *serial = text_to_cstring(PG_GETARG_TEXT_PP(i));
+
+	if (strlcpy(ref.serial, serial, sizeof(ref.serial)) >= sizeof(ref.serial))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" is not the serial number of a token", serial)));
+	return ref;
+}
 
 static Exchange *
 new_exchange(void)
@@ -74,23 +94,23 @@ put_text(Exchange *x, const char *text)
 }
 
 static KsStatus
-try_exchange(Exchange *x, KsOp op)
+try_exchange(Exchange *x, KsOp op, const KeystoreRef *store)
 {
 	size_t		len;
 	KsStatus	status;
 
 	if (x->w.bad)
 		return KS_REFUSED;
-	status = request_keystore(op, x->body, x->w.len, x->answer, sizeof(x->answer),
-							  &len, x->reason);
+	status = request_keystore(op, store, x->body, x->w.len, x->answer,
+							  sizeof(x->answer), &len, x->reason);
 	x->r = (WireReader) {x->answer, len, 0, false};
 	return status;
 }
 
 static void
-exchange(Exchange *x, KsOp op)
+exchange(Exchange *x, KsOp op, KeystoreRef store)
 {
-	KsStatus	status = try_exchange(x, op);
+	KsStatus	status = try_exchange(x, op, &store);
 
 	if (status != KS_OK)
 		error_keystore(status, x->reason, NULL);
@@ -121,14 +141,14 @@ confirm_created(void)
 	ListCell   *lc;
 	pg_uuid_t	installation;
 
-	if (created_labels == NIL || !catalog_installation(&installation))
+	if (created_keys == NIL || !catalog_installation(&installation))
 		return;
-	foreach(lc, created_labels)
+	foreach(lc, created_keys)
 	{
-		char	   *label = lfirst(lc);
+		CreatedKey *key = lfirst(lc);
 
-		if (!catalog_label_exists(label))
-			label[0] = '\0';
+		if (!catalog_label_exists(key->label))
+			key->label[0] = '\0';
 	}
 }
 
@@ -137,26 +157,26 @@ post_confirmations(void)
 {
 	ListCell   *lc;
 
-	foreach(lc, created_labels)
+	foreach(lc, created_keys)
 	{
-		char	   *label = lfirst(lc);
+		CreatedKey *key = lfirst(lc);
 		uint8		body[BODY_MAX];
 		WireWriter	w = {body, sizeof(body), 0, false};
 
-		if (label[0] == '\0')
+		if (key->label[0] == '\0')
 			continue;
 		/* nomp_crypt:<installation, 36 characters>:... */
-		wire_put_str(&w, label + strlen("nomp_crypt:"), 36);
-		wire_put_str(&w, label, strlen(label));
+		wire_put_str(&w, key->label + strlen("nomp_crypt:"), 36);
+		wire_put_str(&w, key->label, strlen(key->label));
 		if (!w.bad)
-			request_post(KS_OP_CONFIRM, body, w.len);
+			request_post(KS_OP_CONFIRM, &key->store, body, w.len);
 	}
 }
 
 static void
 at_xact_event(XactEvent event, void *arg)
 {
-	if (created_labels == NIL)
+	if (created_keys == NIL)
 		return;
 	switch (event)
 	{
@@ -172,8 +192,8 @@ at_xact_event(XactEvent event, void *arg)
 		default:
 			return;
 	}
-	list_free_deep(created_labels);
-	created_labels = NIL;
+	list_free_deep(created_keys);
+	created_keys = NIL;
 }
 
 void
@@ -183,20 +203,24 @@ keystore_sql_init(void)
 }
 
 static void
-remember_label(const char *label)
+remember_created(const char *label, const char *serial)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	CreatedKey *key = palloc0(sizeof(CreatedKey));
 
-	created_labels = lappend(created_labels, pstrdup(label));
+	strlcpy(key->label, label, sizeof(key->label));
+	strlcpy(key->store.serial, serial, sizeof(key->store.serial));
+	created_keys = lappend(created_keys, key);
 	MemoryContextSwitchTo(old);
 }
 
 /* ---- the functions ---- */
 
 /*
- * nomp_crypt._keystore_setup(installation uuid) returns text
+ * nomp_crypt._keystore_setup(installation uuid, serial text) returns text
  *
- * Creates the canary unless it is there; the token's serial.
+ * Creates the canary in that keystore unless it is there; its token's serial.
+ * Here and below a serial of '' means the first keystore.
  */
 Datum
 nc_keystore_setup(PG_FUNCTION_ARGS)
@@ -205,7 +229,7 @@ nc_keystore_setup(PG_FUNCTION_ARGS)
 	char	   *serial;
 
 	put_uuid(x, PG_GETARG_UUID_P(0));
-	exchange(x, KS_OP_SETUP);
+	exchange(x, KS_OP_SETUP, store_arg(fcinfo, 1));
 	(void) wire_get_uint(&x->r, 1);
 	serial = get_text(x);
 	must_be_done(x);
@@ -223,7 +247,8 @@ bytea_datum(const uint8 *bytes, size_t len)
 }
 
 /*
- * nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int)
+ * nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int,
+ *							   serial text)
  *		returns setof (label text, keystore text, purpose text, version int,
  *					   key_id bytea, wrapped bytea, key_check bytea)
  *
@@ -236,6 +261,7 @@ nc_keystore_create(PG_FUNCTION_ARGS)
 	pg_uuid_t  *installation = PG_GETARG_UUID_P(0);
 	pg_uuid_t  *tenant = PG_GETARG_UUID_P(1);
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	KeystoreRef store = store_arg(fcinfo, 3);
 	CreateRequest what = {0};
 	CreateAnswer *answer = palloc0(REQUEST_BODY_MAX);
 	char		reason[REQUEST_REASON_MAX];
@@ -254,13 +280,13 @@ nc_keystore_create(PG_FUNCTION_ARGS)
 		what.places[i].version = 1;
 	}
 	InitMaterializedSRF(fcinfo, 0);
-	status = request_keystore(KS_OP_CREATE_KEK, (uint8 *) &what, sizeof(what),
+	status = request_keystore(KS_OP_CREATE_KEK, &store, (uint8 *) &what, sizeof(what),
 							  (uint8 *) answer, REQUEST_BODY_MAX, &len, reason);
 	if (status != KS_OK || len != sizeof(CreateAnswer) || answer->nkeys != 2)
 		error_keystore(status != KS_OK ? status : KS_MODULE_ERROR, reason, NULL);
 	snprintf(label, sizeof(label), "nomp_crypt:%s:%s:%u", what.installation,
 			 what.tenant, what.generation);
-	remember_label(label);
+	remember_created(label, answer->serial);
 	for (int i = 0; i < 2; i++)
 	{
 		KeySpec    *spec = &answer->keys[i];
@@ -268,7 +294,7 @@ nc_keystore_create(PG_FUNCTION_ARGS)
 		bool		nulls[7] = {false};
 
 		values[0] = CStringGetTextDatum(label);
-		values[1] = CStringGetTextDatum(psprintf("pkcs11:serial=%s", answer->serial));
+		values[1] = CStringGetTextDatum(psprintf(KEYSTORE_PREFIX "%s", answer->serial));
 		values[2] = CStringGetTextDatum(i == 0 ? "values" : "index");
 		values[3] = Int32GetDatum(1);
 		values[4] = bytea_datum(spec->key_check, VALUE_KEY_ID_LEN);
@@ -279,7 +305,7 @@ nc_keystore_create(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* nomp_crypt._keystore_confirm(installation uuid, label text) returns void */
+/* nomp_crypt._keystore_confirm(installation uuid, label text, serial text) returns void */
 Datum
 nc_keystore_confirm(PG_FUNCTION_ARGS)
 {
@@ -287,12 +313,12 @@ nc_keystore_confirm(PG_FUNCTION_ARGS)
 
 	put_uuid(x, PG_GETARG_UUID_P(0));
 	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
-	exchange(x, KS_OP_CONFIRM);
+	exchange(x, KS_OP_CONFIRM, store_arg(fcinfo, 2));
 	PG_RETURN_VOID();
 }
 
 /*
- * nomp_crypt._keystore_list(installation uuid)
+ * nomp_crypt._keystore_list(installation uuid, serial text)
  *		returns setof (label text, created timestamptz): provisional keys
  */
 Datum
@@ -310,7 +336,7 @@ nc_keystore_list(PG_FUNCTION_ARGS)
 
 		put_uuid(x, PG_GETARG_UUID_P(0));
 		wire_put_uint(&x->w, offset, 4);
-		exchange(x, KS_OP_LIST);
+		exchange(x, KS_OP_LIST, store_arg(fcinfo, 1));
 		total = (uint32) wire_get_uint(&x->r, 4);
 		n = (int) wire_get_uint(&x->r, 2);
 		for (int i = 0; i < n && !x->r.bad; i++)
@@ -333,8 +359,8 @@ nc_keystore_list(PG_FUNCTION_ARGS)
 }
 
 /*
- * nomp_crypt._keystore_remove(installation uuid, label text, seconds bigint)
- *		returns boolean
+ * nomp_crypt._keystore_remove(installation uuid, label text, seconds bigint,
+ *							   serial text) returns boolean
  *
  * Destroys one key that is provisional and at least that old; the helper
  * checks both.
@@ -343,13 +369,14 @@ Datum
 nc_keystore_remove(PG_FUNCTION_ARGS)
 {
 	Exchange   *x = new_exchange();
+	KeystoreRef store = store_arg(fcinfo, 3);
 	KsStatus	status;
 	bool		removed;
 
 	put_uuid(x, PG_GETARG_UUID_P(0));
 	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	wire_put_uint(&x->w, (uint64) Max(PG_GETARG_INT64(2), 0), 8);
-	status = try_exchange(x, KS_OP_REMOVE);
+	status = try_exchange(x, KS_OP_REMOVE, &store);
 	if (status == KS_REFUSED)	/* confirmed or too young by now */
 		PG_RETURN_BOOL(false);
 	if (status != KS_OK)
@@ -366,10 +393,10 @@ text_array(Datum *items, int n)
 }
 
 /*
- * nomp_crypt._keystore_see(installation uuid, tenant uuid,
+ * nomp_crypt._keystore_see(installation uuid, tenant uuid, keystore text,
  *							OUT serial text, OUT labels text[])
  *
- * Every key that the keystore has for a tenant, its canary found before and
+ * Every key that the keystore of that serial has for a tenant, its canary found before and
  * after.
  */
 Datum
@@ -386,7 +413,7 @@ nc_keystore_see(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	put_uuid(x, PG_GETARG_UUID_P(0));
 	put_uuid(x, PG_GETARG_UUID_P(1));
-	exchange(x, KS_OP_SEE);
+	exchange(x, KS_OP_SEE, store_arg(fcinfo, 2));
 	values[0] = CStringGetTextDatum(get_text(x));
 	n = (int) wire_get_uint(&x->r, 2);
 	labels = palloc((n + 1) * sizeof(Datum));
@@ -421,7 +448,7 @@ nc_keystore_destroy(PG_FUNCTION_ARGS)
 		put_uuid(x, PG_GETARG_UUID_P(0));
 		put_uuid(x, PG_GETARG_UUID_P(1));
 		put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
-		exchange(x, KS_OP_DESTROY);
+		exchange(x, KS_OP_DESTROY, store_arg(fcinfo, 2));
 		n = (int) wire_get_uint(&x->r, 2);
 		labels = labels == NULL ? palloc((n + 1) * sizeof(Datum)) :
 			repalloc(labels, (total + n + 1) * sizeof(Datum));
@@ -433,18 +460,21 @@ nc_keystore_destroy(PG_FUNCTION_ARGS)
 }
 
 /*
- * nomp_crypt._keystore_status(installation uuid)
+ * nomp_crypt._keystore_status(installation uuid, place int)
  *		returns (keystore text, state text, detail text, token text,
  *				 serial text, manufacturer text, model text,
  *				 software boolean, canary boolean)
  *
- * Never raises for a keystore in trouble: state says what is wrong.  detail
- * is for the superuser, who may read the log as well.
+ * The keystore at that place in the settings, from 1; all NULL if there is
+ * none.  Never raises for a keystore in trouble: state says what is wrong.
+ * detail is for the superuser, who may read the log as well.
  */
 Datum
 nc_keystore_status(PG_FUNCTION_ARGS)
 {
 	Exchange   *x = new_exchange();
+	KeystoreRef store = {{0}, PG_ARGISNULL(1) ? 0 : PG_GETARG_INT32(1) - 1};
+	const char *uri = stores_uri(store.place);
 	TupleDesc	desc;
 	Datum		values[9];
 	bool		nulls[9] = {false};
@@ -452,12 +482,14 @@ nc_keystore_status(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
+	if (uri == NULL)
+		PG_RETURN_NULL();
 	if (PG_ARGISNULL(0))
 		put_text(x, "");
 	else
 		put_uuid(x, PG_GETARG_UUID_P(0));
-	status = try_exchange(x, KS_OP_STATUS);
-	values[0] = CStringGetTextDatum(broker_keystore());
+	status = try_exchange(x, KS_OP_STATUS, &store);
+	values[0] = CStringGetTextDatum(uri);
 	values[1] = CStringGetTextDatum(status == KS_OK ? "ok" : keystore_status_text(status));
 	values[2] = CStringGetTextDatum(x->reason);
 	for (int i = 3; i < 9; i++)
