@@ -52,6 +52,7 @@ CREATE TABLE nomp_crypt.kek (
 	created_at		timestamptz NOT NULL DEFAULT now(),
 	destroy_after	timestamptz,
 	destroyed_at	timestamptz,
+	retired_at		timestamptz,
 	UNIQUE (tenant, generation)
 );
 
@@ -406,6 +407,22 @@ CREATE FUNCTION nomp_crypt._keystore_create(installation uuid, tenant uuid, gene
 	OUT key_id bytea, OUT wrapped bytea, OUT key_check bytea) RETURNS SETOF record
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_create';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_create(uuid, uuid, int, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_create_kek(installation uuid, tenant uuid, generation int, serial text,
+	OUT label text, OUT keystore text)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_create_kek';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_create_kek(uuid, uuid, int, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_fresh(installation uuid, keystore text, label text,
+	tenant uuid, purpose text, version int, OUT wrapped bytea, OUT key_check bytea)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_fresh';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_fresh(uuid, text, text, uuid, text, int) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_rewrap(installation uuid, from_keystore text, from_label text, confirm boolean,
+	keystore text, label text, tenant uuid, purpose text, version int, wrapped bytea, key_check bytea) RETURNS bytea
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_rewrap';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_rewrap(uuid, text, text, boolean, text, text, uuid, text, int, bytea, bytea)
+FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._backup_retention() RETURNS interval
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_backup_retention';
+REVOKE ALL ON FUNCTION nomp_crypt._backup_retention() FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_confirm(installation uuid, label text, serial text) RETURNS void
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_confirm';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_confirm(uuid, text, text) FROM PUBLIC;
@@ -773,21 +790,28 @@ DECLARE
 	installation uuid;
 	leftover record;
 	base text;
-	trouble text;
+	store record;
+	serials text[] := '{}';
+	owner text;
 BEGIN
 	installation := nomp_crypt._require_owner();
 	PERFORM nomp_crypt._lock_keystore(true);
-	SELECT s.state INTO trouble FROM nomp_crypt._keystores(installation) s WHERE s.state <> 'ok' LIMIT 1;
-	IF FOUND THEN
-		RAISE EXCEPTION 'the keystore is unavailable: %', trouble
-			USING ERRCODE = 'NC004', HINT = 'See nomp_crypt.keystore_status().';
-	END IF;
-	FOR leftover IN SELECT s.serial, l.* FROM nomp_crypt._keystores(installation) s,
-					nomp_crypt._keystore_list(installation, s.serial) l LOOP
+	FOR store IN SELECT s.state, s.serial FROM nomp_crypt._keystores(installation) s LOOP
+		IF store.state <> 'ok' THEN
+			RAISE EXCEPTION 'the keystore is unavailable: %', store.state
+				USING ERRCODE = 'NC004', HINT = 'See nomp_crypt.keystore_status().';
+		END IF;
+		serials := serials || store.serial;
+	END LOOP;
+	FOR leftover IN SELECT serial, l.* FROM unnest(serials) serial,
+					nomp_crypt._keystore_list(installation, serial) l LOOP
 		base := regexp_replace(leftover.label, ':provisional@.*$', '');
 		label := base;
 		created := leftover.created;
-		IF EXISTS (SELECT FROM nomp_crypt.kek k WHERE k.label = base) THEN
+		SELECT k.keystore INTO owner FROM nomp_crypt.kek k WHERE k.label = base;
+		-- one of that name in another keystore that is configured is a leftover here
+		IF FOUND AND (owner = nomp_crypt._keystore_name(leftover.serial) OR NOT EXISTS (
+				SELECT FROM unnest(serials) serial WHERE owner = nomp_crypt._keystore_name(serial))) THEN
 			PERFORM nomp_crypt._keystore_confirm(installation, base, leftover.serial);
 			action := 'confirmed';
 		ELSIF remove AND leftover.created < clock_timestamp() - older_than AND
@@ -1193,6 +1217,139 @@ LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_tenant';
 REVOKE ALL ON PROCEDURE nomp_crypt.erase_tenant(text, text, text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- The life of keys: new versions of data keys, new generations of KEKs
+-- ---------------------------------------------------------------------------
+
+-- The tenant, locked, if its keys may be changed. Raises 42704, NC001, NC002.
+CREATE FUNCTION nomp_crypt._active_tenant(id text) RETURNS nomp_crypt.tenant
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._tenant_uuid(_active_tenant.id);
+	found nomp_crypt.tenant;
+BEGIN
+	SELECT t.* INTO found FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
+	IF found.state = 'erased' THEN
+		RAISE EXCEPTION 'tenant "%" has been erased', _active_tenant.id USING ERRCODE = 'NC001';
+	ELSIF found.state <> 'active' THEN
+		RAISE EXCEPTION 'tenant "%" is suspended', _active_tenant.id USING ERRCODE = 'NC002',
+			HINT = 'Its keys are changed when it is active again.';
+	END IF;
+	RETURN found;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._active_tenant(text) FROM PUBLIC;
+
+-- The two functions below, for keys that were made before a time; NULL if
+-- there is nothing to do.
+CREATE FUNCTION nomp_crypt._rotate(id text, made_before timestamptz) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	installation uuid := nomp_crypt._require_owner();
+	t nomp_crypt.tenant := nomp_crypt._active_tenant(_rotate.id);
+	wraps nomp_crypt.kek;
+	newest record;
+	fresh record;
+BEGIN
+	SELECT k.version, k.created_at INTO newest FROM nomp_crypt.tenant_key k
+	WHERE k.tenant = t.uuid AND k.purpose = 'values' AND k.scope = '' ORDER BY k.version DESC LIMIT 1;
+	IF newest.created_at >= made_before THEN
+		RETURN NULL;
+	END IF;
+	SELECT k.* INTO wraps FROM nomp_crypt.kek k WHERE k.tenant = t.uuid AND k.state = 'active';
+	IF newest.version IS NULL OR wraps.uuid IS NULL THEN
+		RAISE EXCEPTION 'the keys of tenant "%" are not known in this database', t.id USING ERRCODE = 'NC003',
+			HINT = 'Rows in nomp_crypt.tenant_key or nomp_crypt.kek are missing: restore the tables of schema nomp_crypt together.';
+	END IF;
+	SELECT * INTO fresh FROM nomp_crypt._keystore_fresh(installation, wraps.keystore, wraps.label, t.uuid, 'values',
+		newest.version + 1);
+	UPDATE nomp_crypt.tenant_key k SET state = 'closed'
+	WHERE k.tenant = t.uuid AND k.purpose = 'values' AND k.scope = '' AND k.state = 'active';
+	INSERT INTO nomp_crypt.tenant_key (key_id, tenant, purpose, version, kek, wrapped, key_check)
+	VALUES (substring(fresh.key_check FROM 1 FOR 8), t.uuid, 'values', newest.version + 1, wraps.uuid,
+			fresh.wrapped, fresh.key_check);
+	PERFORM nomp_crypt._audit('rotate_tenant', t.id,
+		jsonb_build_object('uuid', t.uuid, 'version', newest.version + 1));
+	RETURN newest.version + 1;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._rotate(text, timestamptz) FROM PUBLIC;
+
+-- The new KEK is made in the keystore of that serial, '' for the first. For a
+-- move: unless the school's KEK is there.
+CREATE FUNCTION nomp_crypt._rewrap(id text, made_before timestamptz, serial text DEFAULT '') RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	installation uuid;
+	t nomp_crypt.tenant;
+	new_kek uuid := gen_random_uuid();
+	generation int;
+	made record;
+	keys int;
+	retired timestamptz;
+BEGIN
+	installation := nomp_crypt._require_owner();
+	-- the lock before the row's: reconcile_keystore must not take the new KEK for a leftover
+	PERFORM nomp_crypt._lock_keystore(false);
+	t := nomp_crypt._active_tenant(_rewrap.id);
+	IF NOT EXISTS (SELECT FROM nomp_crypt.kek k
+				   WHERE k.tenant = t.uuid AND k.state = 'active' AND k.created_at < made_before
+				   AND k.keystore <> nomp_crypt._keystore_name(_rewrap.serial)) THEN
+		RETURN NULL;
+	END IF;
+	-- a transaction that failed, or a site that was left, may have used a number that is not in the table
+	SELECT max(g) + 1 INTO generation FROM (
+		SELECT k.generation AS g FROM nomp_crypt.kek k WHERE k.tenant = t.uuid
+		UNION ALL
+		SELECT substring(l FROM '^(?:[^:]*:){3}([0-9]{1,9})(?![0-9])')::int
+		FROM nomp_crypt._keystore_see(installation, t.uuid, _rewrap.serial) s, unnest(s.labels) l) numbers;
+	SELECT * INTO made FROM nomp_crypt._keystore_create_kek(installation, t.uuid, generation, _rewrap.serial);
+	INSERT INTO nomp_crypt.kek (uuid, tenant, generation, keystore, label)
+	VALUES (new_kek, t.uuid, generation, made.keystore, made.label);
+	-- each key is unwrapped, compared with its key_check, wrapped, and unwrapped again
+	UPDATE nomp_crypt.tenant_key k SET kek = new_kek,
+		wrapped = nomp_crypt._keystore_rewrap(installation, e.keystore, e.label, nomp_crypt._committed(e.xmin),
+											  made.keystore, made.label, k.tenant, k.purpose, k.version, k.wrapped, k.key_check)
+	FROM nomp_crypt.kek e
+	WHERE e.uuid = k.kek AND k.tenant = t.uuid;
+	GET DIAGNOSTICS keys = ROW_COUNT;
+	retired := clock_timestamp();
+	IF EXISTS (SELECT FROM nomp_crypt.tenant_key k
+			   WHERE k.tenant = t.uuid AND (k.kek <> new_kek OR k.wrapped IS NULL)) THEN
+		RAISE EXCEPTION 'a key of tenant "%" cannot be wrapped anew', t.id USING ERRCODE = 'NC003',
+			HINT = 'Its row in nomp_crypt.tenant_key, or that of its KEK in nomp_crypt.kek, is not whole. Nothing was changed.';
+	END IF;
+	UPDATE nomp_crypt.kek k SET state = 'retired', retired_at = retired,
+		destroy_after = retired + nomp_crypt._backup_retention()
+	WHERE k.tenant = t.uuid AND k.state = 'active' AND k.uuid <> new_kek;
+	PERFORM nomp_crypt._audit(CASE _rewrap.serial WHEN '' THEN 'rewrap_tenant' ELSE 'migrate_tenant' END, t.id,
+		jsonb_build_object('uuid', t.uuid, 'generation', generation, 'key', made.label, 'keys', keys,
+						   'serial', nullif(_rewrap.serial, '')));
+	RETURN generation;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._rewrap(text, timestamptz, text) FROM PUBLIC;
+
+-- A new data key for the tenant's new values; its version. What is stored
+-- stays readable with the old ones. Raises 42704, NC001, NC002, NC004, 55000.
+CREATE FUNCTION nomp_crypt.rotate_tenant(id text) RETURNS int
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._rotate($1, 'infinity')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.rotate_tenant(text) FROM PUBLIC;
+
+-- A new KEK for the tenant, and all its data keys wrapped by it; its
+-- generation. No value changes. The KEK before stays, for backups, until
+-- destroy_expired_keks. Raises the same, and NC003 and NC005 for keys that do
+-- not open.
+CREATE FUNCTION nomp_crypt.rewrap_tenant(id text) RETURNS int
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._rewrap($1, 'infinity')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.rewrap_tenant(text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Moving to another keystore
 -- ---------------------------------------------------------------------------
 
@@ -1238,6 +1395,96 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.add_keystore(text) FROM PUBLIC;
 
+-- The serial of a keystore that schools may move to: that one, or for NULL the
+-- first. Raises 42704, NC004.
+CREATE FUNCTION nomp_crypt._migration_target(serial text) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target record;
+BEGIN
+	SELECT k.* INTO target FROM nomp_crypt._keystores((SELECT i.uuid FROM nomp_crypt.installation i)) k
+	WHERE _migration_target.serial IS NULL OR k.serial = _migration_target.serial LIMIT 1;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'no configured keystore has a token with serial number "%"', _migration_target.serial
+			USING ERRCODE = 'undefined_object',
+			HINT = 'nomp_crypt.keystore_status() shows those that have.';
+	ELSIF target.state <> 'ok' THEN
+		RAISE EXCEPTION 'the keystore is unavailable: %', target.state
+			USING ERRCODE = 'NC004', HINT = 'See nomp_crypt.keystore_status(), and nomp_crypt.add_keystore().';
+	END IF;
+	RETURN target.serial;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._migration_target(text) FROM PUBLIC;
+
+-- Move a tenant to another configured keystore, named by its token's serial,
+-- or to the first: a new KEK there, all data keys wrapped by it, unwrapped
+-- again, and used from the commit on. The old KEK stays in its keystore, for
+-- backups, until destroy_expired_keks. Returns the generation of the tenant's
+-- KEK; harmless when repeated. Raises as rewrap_tenant, and 42704.
+CREATE FUNCTION nomp_crypt.migrate_tenant(id text, keystore text DEFAULT NULL) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	RETURN coalesce(
+		nomp_crypt._rewrap(migrate_tenant.id, 'infinity', nomp_crypt._migration_target(keystore)),
+		(SELECT max(k.generation) FROM nomp_crypt.kek k
+		 WHERE k.tenant = nomp_crypt._tenant_uuid(migrate_tenant.id) AND k.state = 'active'));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.migrate_tenant(text, text) FROM PUBLIC;
+
+-- The tenants whose KEK in use is not in that keystore, by state.
+CREATE FUNCTION nomp_crypt._tenants_elsewhere(serial text, OUT id text, OUT state text) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT t.id, t.state FROM nomp_crypt.tenant t
+	WHERE t.state <> 'erased' AND EXISTS (SELECT FROM nomp_crypt.kek k WHERE k.tenant = t.uuid
+		AND k.state = 'active' AND k.keystore <> nomp_crypt._keystore_name($1))
+	ORDER BY t.id
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._tenants_elsewhere(text) FROM PUBLIC;
+
+-- The same for all active tenants, each in a transaction of its own; those that
+-- are there already are passed over, so a call that was interrupted is simply
+-- repeated. A tenant whose keys do not open is left where it is, with a
+-- warning. It commits, so its search_path is the caller's: every name is
+-- qualified.
+CREATE PROCEDURE nomp_crypt.migrate_tenants(keystore text DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+	target pg_catalog.text;
+	ids pg_catalog.text[];
+	one pg_catalog.text;
+	moved pg_catalog.int4 := 0;
+	failed pg_catalog.int4 := 0;
+	others pg_catalog.int8;
+BEGIN
+	COMMIT;		-- refuses a transaction block before anything was made
+	target := nomp_crypt._migration_target(keystore);
+	ids := ARRAY(SELECT e.id FROM nomp_crypt._tenants_elsewhere(target) e
+				 WHERE e.state OPERATOR(pg_catalog.=) 'active');
+	FOREACH one IN ARRAY ids LOOP
+		BEGIN
+			PERFORM nomp_crypt.migrate_tenant(one, target);
+			moved := moved OPERATOR(pg_catalog.+) 1;
+			IF moved OPERATOR(pg_catalog.%) 100 OPERATOR(pg_catalog.=) 0 THEN
+				RAISE NOTICE '% of % tenants moved', moved, pg_catalog.cardinality(ids);
+			END IF;
+		EXCEPTION
+			WHEN SQLSTATE 'NC001' OR SQLSTATE 'NC002' OR undefined_object THEN
+				NULL;		-- erased or suspended meanwhile
+			WHEN SQLSTATE 'NC003' OR SQLSTATE 'NC005' THEN
+				failed := failed OPERATOR(pg_catalog.+) 1;
+				RAISE WARNING 'tenant "%" was not moved: %', one, SQLERRM;
+		END;
+		COMMIT;
+	END LOOP;
+	SELECT pg_catalog.count(*) INTO others FROM nomp_crypt._tenants_elsewhere(target) e
+	WHERE e.state OPERATOR(pg_catalog.<>) 'active';
+	RAISE NOTICE '% tenants moved, % failed, % suspended ones left', moved, failed, others;
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.migrate_tenants(text) FROM PUBLIC;
+
 -- ---------------------------------------------------------------------------
 -- Administrators
 -- ---------------------------------------------------------------------------
@@ -1254,7 +1501,8 @@ BEGIN
 		AND (p.proname IN ('adopt_keystore', 'keystore_status', 'create_tenant', 'create_tenants',
 						   '_tenant_exists', 'reconcile_keystore', 'grant_tenant', 'grant_all_tenants',
 						   'revoke_tenant', 'revoke_all_tenants', 'erase_tenant', 'withdraw_erasure',
-						   'add_keystore')
+						   'rotate_tenant', 'rewrap_tenant', 'add_keystore', 'migrate_tenant',
+						   'migrate_tenants', '_migration_target', '_tenants_elsewhere')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_submit', '_erase_destroy')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);

@@ -31,6 +31,8 @@ typedef struct Job
 	uint32		tried;			/* places where it was of no use */
 	KsStatus	trouble;		/* what was in the way there, and in words */
 	char		reason[REQUEST_REASON_MAX];
+	uint8		step;			/* of KS_OP_WRAP, see broker_wrap.c */
+	uint8		dek[KS_DEK_LEN];	/* the data key between two steps */
 	int64		sent_at;		/* CLOCK_BOOTTIME, us */
 	uint64		epoch;
 	Waiter	   *waiters;
@@ -40,6 +42,7 @@ typedef struct Job
 		uint8		bytes[REQUEST_BODY_MAX];
 		UnwrapRequest unwrap;
 		CreateRequest create;
+		WrapRequest wrap;
 	}			body;
 } Job;
 
@@ -50,6 +53,7 @@ extern void jobs_add_check(struct Store *store, const UnwrapRequest *what);
 extern Job *jobs_new_probe(struct Store *store);
 extern void jobs_take(Job *job);
 extern void jobs_put_first(Job *job);
+extern void jobs_redirect(Job *job, const char *serial);
 extern bool jobs_wanted(const Job *job);
 extern void jobs_finish(Job *job, KsStatus status, const char *reason,
 						const uint8 *answer, size_t len, const WorkingKey *key);

@@ -22,6 +22,7 @@
 #include "broker_codec.h"
 #include "broker_jobs.h"
 #include "broker_route.h"
+#include "broker_wrap.h"
 #include "cipher.h"
 #include "holders.h"
 #include "miscadmin.h"
@@ -71,30 +72,42 @@ send_job(Store *store, Job *job)
 {
 	static uint8 body[KS_MAX_FRAME];
 	WireWriter	w = {body, sizeof(body), 0, false};
+	KsOp		op = job->op;
+	bool		sent;
 
 	if (job->op == KS_OP_UNWRAP)
 		codec_put_unwrap(&w, &job->body.unwrap);
 	else if (job->op == KS_OP_CREATE_KEK)
 		codec_put_create(&w, &job->body.create);
+	else if (job->op == KS_OP_WRAP)
+		op = wrap_put(job, &w);
 	else
 		wire_put(&w, job->body.bytes, job->len);
-	return !w.bad &&
-		helper_send(&store->link, job->id, job->op,
-					job->is_certain ? job->ref.serial : "", body, w.len);
+	/* there may be a data key in it */
+	sent = !w.bad &&
+		helper_send(&store->link, job->id, op, job->is_certain ? job->ref.serial : "",
+					body, w.len);
+	cipher_wipe(body, w.len);
+	return sent;
 }
 
 /* ---- answers ---- */
 
-/* The keystore says, with its canary present, that a KEK in use is gone. */
+/*
+ * The keystore says, with its canary present, that a KEK in use is gone, or
+ * must not be used.
+ */
 static void
-revoke_gone(const UnwrapRequest *what)
+revoke_gone(const UnwrapRequest *what, KsStatus status)
 {
 	const uint8 *tenant = what->keys[0].place.tenant;
 
 	if (!keyring_holds(tenant))
 		return;
 	ereport(LOG,
-			(errmsg("the keystore no longer has the key \"%s\": its school's keys are wiped",
+			(errmsg(status == KS_KEY_DISABLED ?
+					"the key \"%s\" is disabled in the keystore: its school's keys are wiped" :
+					"the keystore no longer has the key \"%s\": its school's keys are wiped",
 					what->label)));
 	(void) keyring_revoke(tenant);
 	holders_poke(tenant);
@@ -198,6 +211,20 @@ fail(Job *job, KsStatus status, const char *reason)
 	route_end(job, status, reason);
 }
 
+/* One frame of several: go on with the next, perhaps elsewhere. */
+static void
+wrap_job_answered(Job *job, WireReader *r)
+{
+	KsStatus	status = wrap_answered(job, r);
+
+	if (status != KS_OK)
+		jobs_finish(job, status, "the key is not the one that its row names", NULL, 0, NULL);
+	else if (wrap_done(job))
+		jobs_finish(job, KS_OK, "", (uint8 *) &job->body.wrap.key, sizeof(KeySpec), NULL);
+	else
+		jobs_put_first(job);
+}
+
 /* The helper answered with an error: remember, tell, revoke as it says. */
 static void
 error_answered(Job *job, KsStatus status, WireReader *r)
@@ -212,8 +239,8 @@ error_answered(Job *job, KsStatus status, WireReader *r)
 		strlcpy(reason, "malformed answer from the keystore helper", sizeof(reason));
 	else if (status == KS_PIN_INCORRECT)
 		strlcpy(store->pin_stamp, stamp, sizeof(store->pin_stamp));
-	if (status == KS_KEY_ABSENT && job->op == KS_OP_UNWRAP && job->is_certain)
-		revoke_gone(&job->body.unwrap);
+	if (job->op == KS_OP_UNWRAP && (status == KS_KEY_DISABLED || (status == KS_KEY_ABSENT && job->is_certain)))
+		revoke_gone(&job->body.unwrap, status);
 	fail(job, status, reason);
 }
 
@@ -233,7 +260,7 @@ other_answered(Job *job, WireReader *r)
 		return;
 	}
 	memcpy(answer, r->buf, len);
-	if (job->op == KS_OP_DESTROY)
+	if (job->op == KS_OP_DESTROY || job->op == KS_OP_DESTROY_KEK)
 		store_stop(job->store);
 	jobs_finish(job, KS_OK, "", answer, len, NULL);
 }
@@ -251,6 +278,8 @@ answered(Job *job, KsStatus status, WireReader *r)
 		unwrap_answered(job, r);
 	else if (job->op == KS_OP_CREATE_KEK)
 		create_answered(job, r);
+	else if (job->op == KS_OP_WRAP)
+		wrap_job_answered(job, r);
 	else
 		other_answered(job, r);
 }

@@ -4,7 +4,8 @@
  *
  * A job is one request to the helper, on behalf of any number of waiting
  * slots (single flight) or of the background check.  Private to the broker:
- * no lock.  Holds wrapped keys only.
+ * no lock.  Holds wrapped keys, and a data key while it is wrapped anew; jobs
+ * are wiped when they end.
  */
 #include "postgres.h"
 
@@ -17,6 +18,9 @@
 StaticAssertDecl(sizeof(CreateAnswer) <= REQUEST_BODY_MAX,
 				 "an answer must fit into a slot");
 StaticAssertDecl(sizeof(CreateRequest) <= REQUEST_BODY_MAX,
+				 "a request must fit into a slot");
+
+StaticAssertDecl(sizeof(WrapRequest) <= REQUEST_BODY_MAX,
 				 "a request must fit into a slot");
 
 dlist_head	jobs_waiting = DLIST_STATIC_INIT(jobs_waiting);
@@ -70,6 +74,7 @@ jobs_finish(Job *job, KsStatus status, const char *reason,
 	if (job->check_of != NULL)
 		job->check_of->checking = false;
 	dlist_delete(&job->node);
+	cipher_wipe(job->dek, sizeof(job->dek));
 	pfree(job);
 }
 
@@ -211,4 +216,15 @@ jobs_put_first(Job *job)
 	job->store = NULL;
 	dlist_delete(&job->node);
 	dlist_push_head(&jobs_waiting, &job->node);
+}
+
+/* Its next frame is for the token of that serial. */
+void
+jobs_redirect(Job *job, const char *serial)
+{
+	strlcpy(job->ref.serial, serial, sizeof(job->ref.serial));
+	job->tried = 0;
+	job->trouble = KS_OK;
+	job->reason[0] = '\0';
+	job->misled = job->repeated = false;
 }

@@ -54,7 +54,7 @@ choose(const Store *store, const Job *job)
 		return NO_USE;
 	if (store->serial[0] == '\0')
 		return PROBE_FIRST;
-	return job->op == KS_OP_UNWRAP ? SEND : NO_USE;
+	return job->op == KS_OP_UNWRAP || job->op == KS_OP_WRAP ? SEND : NO_USE;
 }
 
 /* What an idle keystore is to be asked now, or NULL. */
@@ -139,7 +139,8 @@ route_probe_failed(Store *store, KsStatus status, const char *reason)
 void
 route_end(Job *job, KsStatus status, const char *reason)
 {
-	if (job->is_check && status != KS_KEY_ABSENT && status != KS_OTHER_TOKEN)
+	if (job->is_check && status != KS_KEY_ABSENT && status != KS_KEY_DISABLED &&
+		status != KS_OTHER_TOKEN)
 	{
 		ereport(LOG,
 				(errmsg("could not check the keys in use with the keystore"),

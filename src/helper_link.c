@@ -185,6 +185,7 @@ helper_send(HelperLink *link, uint64 id, KsOp op, const char *serial,
 	{
 		sent = send(link->fd, out, w.len, MSG_NOSIGNAL);
 	} while (sent < 0 && errno == EINTR);
+	cipher_wipe(out, w.len);
 	return sent == (ssize_t) w.len;
 }
 

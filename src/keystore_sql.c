@@ -27,6 +27,7 @@
 
 NC_FUNCTION(nc_keystore_setup);
 NC_FUNCTION(nc_keystore_create);
+NC_FUNCTION(nc_keystore_create_kek);
 NC_FUNCTION(nc_keystore_confirm);
 NC_FUNCTION(nc_keystore_list);
 NC_FUNCTION(nc_keystore_remove);
@@ -247,6 +248,49 @@ bytea_datum(const uint8 *bytes, size_t len)
 }
 
 /*
+ * A new KEK for the installation, tenant and generation of the arguments, in
+ * the keystore of the fourth, provisional until this transaction has committed, and first data keys of
+ * it: for values, for the index.
+ */
+static CreateAnswer *
+create_kek(FunctionCallInfo fcinfo, int nkeys, char label[KS_MAX_LABEL])
+{
+	pg_uuid_t  *tenant = PG_GETARG_UUID_P(1);
+	KeystoreRef store = store_arg(fcinfo, 3);
+	CreateRequest what = {0};
+	CreateAnswer *answer = palloc0(REQUEST_BODY_MAX);
+	char		reason[REQUEST_REASON_MAX];
+	size_t		len;
+	KsStatus	status;
+
+	uuid_text(PG_GETARG_UUID_P(0), what.installation);
+	uuid_text(tenant, what.tenant);
+	what.generation = (uint32) PG_GETARG_INT32(2);
+	what.nkeys = nkeys;
+	for (int i = 0; i < nkeys; i++)
+	{
+		memcpy(what.places[i].tenant, tenant->data, UUID_LEN);
+		what.places[i].is_index = i;
+		what.places[i].version = 1;
+	}
+	status = request_keystore(KS_OP_CREATE_KEK, &store, (uint8 *) &what, sizeof(what),
+							  (uint8 *) answer, REQUEST_BODY_MAX, &len, reason);
+	if (status != KS_OK || len != sizeof(CreateAnswer) || answer->nkeys != nkeys)
+		error_keystore(status != KS_OK ? status : KS_MODULE_ERROR, reason, NULL);
+	snprintf(label, KS_MAX_LABEL, "nomp_crypt:%s:%s:%u", what.installation,
+			 what.tenant, what.generation);
+	remember_created(label, answer->serial);
+	return answer;
+}
+
+/* The column kek.keystore: where the KEK is. */
+static Datum
+keystore_datum(const CreateAnswer *answer)
+{
+	return CStringGetTextDatum(psprintf(KEYSTORE_PREFIX "%s", answer->serial));
+}
+
+/*
  * nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int,
  *							   serial text)
  *		returns setof (label text, keystore text, purpose text, version int,
@@ -258,35 +302,12 @@ bytea_datum(const uint8 *bytes, size_t len)
 Datum
 nc_keystore_create(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *installation = PG_GETARG_UUID_P(0);
-	pg_uuid_t  *tenant = PG_GETARG_UUID_P(1);
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	KeystoreRef store = store_arg(fcinfo, 3);
-	CreateRequest what = {0};
-	CreateAnswer *answer = palloc0(REQUEST_BODY_MAX);
-	char		reason[REQUEST_REASON_MAX];
 	char		label[KS_MAX_LABEL];
-	size_t		len;
-	KsStatus	status;
+	CreateAnswer *answer;
 
-	uuid_text(installation, what.installation);
-	uuid_text(tenant, what.tenant);
-	what.generation = (uint32) PG_GETARG_INT32(2);
-	what.nkeys = 2;
-	for (int i = 0; i < 2; i++)
-	{
-		memcpy(what.places[i].tenant, tenant->data, UUID_LEN);
-		what.places[i].is_index = i;
-		what.places[i].version = 1;
-	}
 	InitMaterializedSRF(fcinfo, 0);
-	status = request_keystore(KS_OP_CREATE_KEK, &store, (uint8 *) &what, sizeof(what),
-							  (uint8 *) answer, REQUEST_BODY_MAX, &len, reason);
-	if (status != KS_OK || len != sizeof(CreateAnswer) || answer->nkeys != 2)
-		error_keystore(status != KS_OK ? status : KS_MODULE_ERROR, reason, NULL);
-	snprintf(label, sizeof(label), "nomp_crypt:%s:%s:%u", what.installation,
-			 what.tenant, what.generation);
-	remember_created(label, answer->serial);
+	answer = create_kek(fcinfo, 2, label);
 	for (int i = 0; i < 2; i++)
 	{
 		KeySpec    *spec = &answer->keys[i];
@@ -294,7 +315,7 @@ nc_keystore_create(PG_FUNCTION_ARGS)
 		bool		nulls[7] = {false};
 
 		values[0] = CStringGetTextDatum(label);
-		values[1] = CStringGetTextDatum(psprintf(KEYSTORE_PREFIX "%s", answer->serial));
+		values[1] = keystore_datum(answer);
 		values[2] = CStringGetTextDatum(i == 0 ? "values" : "index");
 		values[3] = Int32GetDatum(1);
 		values[4] = bytea_datum(spec->key_check, VALUE_KEY_ID_LEN);
@@ -303,6 +324,28 @@ nc_keystore_create(PG_FUNCTION_ARGS)
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
+}
+
+/*
+ * nomp_crypt._keystore_create_kek(installation uuid, tenant uuid, generation int,
+ *								   serial text, OUT label text, OUT keystore text)
+ *
+ * The same without data keys.
+ */
+Datum
+nc_keystore_create_kek(PG_FUNCTION_ARGS)
+{
+	char		label[KS_MAX_LABEL];
+	CreateAnswer *answer = create_kek(fcinfo, 0, label);
+	TupleDesc	desc;
+	Datum		values[2];
+	bool		nulls[2] = {false, false};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	values[0] = CStringGetTextDatum(label);
+	values[1] = keystore_datum(answer);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
 /* nomp_crypt._keystore_confirm(installation uuid, label text, serial text) returns void */
