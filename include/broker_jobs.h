@@ -29,6 +29,7 @@ typedef struct Job
 	bool		is_certain;		/* sent to the token that it is for */
 	bool		misled;			/* sent to a token that was another meanwhile */
 	uint32		tried;			/* places where it was of no use */
+	uint32		seen;			/* places where a check has looked for later keys */
 	KsStatus	trouble;		/* what was in the way there, and in words */
 	char		reason[REQUEST_REASON_MAX];
 	uint8		step;			/* of KS_OP_WRAP, see broker_wrap.c */
@@ -49,7 +50,7 @@ typedef struct Job
 extern dlist_head jobs_waiting; /* not sent, in order */
 
 extern void jobs_collect(void);
-extern void jobs_add_check(struct Store *store, const UnwrapRequest *what);
+extern void jobs_add_check(struct Store *store, KsOp op, const UnwrapRequest *what);
 extern Job *jobs_new_probe(struct Store *store);
 extern void jobs_take(Job *job);
 extern void jobs_put_first(Job *job);

@@ -10,6 +10,7 @@
 
 extern Job *route_next(Store *store);
 extern bool route_elsewhere(Job *job, KsStatus status, const char *reason);
+extern bool route_see_next(Job *job);
 extern void route_probe_failed(Store *store, KsStatus status, const char *reason);
 extern void route_end(Job *job, KsStatus status, const char *reason);
 extern void route_settle(void);

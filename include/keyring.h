@@ -46,6 +46,7 @@ extern bool keyring_holds(const uint8 tenant[16]);
 /* For the broker: leases, background checks. */
 extern void keyring_expire(void);
 extern void keyring_wipe_all(void);
+extern void keyring_forget_kek(const char *label);
 extern bool keyring_next_check(int *cursor, int64 checked_before,
 							   bool (*wanted) (const char *serial, void *arg), void *arg,
 							   UnwrapRequest *out);

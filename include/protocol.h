@@ -69,9 +69,9 @@
  * REMOVE      str inst, str label, u64 seconds -> u8 removed
  *             destroys one key that is provisional and at least that old;
  *             anything else is refused with KS_REFUSED
- * SEE         str inst, str tenant -> str serial, u16 n, n * (str label, u8
- *             provisional): every key found for the tenant, canary found
- *             before and after
+ * SEE         str inst, str tenant, u32 offset -> str serial, u16 n, n * (str
+ *             label, u8 provisional): the keys found for the tenant, sorted by
+ *             label, canary found before and after
  * DESTROY     str inst, str tenant, str serial -> u16 n, n * (str label)
  *             sees, destroys and no longer sees every key of the tenant,
  *             canary found before and after, on the token with that serial
@@ -82,9 +82,9 @@
  *             lets every key of the tenant be used, or not, and reads that
  *             back; n keys were found, of so many the token obeyed
  *
- * SEE and DESTROY that answer with KS_LIST_PAGE entries may have left more:
- * DESTROY took the first of them in order of label, and is asked again until
- * it answers with fewer.
+ * SEE and DESTROY that answer with KS_LIST_PAGE entries may have left more, and
+ * are asked again until they answer with fewer: SEE from an offset on, DESTROY
+ * took the first of them in order of label.
  */
 typedef enum KsOp
 {

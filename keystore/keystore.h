@@ -105,7 +105,7 @@ typedef struct KeystoreProvider
 	KsStatus	(*remove) (Keystore *ks, const KsLabel *label, uint64_t seconds,
 						   bool *removed, KsFailure *why);
 	KsStatus	(*see) (Keystore *ks, const char *inst, const char *tenant,
-						KsSeen *out, KsFailure *why);
+						uint32_t offset, KsSeen *out, KsFailure *why);
 	KsStatus	(*destroy) (Keystore *ks, const char *inst, const char *tenant,
 							const char *serial, KsSeen *out, KsFailure *why);
 	KsStatus	(*destroy_kek) (Keystore *ks, const KsLabel *label, const char *serial,

@@ -146,7 +146,7 @@ extern KsStatus p11_destroy(Keystore *ks, CK_OBJECT_HANDLE handle, bool *destroy
 extern KsStatus p11_list(Keystore *ks, const char *inst, uint32_t offset,
 						 KsSeen *out, KsFailure *why);
 extern KsStatus p11_see(Keystore *ks, const char *inst, const char *tenant,
-						KsSeen *out, KsFailure *why);
+						uint32_t offset, KsSeen *out, KsFailure *why);
 extern KsStatus p11_remove(Keystore *ks, const KsLabel *label, uint64_t seconds,
 						   bool *removed, KsFailure *why);
 extern KsStatus p11_destroy_tenant(Keystore *ks, const char *inst, const char *tenant,

@@ -56,7 +56,7 @@ typedef struct SeeWork
 	const char *inst;
 	const char *prefix;
 	const char *serial;			/* destroy: the token it must be */
-	uint32_t	offset;			/* list: provisional keys to skip */
+	uint32_t	offset;			/* list, see: keys to skip */
 	KsSeen	   *out;
 } SeeWork;
 
@@ -101,7 +101,7 @@ see_work(Keystore *ks, void *arg)
 	memset(w->out, 0, sizeof(*w->out));
 	p11_serial(ks, w->out->serial);
 	status = look(ks, w->inst, w->prefix, &found);
-	for (size_t i = 0; status == KS_OK && i < found.n && i < KS_LIST_PAGE; i++)
+	for (size_t i = w->offset; status == KS_OK && i < found.n && w->out->n < KS_LIST_PAGE; i++)
 		add_seen(w->out, &found.items[i]);
 	w->out->total = found.n;
 	p11_free_found(&found);
@@ -109,10 +109,11 @@ see_work(Keystore *ks, void *arg)
 }
 
 KsStatus
-p11_see(Keystore *ks, const char *inst, const char *tenant, KsSeen *out, KsFailure *why)
+p11_see(Keystore *ks, const char *inst, const char *tenant, uint32_t offset, KsSeen *out,
+		KsFailure *why)
 {
 	char		prefix[KS_MAX_LABEL + 1];
-	SeeWork		w = {inst, prefix, NULL, 0, out};
+	SeeWork		w = {inst, prefix, NULL, offset, out};
 
 	label_tenant_prefix(inst, tenant, prefix);
 	return p11_run(ks, see_work, &w, why);

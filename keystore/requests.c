@@ -335,16 +335,18 @@ do_see(Request *rq)
 	char		inst[UUID_TEXT_LEN + 1];
 	char		tenant[UUID_TEXT_LEN + 1];
 	KsSeen		seen = {0};
+	uint32_t	offset;
 	bool		ok = true;
 	KsStatus	status;
 
 	get_uuid(rq, inst, &ok);
 	get_uuid(rq, tenant, &ok);
+	offset = (uint32_t) wire_get_uint(&rq->in, 4);
 	if (!wire_done(&rq->in))
 		return malformed(rq);
 	if (!ok)
 		return refuse_name(rq);
-	status = provider->see(keystore, inst, tenant, &seen, &rq->why);
+	status = provider->see(keystore, inst, tenant, offset, &seen, &rq->why);
 	if (status != KS_OK)
 		return status;
 	put_text(&rq->out, seen.serial);

@@ -81,6 +81,8 @@ send_job(Store *store, Job *job)
 		codec_put_create(&w, &job->body.create);
 	else if (job->op == KS_OP_WRAP)
 		op = wrap_put(job, &w);
+	else if (job->is_check)
+		codec_put_see(&w, &job->body.unwrap);
 	else
 		wire_put(&w, job->body.bytes, job->len);
 	/* there may be a data key in it */
@@ -111,6 +113,28 @@ revoke_gone(const UnwrapRequest *what, KsStatus status)
 					what->label)));
 	(void) keyring_revoke(tenant);
 	holders_poke(tenant);
+}
+
+/*
+ * The KEK of a background check is gone.  If the school has a later one, in
+ * whichever keystore, it was retired: its keys will be asked for under that one, and no session need
+ * notice.  So too if it was made by a transaction that never committed.
+ */
+static void
+see_answered(Job *job, WireReader *r)
+{
+	const UnwrapRequest *what = &job->body.unwrap;
+	bool		later;
+
+	if (!codec_get_later(r, what, &later))
+		revoke_gone(what, KS_KEY_ABSENT);
+	else if (later || what->own_transaction)
+		keyring_forget_kek(what->label);
+	else if (route_see_next(job))
+		return;
+	else
+		revoke_gone(what, KS_KEY_ABSENT);
+	jobs_finish(job, KS_OK, "", NULL, 0, NULL);
 }
 
 static void
@@ -208,6 +232,9 @@ fail(Job *job, KsStatus status, const char *reason)
 	}
 	else if (route_elsewhere(job, status, reason))
 		return;
+	/* the key is gone, and nobody says that the school has a later one */
+	if (job->is_check && job->op == KS_OP_SEE)
+		revoke_gone(&job->body.unwrap, KS_KEY_ABSENT);
 	route_end(job, status, reason);
 }
 
@@ -239,7 +266,14 @@ error_answered(Job *job, KsStatus status, WireReader *r)
 		strlcpy(reason, "malformed answer from the keystore helper", sizeof(reason));
 	else if (status == KS_PIN_INCORRECT)
 		strlcpy(store->pin_stamp, stamp, sizeof(store->pin_stamp));
-	if (job->op == KS_OP_UNWRAP && (status == KS_KEY_DISABLED || (status == KS_KEY_ABSENT && job->is_certain)))
+	if (job->op == KS_OP_UNWRAP && status == KS_KEY_ABSENT && job->is_certain && job->is_check)
+	{
+		jobs_add_check(job->check_of, KS_OP_SEE, &job->body.unwrap);
+		route_end(job, status, reason);
+		return;
+	}
+	if (job->op == KS_OP_UNWRAP &&
+		(status == KS_KEY_DISABLED || (status == KS_KEY_ABSENT && job->is_certain)))
 		revoke_gone(&job->body.unwrap, status);
 	fail(job, status, reason);
 }
@@ -272,6 +306,8 @@ answered(Job *job, KsStatus status, WireReader *r)
 		error_answered(job, status, r);
 	else if (job->is_probe)
 		probe_answered(job, r);
+	else if (job->is_check && job->op == KS_OP_SEE)
+		see_answered(job, r);
 	else if (job->is_check)
 		check_answered(job, r);
 	else if (job->op == KS_OP_UNWRAP)
@@ -360,7 +396,7 @@ add_check(Store *store)
 	if (store->checking || store->check_cursor == PG_INT32_MAX)
 		return false;
 	if (keyring_next_check(&store->check_cursor, cycle_start, checks, store, &what))
-		jobs_add_check(store, &what);
+		jobs_add_check(store, KS_OP_UNWRAP, &what);
 	else
 		store->check_cursor = PG_INT32_MAX;
 	return store->checking;

@@ -130,3 +130,47 @@ codec_get_wrap(WireReader *r, KeySpec *key, uint8 check[KEY_CHECK_LEN])
 	memcpy(key->wrapped, wrapped, wrapped_len);
 	return keyplace_check(&key->place, dek, check);
 }
+
+/* Body of KS_OP_SEE, for the school of a KEK. */
+void
+codec_put_see(WireWriter *w, const UnwrapRequest *what)
+{
+	/* nomp_crypt:<installation>:<school>:<generation> */
+	const size_t at = strlen("nomp_crypt:") + 36 + 1;
+
+	w->bad = w->bad || strlen(what->label) < at + 36;
+	wire_put_str(w, what->installation, strlen(what->installation));
+	wire_put_str(w, what->label + at, 36);
+	wire_put_uint(w, 0, 4);
+}
+
+/* The number at the end of a KEK's label. */
+static uint64
+generation_of(const char *label)
+{
+	const char *colon = strrchr(label, ':');
+
+	return colon == NULL ? 0 : strtoull(colon + 1, NULL, 10);
+}
+
+/*
+ * Does the answer to KS_OP_SEE show a later KEK of the school's than the one
+ * asked for?  False if it is malformed.
+ */
+bool
+codec_get_later(WireReader *r, const UnwrapRequest *what, bool *later)
+{
+	char		text[KS_MAX_LABEL + 1];
+	int			n;
+
+	*later = false;
+	wire_get_cstr(r, text, sizeof(text));
+	n = (int) wire_get_uint(r, 2);
+	for (int i = 0; i < n && !r->bad; i++)
+	{
+		wire_get_cstr(r, text, sizeof(text));
+		if (wire_get_uint(r, 1) == 0 && generation_of(text) > generation_of(what->label))
+			*later = true;
+	}
+	return wire_done(r);
+}

@@ -171,13 +171,13 @@ jobs_collect(void)
 
 /* Ask for a key in use again, on behalf of one keystore's background check. */
 void
-jobs_add_check(Store *store, const UnwrapRequest *what)
+jobs_add_check(Store *store, KsOp op, const UnwrapRequest *what)
 {
 	KeystoreRef ref = {{0}, 0};
 	Job		   *job;
 
 	strlcpy(ref.serial, what->serial, sizeof(ref.serial));
-	job = new_job(KS_OP_UNWRAP, &ref, what,
+	job = new_job(op, &ref, what,
 				  offsetof(UnwrapRequest, keys) + sizeof(KeySpec), keyring_epoch());
 	job->is_check = true;
 	job->check_of = store;

@@ -120,6 +120,26 @@ route_elsewhere(Job *job, KsStatus status, const char *reason)
 	return true;
 }
 
+/*
+ * A keystore showed no key of those that a background check looks for.  True
+ * if there is another that was not asked, and the job waits for it.
+ */
+bool
+route_see_next(Job *job)
+{
+	job->seen |= 1U << job->store->place;
+	for (int i = 0; i < stores_count; i++)
+	{
+		if ((job->seen & (1U << i)) != 0 || stores[i]->uri[0] == '\0')
+			continue;
+		job->ref.serial[0] = '\0';
+		job->ref.place = i;
+		jobs_put_first(job);
+		return true;
+	}
+	return false;
+}
+
 /* A keystore does not say which token it has: nothing can be asked of it. */
 void
 route_probe_failed(Store *store, KsStatus status, const char *reason)

@@ -53,7 +53,7 @@ error_suspended(const char *tenant, bool fenced)
 			(errcode(ERRCODE_NC_SUSPENDED),
 			 errmsg("tenant \"%s\" is suspended", tenant),
 			 fenced ? errhint("Its erasure is under way and cannot be withdrawn.") :
-			 errhint("Its erasure has been requested; see nomp_crypt.erasure.")));
+			 errhint("It was suspended, or its erasure has been requested; see nomp_crypt.tenants and nomp_crypt.erasure.")));
 }
 
 void

@@ -9,30 +9,28 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "access/xact.h"
-#include "admin.h"
-#include "catalog/pg_type.h"
 #include "catalog.h"
+#include "catalog/pg_type.h"
 #include "errors.h"
 #include "compat.h"
 #include "funcapi.h"
+#include "keystore_sql.h"
 #include "miscadmin.h"
 #include "request.h"
 #include "stores.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "wire.h"
 
 NC_FUNCTION(nc_keystore_setup);
-NC_FUNCTION(nc_keystore_create);
-NC_FUNCTION(nc_keystore_create_kek);
 NC_FUNCTION(nc_keystore_confirm);
 NC_FUNCTION(nc_keystore_list);
 NC_FUNCTION(nc_keystore_remove);
 NC_FUNCTION(nc_keystore_see);
 NC_FUNCTION(nc_keystore_destroy);
+NC_FUNCTION(nc_keystore_destroy_kek);
+NC_FUNCTION(nc_keystore_enable);
 NC_FUNCTION(nc_keystore_status);
 
 #define BODY_MAX	2048
@@ -47,18 +45,9 @@ typedef struct Exchange
 	char		reason[REQUEST_REASON_MAX];
 } Exchange;
 
-/* A key made in this transaction, to be confirmed when it commits. */
-typedef struct CreatedKey
-{
-	KeystoreRef store;
-	char		label[KS_MAX_LABEL];
-} CreatedKey;
-
-static List *created_keys = NIL;
-
 /* The keystore whose token has that serial; '' for the first. */
-static KeystoreRef
-store_arg(FunctionCallInfo fcinfo, int i)
+KeystoreRef
+keystore_store_arg(FunctionCallInfo fcinfo, int i)
 {
 	KeystoreRef ref = {{0}, 0};
 	char	   *serial = text_to_cstring(PG_GETARG_TEXT_PP(i));
@@ -133,90 +122,6 @@ get_text(Exchange *x)
 	return x->r.bad ? pstrdup("") : pnstrdup((const char *) data, len);
 }
 
-/* ---- what happens to new keys when the transaction ends ---- */
-
-/* Confirm what this transaction made, unless a savepoint took its row back. */
-static void
-confirm_created(void)
-{
-	ListCell   *lc;
-	pg_uuid_t	installation;
-
-	if (created_keys == NIL || !catalog_installation(&installation))
-		return;
-	foreach(lc, created_keys)
-	{
-		CreatedKey *key = lfirst(lc);
-
-		if (!catalog_label_exists(key->label))
-			key->label[0] = '\0';
-	}
-}
-
-static void
-post_confirmations(void)
-{
-	ListCell   *lc;
-
-	foreach(lc, created_keys)
-	{
-		CreatedKey *key = lfirst(lc);
-		uint8		body[BODY_MAX];
-		WireWriter	w = {body, sizeof(body), 0, false};
-
-		if (key->label[0] == '\0')
-			continue;
-		/* nomp_crypt:<installation, 36 characters>:... */
-		wire_put_str(&w, key->label + strlen("nomp_crypt:"), 36);
-		wire_put_str(&w, key->label, strlen(key->label));
-		if (!w.bad)
-			request_post(KS_OP_CONFIRM, &key->store, body, w.len);
-	}
-}
-
-static void
-at_xact_event(XactEvent event, void *arg)
-{
-	if (created_keys == NIL)
-		return;
-	switch (event)
-	{
-		case XACT_EVENT_PRE_COMMIT:
-			confirm_created();
-			return;
-		case XACT_EVENT_COMMIT:
-			post_confirmations();
-			break;
-		case XACT_EVENT_ABORT:
-		case XACT_EVENT_PREPARE:	/* confirmed at first use */
-			break;
-		default:
-			return;
-	}
-	list_free_deep(created_keys);
-	created_keys = NIL;
-}
-
-void
-keystore_sql_init(void)
-{
-	RegisterXactCallback(at_xact_event, NULL);
-}
-
-static void
-remember_created(const char *label, const char *serial)
-{
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-	CreatedKey *key = palloc0(sizeof(CreatedKey));
-
-	strlcpy(key->label, label, sizeof(key->label));
-	strlcpy(key->store.serial, serial, sizeof(key->store.serial));
-	created_keys = lappend(created_keys, key);
-	MemoryContextSwitchTo(old);
-}
-
-/* ---- the functions ---- */
-
 /*
  * nomp_crypt._keystore_setup(installation uuid, serial text) returns text
  *
@@ -230,122 +135,11 @@ nc_keystore_setup(PG_FUNCTION_ARGS)
 	char	   *serial;
 
 	put_uuid(x, PG_GETARG_UUID_P(0));
-	exchange(x, KS_OP_SETUP, store_arg(fcinfo, 1));
+	exchange(x, KS_OP_SETUP, keystore_store_arg(fcinfo, 1));
 	(void) wire_get_uint(&x->r, 1);
 	serial = get_text(x);
 	must_be_done(x);
 	PG_RETURN_TEXT_P(cstring_to_text(serial));
-}
-
-static Datum
-bytea_datum(const uint8 *bytes, size_t len)
-{
-	bytea	   *value = palloc(VARHDRSZ + len);
-
-	SET_VARSIZE(value, VARHDRSZ + len);
-	memcpy(VARDATA(value), bytes, len);
-	return PointerGetDatum(value);
-}
-
-/*
- * A new KEK for the installation, tenant and generation of the arguments, in
- * the keystore of the fourth, provisional until this transaction has committed, and first data keys of
- * it: for values, for the index.
- */
-static CreateAnswer *
-create_kek(FunctionCallInfo fcinfo, int nkeys, char label[KS_MAX_LABEL])
-{
-	pg_uuid_t  *tenant = PG_GETARG_UUID_P(1);
-	KeystoreRef store = store_arg(fcinfo, 3);
-	CreateRequest what = {0};
-	CreateAnswer *answer = palloc0(REQUEST_BODY_MAX);
-	char		reason[REQUEST_REASON_MAX];
-	size_t		len;
-	KsStatus	status;
-
-	uuid_text(PG_GETARG_UUID_P(0), what.installation);
-	uuid_text(tenant, what.tenant);
-	what.generation = (uint32) PG_GETARG_INT32(2);
-	what.nkeys = nkeys;
-	for (int i = 0; i < nkeys; i++)
-	{
-		memcpy(what.places[i].tenant, tenant->data, UUID_LEN);
-		what.places[i].is_index = i;
-		what.places[i].version = 1;
-	}
-	status = request_keystore(KS_OP_CREATE_KEK, &store, (uint8 *) &what, sizeof(what),
-							  (uint8 *) answer, REQUEST_BODY_MAX, &len, reason);
-	if (status != KS_OK || len != sizeof(CreateAnswer) || answer->nkeys != nkeys)
-		error_keystore(status != KS_OK ? status : KS_MODULE_ERROR, reason, NULL);
-	snprintf(label, KS_MAX_LABEL, "nomp_crypt:%s:%s:%u", what.installation,
-			 what.tenant, what.generation);
-	remember_created(label, answer->serial);
-	return answer;
-}
-
-/* The column kek.keystore: where the KEK is. */
-static Datum
-keystore_datum(const CreateAnswer *answer)
-{
-	return CStringGetTextDatum(psprintf(KEYSTORE_PREFIX "%s", answer->serial));
-}
-
-/*
- * nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int,
- *							   serial text)
- *		returns setof (label text, keystore text, purpose text, version int,
- *					   key_id bytea, wrapped bytea, key_check bytea)
- *
- * A new KEK, provisional until this transaction has committed, with a first
- * data key for values and one for the index.
- */
-Datum
-nc_keystore_create(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	char		label[KS_MAX_LABEL];
-	CreateAnswer *answer;
-
-	InitMaterializedSRF(fcinfo, 0);
-	answer = create_kek(fcinfo, 2, label);
-	for (int i = 0; i < 2; i++)
-	{
-		KeySpec    *spec = &answer->keys[i];
-		Datum		values[7];
-		bool		nulls[7] = {false};
-
-		values[0] = CStringGetTextDatum(label);
-		values[1] = keystore_datum(answer);
-		values[2] = CStringGetTextDatum(i == 0 ? "values" : "index");
-		values[3] = Int32GetDatum(1);
-		values[4] = bytea_datum(spec->key_check, VALUE_KEY_ID_LEN);
-		values[5] = bytea_datum(spec->wrapped, spec->wrapped_len);
-		values[6] = bytea_datum(spec->key_check, KEY_CHECK_LEN);
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-	}
-	return (Datum) 0;
-}
-
-/*
- * nomp_crypt._keystore_create_kek(installation uuid, tenant uuid, generation int,
- *								   serial text, OUT label text, OUT keystore text)
- *
- * The same without data keys.
- */
-Datum
-nc_keystore_create_kek(PG_FUNCTION_ARGS)
-{
-	char		label[KS_MAX_LABEL];
-	CreateAnswer *answer = create_kek(fcinfo, 0, label);
-	TupleDesc	desc;
-	Datum		values[2];
-	bool		nulls[2] = {false, false};
-
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	values[0] = CStringGetTextDatum(label);
-	values[1] = keystore_datum(answer);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
 /* nomp_crypt._keystore_confirm(installation uuid, label text, serial text) returns void */
@@ -356,7 +150,7 @@ nc_keystore_confirm(PG_FUNCTION_ARGS)
 
 	put_uuid(x, PG_GETARG_UUID_P(0));
 	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
-	exchange(x, KS_OP_CONFIRM, store_arg(fcinfo, 2));
+	exchange(x, KS_OP_CONFIRM, keystore_store_arg(fcinfo, 2));
 	PG_RETURN_VOID();
 }
 
@@ -379,7 +173,7 @@ nc_keystore_list(PG_FUNCTION_ARGS)
 
 		put_uuid(x, PG_GETARG_UUID_P(0));
 		wire_put_uint(&x->w, offset, 4);
-		exchange(x, KS_OP_LIST, store_arg(fcinfo, 1));
+		exchange(x, KS_OP_LIST, keystore_store_arg(fcinfo, 1));
 		total = (uint32) wire_get_uint(&x->r, 4);
 		n = (int) wire_get_uint(&x->r, 2);
 		for (int i = 0; i < n && !x->r.bad; i++)
@@ -412,7 +206,7 @@ Datum
 nc_keystore_remove(PG_FUNCTION_ARGS)
 {
 	Exchange   *x = new_exchange();
-	KeystoreRef store = store_arg(fcinfo, 3);
+	KeystoreRef store = keystore_store_arg(fcinfo, 3);
 	KsStatus	status;
 	bool		removed;
 
@@ -445,28 +239,34 @@ text_array(Datum *items, int n)
 Datum
 nc_keystore_see(PG_FUNCTION_ARGS)
 {
-	Exchange   *x = new_exchange();
 	TupleDesc	desc;
 	Datum		values[2];
 	bool		nulls[2] = {false, false};
-	Datum	   *labels;
+	Datum	   *labels = palloc(KS_LIST_PAGE * sizeof(Datum));
+	int			total = 0;
 	int			n;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	put_uuid(x, PG_GETARG_UUID_P(0));
-	put_uuid(x, PG_GETARG_UUID_P(1));
-	exchange(x, KS_OP_SEE, store_arg(fcinfo, 2));
-	values[0] = CStringGetTextDatum(get_text(x));
-	n = (int) wire_get_uint(&x->r, 2);
-	labels = palloc((n + 1) * sizeof(Datum));
-	for (int i = 0; i < n; i++)
+	do							/* a full page may have left more */
 	{
-		labels[i] = CStringGetTextDatum(get_text(x));
-		(void) wire_get_uint(&x->r, 1);
-	}
-	must_be_done(x);
-	values[1] = text_array(labels, n);
+		Exchange   *x = new_exchange();
+
+		put_uuid(x, PG_GETARG_UUID_P(0));
+		put_uuid(x, PG_GETARG_UUID_P(1));
+		wire_put_uint(&x->w, (uint64) total, 4);
+		exchange(x, KS_OP_SEE, keystore_store_arg(fcinfo, 2));
+		values[0] = CStringGetTextDatum(get_text(x));
+		n = (int) wire_get_uint(&x->r, 2);
+		labels = repalloc(labels, (total + n + 1) * sizeof(Datum));
+		for (int i = 0; i < n; i++)
+		{
+			labels[total++] = CStringGetTextDatum(get_text(x));
+			(void) wire_get_uint(&x->r, 1);
+		}
+		must_be_done(x);
+	} while (n >= KS_LIST_PAGE);
+	values[1] = text_array(labels, total);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
@@ -491,7 +291,7 @@ nc_keystore_destroy(PG_FUNCTION_ARGS)
 		put_uuid(x, PG_GETARG_UUID_P(0));
 		put_uuid(x, PG_GETARG_UUID_P(1));
 		put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
-		exchange(x, KS_OP_DESTROY, store_arg(fcinfo, 2));
+		exchange(x, KS_OP_DESTROY, keystore_store_arg(fcinfo, 2));
 		n = (int) wire_get_uint(&x->r, 2);
 		labels = labels == NULL ? palloc((n + 1) * sizeof(Datum)) :
 			repalloc(labels, (total + n + 1) * sizeof(Datum));
@@ -500,6 +300,54 @@ nc_keystore_destroy(PG_FUNCTION_ARGS)
 		must_be_done(x);
 	} while (n >= KS_LIST_PAGE);
 	return text_array(labels, total);
+}
+
+/*
+ * nomp_crypt._keystore_destroy_kek(installation uuid, label text, serial text)
+ *		returns boolean
+ *
+ * The same for one KEK; false if it was not there any more.
+ */
+Datum
+nc_keystore_destroy_kek(PG_FUNCTION_ARGS)
+{
+	Exchange   *x = new_exchange();
+	bool		destroyed;
+
+	put_uuid(x, PG_GETARG_UUID_P(0));
+	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
+	exchange(x, KS_OP_DESTROY_KEK, keystore_store_arg(fcinfo, 2));
+	destroyed = wire_get_uint(&x->r, 1) != 0;
+	must_be_done(x);
+	PG_RETURN_BOOL(destroyed);
+}
+
+/*
+ * nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean,
+ *							   serial text, OUT keys int, OUT obeyed int)
+ *
+ * Lets the tenant's keys be used in that keystore, or not.  It has so many
+ * keys; so many of them are as they should be now.
+ */
+Datum
+nc_keystore_enable(PG_FUNCTION_ARGS)
+{
+	Exchange   *x = new_exchange();
+	TupleDesc	desc;
+	Datum		values[2];
+	bool		nulls[2] = {false, false};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	put_uuid(x, PG_GETARG_UUID_P(0));
+	put_uuid(x, PG_GETARG_UUID_P(1));
+	wire_put_uint(&x->w, PG_GETARG_BOOL(2), 1);
+	exchange(x, KS_OP_ENABLE, keystore_store_arg(fcinfo, 3));
+	for (int i = 0; i < 2; i++)
+		values[i] = Int32GetDatum((int32) wire_get_uint(&x->r, 2));
+	must_be_done(x);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
 /*

@@ -413,11 +413,21 @@ remove_key(Helper *h, const char *inst, const char *label, uint64_t seconds, boo
 	return status;
 }
 
+static inline KsStatus
+ask_see(Helper *h, const char *inst, const char *school, uint32_t offset)
+{
+	begin();
+	put(inst);
+	put(school);
+	put_uint(offset, 4);
+	return ask(h, KS_OP_SEE);
+}
+
 /* How many keys SEE shows; -1 if it fails. */
 static inline int
 see(Helper *h, const char *inst, const char *school)
 {
-	if (ask_strings(h, KS_OP_SEE, inst, school, NULL) != KS_OK)
+	if (ask_see(h, inst, school, 0) != KS_OK)
 		return -1;
 	(void) next_string();
 	return (int) wire_get_uint(&reply.r, 2);

@@ -272,7 +272,7 @@ test_destroy_kek(Helper *h, Helper *other, DataKey *good)
 	int			found;
 
 	if (wrap(h, LABEL(INST, SCHOOL, "3"), false, &third) != KS_OK ||
-		ask_strings(h, KS_OP_SEE, INST, SCHOOL, NULL) != KS_OK)
+		ask_see(h, INST, SCHOOL, 0) != KS_OK)
 		tap_bail("no sight: %s", reply.reason);
 	snprintf(serial, sizeof(serial), "%s", next_string());
 	tap_ok(ask_strings(h, KS_OP_DESTROY_KEK, INST, LABEL(INST, SCHOOL, "3"), "") == KS_TOKEN_WRONG,
@@ -311,7 +311,7 @@ test_destroy(Helper *h, Helper *other, DataKey *good)
 		   strcmp(next_string(), LABEL(INST, SCHOOL, "2")) == 0 &&
 		   wire_get_uint(&reply.r, 1) == 0 && wire_done(&reply.r), "they are the right ones");
 	tap_ok(see(h, INST2, SCHOOL) == -1, "another installation's are not");
-	if (ask_strings(h, KS_OP_SEE, INST, SCHOOL, NULL) != KS_OK)
+	if (ask_see(h, INST, SCHOOL, 0) != KS_OK)
 		tap_bail("no sight: %s", reply.reason);
 	snprintf(serial, sizeof(serial), "%s", next_string());
 	tap_ok(ask_strings(h, KS_OP_DESTROY, INST, SCHOOL, "") == KS_TOKEN_WRONG &&
@@ -389,7 +389,9 @@ test_many_keys(const char *uri)
 		   "the second page has the rest");
 	tap_ok(list(&h, INST, UINT32_MAX, &n) >= MANY && n == 0, "a page far behind is empty");
 	tap_ok(see(&h, INST, SCHOOL) == KS_LIST_PAGE, "a full page is seen");
-	(void) ask_strings(&h, KS_OP_SEE, INST, SCHOOL, NULL);
+	tap_ok(ask_see(&h, INST, SCHOOL, KS_LIST_PAGE) == KS_OK && *next_string() != '\0' &&
+		   wire_get_uint(&reply.r, 2) == MANY - KS_LIST_PAGE, "then the rest");
+	(void) ask_see(&h, INST, SCHOOL, 0);
 	snprintf(serial, sizeof(serial), "%s", next_string());
 	tap_ok(ask_strings(&h, KS_OP_DESTROY, INST, SCHOOL, serial) == KS_OK &&
 		   wire_get_uint(&reply.r, 2) == KS_LIST_PAGE, "a full page is destroyed");
@@ -432,7 +434,7 @@ test_other_programs(const char *uri)
 	key.wrapped[50] ^= 1;
 	tap_ok(unwrap_one(&h, KEK1, &key) == KS_REFUSED,
 		   "a helper that knew only one finds out when something does not open");
-	(void) ask_strings(&h, KS_OP_SEE, INST, SCHOOL, NULL);
+	(void) ask_see(&h, INST, SCHOOL, 0);
 	tap_ok(ask_strings(&h, KS_OP_DESTROY, INST, SCHOOL, next_string()) == KS_OK &&
 		   wire_get_uint(&reply.r, 2) == 2, "both are destroyed");
 	stop(&again);
