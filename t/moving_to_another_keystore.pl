@@ -325,11 +325,106 @@ is(sqlstate($standby, "SELECT nomp_crypt.add_keystore('$new')"),
 	'25006', 'nor adds a keystore');
 follow($standby, $new_uri, $old_uri);
 
+# ---- suspension, in both ----
+
+$backup->start;
+is( outcome($backup, read_school('school11')),
+	'Anna i school11',
+	'a restored server reads a school that has moved');
+is(sqlstate($node, q(CALL nomp_crypt.suspend_tenant('school11'))),
+	'', 'which is then suspended');
+$backup->restart;
+is(sqlstate($backup, read_school('school11')),
+	'NC002', 'where it was too, its keys are disabled');
+is(sqlstate($node, q(CALL nomp_crypt.resume_tenant('school11'))),
+	'', 'it is resumed');
+is(outcome($node, read_school('school11')), 'Anna i school11', 'it reads');
+is( outcome($backup, read_school('school11')),
+	'Anna i school11',
+	'and on the restored server');
+$backup->stop;
+
+# ---- the end of the old keys ----
+
+{
+	my $session;
+	my $calls;
+
+	follow($node, $old_uri, $new_uri);
+	$node->safe_psql('postgres', q(SELECT nomp_crypt.create_tenant('hot')));
+	follow($node, $new_uri, $old_uri);
+	$node->append_conf('postgresql.conf', <<'CONF');
+nomp_crypt.key_check_interval = 1s
+nomp_crypt.backup_retention = 0
+CONF
+	$node->reload;
+	$session = open_session($node);
+	$session->query_safe(
+		q(BEGIN; SET LOCAL nomp_crypt.tenant = 'hot'; CREATE TEMP TABLE t (name encrypted(text)); INSERT INTO t VALUES ('Anna'))
+	);
+	wait_until(
+		sub {
+			$node->safe_psql('postgres', 'SHOW nomp_crypt.backup_retention')
+			  eq '0';
+		},
+		'the setting');
+	# as if they were older than any backup
+	$node->safe_psql('postgres',
+		q(UPDATE nomp_crypt.kek SET destroy_after = now(), retired_at = now() WHERE state = 'retired')
+	);
+	is(migrate('hot'), '2', 'a school moves while a session reads it');
+	$calls = shim_calls('C_FindObjectsInit');
+	is(sqlstate($node, 'CALL nomp_crypt.destroy_expired_keks()'),
+		'', 'keys that no backup needs are destroyed');
+	is(join(' ', grep { !/canary/ } token_labels($dir, 'nomp')),
+		'', 'in the old token, where none is left');
+	is( $node->safe_psql(
+			'postgres',
+			q(SELECT keys FROM nomp_crypt.keystore_status() WHERE token = 'nomp')
+		),
+		'0',
+		'keystore_status() says so');
+	# the old key is gone, and a later one is looked for in the other keystore
+	wait_until(sub { shim_calls('C_FindObjectsInit') > $calls + 1 },
+		'the background check');
+	is(says($session, 'SELECT name FROM t'),
+		'Anna', 'the session goes on, with the key of the new keystore');
+	$session->quit;
+	unlike(
+		slurp_file($node->logfile),
+		qr/no longer has the key/,
+		'and no school was taken for gone');
+	follow($node, $new_uri);
+	all_read($node, 'without the old keystore all read');
+	$node->restart;
+	all_read($node, 'after a restart too');
+	is( $node->safe_psql(
+			'postgres', 'SELECT state FROM nomp_crypt.keystore_status()'),
+		'ok',
+		'nothing is missing');
+	follow($node, $new_uri, $old_uri);
+	$node->append_conf('postgresql.conf',
+		'nomp_crypt.backup_retention = 35d');
+	$node->reload;
+	wait_until(
+		sub {
+			$node->safe_psql('postgres', 'SHOW nomp_crypt.backup_retention')
+			  eq '35d';
+		},
+		'the setting');
+}
+
+# Once more there and back, so that the schools below have keys in both.
+is( sqlstate($node, "CALL nomp_crypt.migrate_tenants('$old')")
+	  . sqlstate($node, 'CALL nomp_crypt.migrate_tenants()'),
+	'',
+	'all move back, and to the new keystore again');
+
 # ---- erasure, in both ----
 
-is( labels_of('nomp', 'school5') . '/'
-	  . (labels_of('new', 'school5') =~ s/\d+/n/r),
-	'1/n',
+is( scalar(my @in_old = split / /, labels_of('nomp', 'school5')) . '/'
+	  . scalar(my @in_new = split / /, labels_of('new', 'school5')),
+	'1/2',
 	'a school has keys in both tokens');
 is(sqlstate($node, q(CALL nomp_crypt.erase_tenant('school5', 'test'))),
 	'', 'it is erased');
@@ -343,7 +438,7 @@ SELECT e.state, e.keystore_serial = (SELECT string_agg(s, ' ' ORDER BY s) FROM u
 	jsonb_array_length(e.keystores -> '$new' -> 'destroyed'), cardinality(e.keys_destroyed)
 FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant WHERE t.id = 'school5'
 SQL
-	'destroyed|t|t|1|t|1|2',
+	'destroyed|t|t|1|t|2|3',
 	'each was seen and destroyed in its own token');
 is( $node->safe_psql(
 		'postgres',
@@ -426,7 +521,7 @@ is(labels_of('nomp', 'school7') . '/' . labels_of('new', 'school7'),
 		'a school whose key is gone is left, with a warning');
 	like(
 		$err,
-		qr/NOTICE: +25 tenants moved, 1 failed, 1 suspended ones left$/m,
+		qr/NOTICE: +26 tenants moved, 1 failed, 1 suspended ones left$/m,
 		'a suspended one too; the others move');
 }
 
