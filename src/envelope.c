@@ -118,12 +118,17 @@ unwrap_key(const KeyFacts *facts, const TenantRow *tenant, uint64 epoch)
 	UnwrapRequest *what = palloc(sizeof(UnwrapRequest));
 	char		reason[REQUEST_REASON_MAX];
 	KeyRow		row;
+	KeyRow		now;
 	KsStatus	status;
 
 	if (!catalog_key_by_id(facts->key_check, &row) || !catalog_unwrap_request(&row, what))
 		error_key_unknown(tenant->id);
 	status = mykeys_load(what, epoch, reason);
 	pfree(what);
+	/* the KEK was replaced, and destroyed, since its row was read? */
+	if (status == KS_KEY_ABSENT && catalog_key_by_id(facts->key_check, &now) &&
+		memcmp(&now.kek, &row.kek, UUID_LEN) != 0)
+		return;
 	if (status != KS_OK && status != KS_RETRY)
 		error_keystore(status, reason, tenant->id);
 }

@@ -377,7 +377,7 @@ request_keystore(KsOp op, const KeystoreRef *store, const uint8 *body, size_t le
 			*answer_len = slot->len;
 		}
 	}
-	/* only CREATE_KEK answers with secrets, and the broker replaces those */
+	/* only CREATE_KEK and WRAP answer with secrets, and the broker replaces those */
 	release_slot(slot);
 	return status;
 }
