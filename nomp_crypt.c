@@ -21,6 +21,7 @@
 #include "request.h"
 #include "rights.h"
 #include "session.h"
+#include "stores.h"
 #include "storage/ipc.h"
 #include "utils/guc.h"
 
@@ -69,6 +70,7 @@ _PG_init(void)
 	lease_init();
 	keyring_init();
 	request_init();
+	stores_init();
 	broker_init();
 	register_init();
 	erase_init();

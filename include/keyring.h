@@ -48,6 +48,7 @@ extern void keyring_expire(void);
 extern void keyring_wipe_all(void);
 extern void keyring_forget_kek(const char *label);
 extern bool keyring_next_check(int *cursor, int64 checked_before,
+							   bool (*wanted) (const char *serial, void *arg), void *arg,
 							   UnwrapRequest *out);
 extern void keyring_renew(const char *label, Lease lease);
 extern int	keyring_count(void);

@@ -10,43 +10,16 @@
 #define NOMP_REQUEST_H
 
 #include "keyring.h"
-#include "storage/latch.h"
-#include "storage/spin.h"
 
 #define REQUEST_REASON_MAX	240
 #define REQUEST_BODY_MAX	sizeof(UnwrapRequest)	/* the largest */
-
-typedef enum SlotState
-{
-	SLOT_FREE,
-	SLOT_SUBMITTED,				/* the broker may take it */
-	SLOT_TAKEN,					/* the broker works on it */
-	SLOT_DONE					/* the answer is in it */
-} SlotState;
-
-typedef struct RequestSlot
-{
-	slock_t		mutex;			/* guards all below */
-	SlotState	state;
-	uint64		serial;
-	Latch	   *owner;
-	KsOp		op;
-	KsStatus	status;
-	char		reason[REQUEST_REASON_MAX];
-	uint64		epoch;			/* when the rows behind the request were read */
-	uint32		len;			/* of body: the request, then the answer */
-	union
-	{
-		uint8		bytes[REQUEST_BODY_MAX];
-		UnwrapRequest unwrap;
-	}			body;
-} RequestSlot;
 
 /* The broker's own copy of what it took: the backend may take its slot back. */
 typedef struct TakenRequest
 {
 	uint64		serial;
 	KsOp		op;
+	KeystoreRef store;
 	uint64		epoch;
 	uint32		len;
 	union
@@ -63,10 +36,12 @@ extern void request_shmem_startup(void);
 /* Backends. */
 extern KsStatus request_key(const UnwrapRequest *what, uint64 epoch,
 							WorkingKey *out, char *reason);
-extern KsStatus request_keystore(KsOp op, const uint8 *body, size_t len,
+extern KsStatus request_keystore(KsOp op, const KeystoreRef *store,
+								 const uint8 *body, size_t len,
 								 uint8 *answer, size_t size, size_t *answer_len,
 								 char *reason);
-extern void request_post(KsOp op, const uint8 *body, size_t len);
+extern void request_post(KsOp op, const KeystoreRef *store,
+						 const uint8 *body, size_t len);
 
 /* The broker. */
 extern int	request_timeout_ms(void);
