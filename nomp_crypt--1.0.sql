@@ -1123,13 +1123,13 @@ CREATE FUNCTION nomp_crypt._living_tenant(id text) RETURNS nomp_crypt.tenant
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	target uuid := nomp_crypt._tenant_uuid(_living_tenant.id);
-	found nomp_crypt.tenant;
+	wanted nomp_crypt.tenant;
 BEGIN
-	SELECT t.* INTO found FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
-	IF found.state = 'erased' THEN
+	SELECT t.* INTO wanted FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
+	IF wanted.state = 'erased' THEN
 		RAISE EXCEPTION 'tenant "%" has been erased', _living_tenant.id USING ERRCODE = 'NC001';
 	END IF;
-	RETURN found;
+	RETURN wanted;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._living_tenant(text) FROM PUBLIC;
@@ -1138,13 +1138,13 @@ REVOKE ALL ON FUNCTION nomp_crypt._living_tenant(text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._active_tenant(id text) RETURNS nomp_crypt.tenant
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-	found nomp_crypt.tenant := nomp_crypt._living_tenant(_active_tenant.id);
+	wanted nomp_crypt.tenant := nomp_crypt._living_tenant(_active_tenant.id);
 BEGIN
-	IF found.state <> 'active' THEN
+	IF wanted.state <> 'active' THEN
 		RAISE EXCEPTION 'tenant "%" is suspended', _active_tenant.id USING ERRCODE = 'NC002',
 			HINT = 'Its keys are changed when it is active again.';
 	END IF;
-	RETURN found;
+	RETURN wanted;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._active_tenant(text) FROM PUBLIC;
@@ -1349,19 +1349,19 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 #variable_conflict use_column
 DECLARE
 	installation uuid := nomp_crypt._require_owner();
-	t record;
+	school record;
 	done record;
 BEGIN
-	SELECT t.id, t.uuid, t.state, t.suspended_at, nomp_crypt._committed(t.xmin) AS committed INTO t
+	SELECT t.id, t.uuid, t.state, t.suspended_at, nomp_crypt._committed(t.xmin) AS committed INTO school
 	FROM nomp_crypt.tenant t WHERE t.uuid = _suspend_keys.tenant FOR UPDATE;
-	IF t.state IS DISTINCT FROM 'suspended' OR t.suspended_at IS NULL OR NOT t.committed THEN
+	IF school.state IS DISTINCT FROM 'suspended' OR school.suspended_at IS NULL OR NOT school.committed THEN
 		RAISE EXCEPTION 'the tenant is not suspended, or not yet committed so'
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'CALL nomp_crypt.suspend_tenant() goes through all steps.';
 	END IF;
-	SELECT * INTO done FROM nomp_crypt._keystore_enable(installation, t.uuid, false);
-	PERFORM nomp_crypt._audit('disable_keys', t.id,
-		jsonb_build_object('uuid', t.uuid, 'keys', done.keys, 'disabled', done.obeyed));
+	SELECT * INTO done FROM nomp_crypt._keystore_enable(installation, school.uuid, false);
+	PERFORM nomp_crypt._audit('disable_keys', school.id,
+		jsonb_build_object('uuid', school.uuid, 'keys', done.keys, 'disabled', done.obeyed));
 	RETURN done.obeyed = done.keys;
 END
 $$;
@@ -1424,11 +1424,13 @@ CREATE PROCEDURE nomp_crypt.resume_tenant(id text)
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_resume_tenant';
 REVOKE ALL ON PROCEDURE nomp_crypt.resume_tenant(text) FROM PUBLIC;
 
--- May a KEK go? Also by the setting as it is now, if that was raised since.
+-- May a KEK go? Also by the setting as it is now, if that was raised since;
+-- and never by a label that is another's.
 CREATE FUNCTION nomp_crypt._expired(k nomp_crypt.kek) RETURNS boolean
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	SELECT k.state = 'retired' AND clock_timestamp() >= k.destroy_after
 		AND clock_timestamp() >= k.retired_at + nomp_crypt._backup_retention()
+		AND k.label = (SELECT format('nomp_crypt:%s:%s:%s', i.uuid, k.tenant, k.generation) FROM nomp_crypt.installation i)
 		AND NOT EXISTS (SELECT FROM nomp_crypt.tenant_key u WHERE u.kek = k.uuid)
 		AND EXISTS (SELECT FROM nomp_crypt.kek a WHERE a.tenant = k.tenant AND a.state = 'active')
 		AND EXISTS (SELECT FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant AND t.state IN ('active', 'suspended'))
@@ -1505,9 +1507,10 @@ REVOKE ALL ON FUNCTION nomp_crypt._expire_submit(uuid) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._behind(lsn pg_lsn) RETURNS text
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	SELECT string_agg(who, ', ' ORDER BY who) FROM (
-		SELECT format('standby "%s"', coalesce(nullif(r.application_name, ''), r.pid::text))
-		FROM pg_stat_replication r
-		WHERE r.state IS DISTINCT FROM 'backup'
+		SELECT format('%s "%s"', CASE s.slot_type WHEN 'logical' THEN 'subscriber' ELSE 'standby' END,
+			coalesce(nullif(r.application_name, ''), r.pid::text))
+		FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+		WHERE r.state IS DISTINCT FROM 'backup' AND (s.database IS NULL OR s.database = current_database())
 			AND coalesce(r.replay_lsn, r.flush_lsn, r.write_lsn, '0/0') < $1
 		UNION ALL
 		SELECT format('slot "%s"', s.slot_name) FROM pg_replication_slots s

@@ -126,11 +126,17 @@ unwrap_key(const KeyFacts *facts, uint64 epoch, char *reason)
 {
 	UnwrapRequest *what = palloc(sizeof(UnwrapRequest));
 	KeyRow		row;
-	KsStatus	status = KS_KEY_ABSENT;
+	KeyRow		now;
+	KsStatus	status;
 
-	if (catalog_key_by_id(facts->key_check, &row) && catalog_unwrap_request(&row, what))
-		status = mykeys_load(what, epoch, reason);
+	if (!catalog_key_by_id(facts->key_check, &row) || !catalog_unwrap_request(&row, what))
+		return KS_KEY_ABSENT;
+	status = mykeys_load(what, epoch, reason);
 	pfree(what);
+	/* the KEK was replaced, and destroyed, since its row was read? */
+	if (status == KS_KEY_ABSENT && catalog_key_by_id(facts->key_check, &now) &&
+		memcmp(&now.kek, &row.kek, UUID_LEN) != 0)
+		return KS_RETRY;
 	return status;
 }
 
