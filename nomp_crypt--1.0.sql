@@ -1645,9 +1645,10 @@ REVOKE ALL ON FUNCTION nomp_crypt._expire_submit(uuid) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._behind(lsn pg_lsn) RETURNS text
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	SELECT string_agg(who, ', ' ORDER BY who) FROM (
-		SELECT format('standby "%s"', coalesce(nullif(r.application_name, ''), r.pid::text))
-		FROM pg_stat_replication r
-		WHERE r.state IS DISTINCT FROM 'backup'
+		SELECT format('%s "%s"', CASE s.slot_type WHEN 'logical' THEN 'subscriber' ELSE 'standby' END,
+			coalesce(nullif(r.application_name, ''), r.pid::text))
+		FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+		WHERE r.state IS DISTINCT FROM 'backup' AND (s.database IS NULL OR s.database = current_database())
 			AND coalesce(r.replay_lsn, r.flush_lsn, r.write_lsn, '0/0') < $1
 		UNION ALL
 		SELECT format('slot "%s"', s.slot_name) FROM pg_replication_slots s
@@ -1913,6 +1914,9 @@ SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_securit
 DECLARE
 	idx record;
 	statement text;
+	-- an index of a parent has no rows of children, but of partitions
+	relation text := (SELECT CASE WHEN c.relkind = 'p' THEN '' ELSE 'ONLY ' END || of_table
+		FROM pg_class c WHERE c.oid = of_table);
 BEGIN
 	FOR idx IN
 		SELECT i.indexrelid::regclass AS index_name,
@@ -1920,8 +1924,7 @@ BEGIN
 				ELSE format('o.%1$I OPERATOR(%2$I.%3$s) m.%1$I', a.attname, n.nspname, op.oprname) END, ' AND ') AS matches,
 			string_agg(format('m.%I', a.attname), ', ') FILTER (WHERE a.attname <> tenant_column) AS keys,
 			string_agg(format('m.%I IS NOT NULL', a.attname), ' AND ')
-				FILTER (WHERE a.attname <> tenant_column) AS present,
-			i.indnullsnotdistinct AS nulls_too
+				FILTER (WHERE a.attname <> tenant_column) AS present
 		FROM pg_index i
 		CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY k(attnum, opclass, place)
 		JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
@@ -1932,7 +1935,7 @@ BEGIN
 		JOIN pg_namespace n ON n.oid = op.oprnamespace
 		WHERE i.indrelid = of_table AND i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL
 			AND k.place <= i.indnkeyatts
-		GROUP BY i.indexrelid, i.indnullsnotdistinct
+		GROUP BY i.indexrelid
 		HAVING bool_or(a.attname = tenant_column OR nomp_crypt._holds_values(a.atttypid))
 	LOOP
 		-- as the rows would be; the row type gives the columns their modifiers
@@ -1941,13 +1944,13 @@ BEGIN
 				SELECT %1$s AS "nomp_crypt row", nomp_crypt._reencrypt(t, $1, -1) AS new
 				FROM %2$s t WHERE (%3$s) AND t.%4$I IS DISTINCT FROM $1::%5$s),
 			m AS (SELECT "nomp_crypt row", (new).* FROM moved)$q$,
-			nomp_crypt._row_name(of_table, 't'), of_table, condition, tenant_column,
+			nomp_crypt._row_name(of_table, 't'), relation, condition, tenant_column,
 			(SELECT format_type(a.atttypid, NULL) FROM pg_attribute a
 			 WHERE a.attrelid = of_table AND a.attname = tenant_column));
 		RETURN QUERY EXECUTE format($q$%s
 			SELECT 'Row ' || m."nomp_crypt row" || ' would collide with row ' || %s || ' in ' || %L || '.'
 			FROM m JOIN %s o ON %s LIMIT 20$q$,
-			statement, nomp_crypt._row_name(of_table, 'o'), idx.index_name, of_table, idx.matches)
+			statement, nomp_crypt._row_name(of_table, 'o'), idx.index_name, relation, idx.matches)
 		USING to_tenant;
 		RETURN QUERY EXECUTE format($q$%s
 			SELECT 'Rows ' || string_agg(m."nomp_crypt row", ', ' ORDER BY m."nomp_crypt row") || ' would collide in ' || %L || '.'
