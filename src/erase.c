@@ -14,6 +14,9 @@
  *		destroy   on the standbys? destroyed and no longer
  *		          seen; tombstone                          | wipe
  *
+ * A case that is finished, here or at the publisher that sent it, only has this
+ * node's memory wiped.
+ *
  * An invoker procedure, because a definer one cannot commit.
  */
 #include "postgres.h"
@@ -170,11 +173,12 @@ nc_erase_tenant(PG_FUNCTION_ARGS)
 
 	due = run_step("SELECT nomp_crypt._erase_due($1::pg_catalog.uuid)", 1, args);
 	commit_step();
-	if (due != NULL && due[0] != '\0')
+	if (due == NULL || due[0] != '\0')
 	{
-		ereport(NOTICE,
-				(errmsg("the tenant is suspended; its erasure can be executed from %s on", due),
-				 errhint("Call erase_tenant again then.")));
+		if (due != NULL)
+			ereport(NOTICE,
+					(errmsg("the tenant is suspended; its erasure can be executed from %s on", due),
+					 errhint("Call erase_tenant again then.")));
 		SPI_finish();
 		PG_RETURN_VOID();
 	}
