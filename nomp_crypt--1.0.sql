@@ -1088,6 +1088,16 @@ LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_tenant';
 REVOKE ALL ON PROCEDURE nomp_crypt.erase_tenant(text, text, text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- Foreign tables
+-- ---------------------------------------------------------------------------
+
+-- postgres_fdw's handler, for a wrapper whose tables send and receive values
+-- as they are stored, inside a tenant too. Raises 58P01 without postgres_fdw.
+CREATE FUNCTION nomp_crypt.postgres_fdw_handler() RETURNS fdw_handler
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_postgres_fdw_handler';
+REVOKE ALL ON FUNCTION nomp_crypt.postgres_fdw_handler() FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Administrators
 -- ---------------------------------------------------------------------------
 

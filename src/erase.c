@@ -94,7 +94,8 @@ commit_step(void)
 Datum
 nc_require_synced(PG_FUNCTION_ARGS)
 {
-	XLogRecPtr	lsn = PG_GETARG_LSN(0);
+	/* a case that was restored from a dump has another server's position */
+	XLogRecPtr	lsn = Min(PG_GETARG_LSN(0), GetFlushRecPtr(NULL));
 	XLogRecPtr	flushed;
 
 	if (max_wal_senders == 0 || SyncRepStandbyNames == NULL || SyncRepStandbyNames[0] == '\0')
