@@ -375,6 +375,10 @@ BEGIN
 			AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON nomp_crypt.%I
 			FOR EACH STATEMENT EXECUTE FUNCTION nomp_crypt._rows_changed()', remembered);
 		EXECUTE format('ALTER TABLE nomp_crypt.%I ENABLE ALWAYS TRIGGER rows_changed', remembered);
+		-- logical replication applies rows without a statement
+		EXECUTE format('CREATE TRIGGER rows_applied AFTER INSERT OR UPDATE OR DELETE ON nomp_crypt.%I
+			FOR EACH ROW EXECUTE FUNCTION nomp_crypt._rows_changed()', remembered);
+		EXECUTE format('ALTER TABLE nomp_crypt.%I ENABLE REPLICA TRIGGER rows_applied', remembered);
 	END LOOP;
 END
 $$;
@@ -960,7 +964,6 @@ DECLARE
 	open_case nomp_crypt.erasure;
 	new_case uuid := gen_random_uuid();
 BEGIN
-	PERFORM nomp_crypt._require_owner();
 	-- a stale repetition must not reach a new tenant of the same id
 	SELECT e.* INTO open_case FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
 	WHERE t.id = _erase_request.id AND e.reference = _erase_request.reference
@@ -973,10 +976,13 @@ BEGIN
 	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
 	SELECT * INTO open_case FROM nomp_crypt.erasure e
 	WHERE e.tenant = target AND e.state <> 'withdrawn';
-	IF FOUND THEN
-		IF open_case.state = 'destroyed' THEN
-			RAISE NOTICE 'tenant "%" was erased at %', _erase_request.id, open_case.destroyed_at;
-		END IF;
+	-- a finished case may have come by replication: what is left is this node's memory
+	IF FOUND AND open_case.state IN ('destroyed', 'certified') THEN
+		RAISE NOTICE 'tenant "%" was erased at %', _erase_request.id, open_case.destroyed_at;
+		RETURN open_case.case_id;
+	END IF;
+	PERFORM nomp_crypt._require_owner();
+	IF open_case.case_id IS NOT NULL THEN
 		RETURN open_case.case_id;
 	END IF;
 	IF _erase_request.reason IS NULL OR
@@ -1028,14 +1034,15 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_wipe(uuid) FROM PUBLIC;
 
--- Empty if the erasure may be executed now, else from when on.
+-- Empty if the erasure may be executed now, else from when on. NULL if it was.
 CREATE FUNCTION nomp_crypt._erase_due(case_id uuid) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(case_id);
 	due timestamptz := c.requested_at + nomp_crypt._erasure_grace();
 BEGIN
-	RETURN CASE WHEN c.state <> 'requested' OR clock_timestamp() >= due THEN '' ELSE due::text END;
+	RETURN CASE WHEN c.state IN ('destroyed', 'certified') THEN NULL
+		WHEN c.state <> 'requested' OR clock_timestamp() >= due THEN '' ELSE due::text END;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_due(uuid) FROM PUBLIC;
@@ -2070,6 +2077,16 @@ REVOKE ALL ON FUNCTION nomp_crypt._new_index_key(text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt.rotate_index_key(tenant text) RETURNS int
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_rotate_index_key';
 REVOKE ALL ON FUNCTION nomp_crypt.rotate_index_key(text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Foreign tables
+-- ---------------------------------------------------------------------------
+
+-- postgres_fdw's handler, for a wrapper whose tables send and receive values
+-- as they are stored, inside a tenant too. Raises 58P01 without postgres_fdw.
+CREATE FUNCTION nomp_crypt.postgres_fdw_handler() RETURNS fdw_handler
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_postgres_fdw_handler';
+REVOKE ALL ON FUNCTION nomp_crypt.postgres_fdw_handler() FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Administrators
