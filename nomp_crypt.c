@@ -13,6 +13,7 @@
 #include "guard.h"
 #include "holders.h"
 #include "keyring.h"
+#include "keystat.h"
 #include "lease.h"
 #include "miscadmin.h"
 #include "mykeys.h"
@@ -40,6 +41,7 @@ shmem_request(void)
 	request_shmem_request();
 	session_shmem_request();
 	access_table_shmem_request();
+	keystat_shmem_request();
 }
 
 static void
@@ -52,6 +54,7 @@ shmem_startup(void)
 	request_shmem_startup();
 	session_shmem_startup();
 	access_table_shmem_startup();
+	keystat_shmem_startup();
 }
 
 void

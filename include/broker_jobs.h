@@ -22,7 +22,7 @@ typedef struct Job
 	KsOp		op;
 	bool		is_check;		/* the background check's own */
 	bool		repeated;
-	int64		sent_at;		/* CLOCK_BOOTTIME, us */
+	int64		sent_at;		/* CLOCK_BOOTTIME, us; 0: not yet */
 	uint64		epoch;
 	Waiter	   *waiters;
 	uint32		len;
@@ -37,6 +37,7 @@ typedef struct Job
 extern void jobs_collect(Job *current);
 extern void jobs_add_check(const UnwrapRequest *what);
 extern bool jobs_empty(void);
+extern int	jobs_length(void);
 extern Job *jobs_pop(void);
 extern void jobs_put_first(Job *job);
 extern bool jobs_wanted(const Job *job);

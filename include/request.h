@@ -10,37 +10,9 @@
 #define NOMP_REQUEST_H
 
 #include "keyring.h"
-#include "storage/latch.h"
-#include "storage/spin.h"
 
 #define REQUEST_REASON_MAX	240
 #define REQUEST_BODY_MAX	sizeof(UnwrapRequest)
-
-typedef enum SlotState
-{
-	SLOT_FREE,
-	SLOT_SUBMITTED,				/* the broker may take it */
-	SLOT_TAKEN,					/* the broker works on it */
-	SLOT_DONE					/* the answer is in it */
-} SlotState;
-
-typedef struct RequestSlot
-{
-	slock_t		mutex;			/* guards all below */
-	SlotState	state;
-	uint64		serial;
-	Latch	   *owner;
-	KsOp		op;
-	KsStatus	status;
-	char		reason[REQUEST_REASON_MAX];
-	uint64		epoch;			/* when the rows behind the request were read */
-	uint32		len;			/* of body: the request, then the answer */
-	union
-	{
-		uint8		bytes[REQUEST_BODY_MAX];
-		UnwrapRequest unwrap;
-	}			body;
-} RequestSlot;
 
 /* The broker's own copy of what it took: the backend may take its slot back. */
 typedef struct TakenRequest
@@ -67,6 +39,10 @@ extern KsStatus request_keystore(KsOp op, const uint8 *body, size_t len,
 								 uint8 *answer, size_t size, size_t *answer_len,
 								 char *reason);
 extern void request_post(KsOp op, const uint8 *body, size_t len);
+
+/* For whoever watches. */
+extern int	request_num_waiting(void);
+extern bool request_broker_running(void);
 
 /* The broker. */
 extern int	request_timeout_ms(void);

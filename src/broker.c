@@ -24,6 +24,7 @@
 #include "cipher.h"
 #include "helper_link.h"
 #include "holders.h"
+#include "keystat.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -98,11 +99,15 @@ broker_keystore(void)
 	return keystore_uri;
 }
 
-/* Answer a job's waiters, and forget it. */
+/* Count a job, answer its waiters, and forget it. */
 static void
 finish(Job *job, KsStatus status, const char *reason,
 	   const uint8 *answer, size_t len, const WorkingKey *key)
 {
+	if (job->sent_at != 0)
+		keystat_done(0, job->op, job->is_check, status, lease_boot_now() - job->sent_at);
+	else if (jobs_wanted(job))
+		keystat_not_sent(0, status);
 	if (job == current)
 		current = NULL;
 	jobs_finish(job, status, reason, answer, len, key);
@@ -161,7 +166,7 @@ unwrap_answered(Job *job, WireReader *r)
 			status = KS_INTEGRITY;
 		if (i == 0)
 			wanted = status;
-		if (status == KS_OK && !keyring_insert(what, i, &key, job->epoch))
+		if (status == KS_OK && !keyring_insert(what, i, &key, job->epoch, i == 0))
 			stale = true;
 		if (status == KS_OK && i == 0)
 			first = key;
@@ -181,18 +186,19 @@ static void
 check_answered(Job *job, WireReader *r)
 {
 	const UnwrapRequest *what = &job->body.unwrap;
+	KsStatus	status = (KsStatus) wire_get_uint(r, 1);
 	WorkingKey	key = {0};
 	const uint8 *dek;
-	size_t		len;
+	size_t		len = wire_get_str(r, &dek);
 
-	if (wire_get_uint(r, 1) == KS_OK)
-	{
-		len = wire_get_str(r, &dek);
-		if (wire_done(r) && codec_working_key(&what->keys[0], dek, len, &key))
-			keyring_renew(what->label, key.lease);
-		cipher_wipe(&key, sizeof(key));
-	}
-	finish(job, KS_OK, "", NULL, 0, NULL);
+	if (!wire_done(r))
+		status = KS_MODULE_ERROR;
+	else if (status == KS_OK && !codec_working_key(&what->keys[0], dek, len, &key))
+		status = KS_INTEGRITY;
+	if (status == KS_OK)
+		keystat_renewed(0, keyring_renew(what->label, key.lease));
+	cipher_wipe(&key, sizeof(key));
+	finish(job, status, "", NULL, 0, NULL);
 }
 
 static void
@@ -339,6 +345,7 @@ ensure_helper(void)
 	if (started_uri != NULL)
 		pfree(started_uri);
 	started_uri = MemoryContextStrdup(TopMemoryContext, keystore_uri);
+	keystat_helper_started(0);
 	return KS_OK;
 }
 
@@ -476,7 +483,9 @@ nomp_crypt_broker_main(Datum arg)
 		check_deadline(now);
 		jobs_collect(current);
 		run_checks(now);
+		keystat_queue(0, jobs_length());
 		start_next_job();
+		keystat_queue(0, jobs_length());
 
 		if (helper_running())
 			events |= WL_SOCKET_READABLE;

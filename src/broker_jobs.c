@@ -19,6 +19,7 @@ StaticAssertDecl(sizeof(CreateRequest) <= REQUEST_BODY_MAX,
 				 "a request must fit into a slot");
 
 static dlist_head queue = DLIST_STATIC_INIT(queue);
+static int	queue_length = 0;
 static uint64 next_id = 1;
 
 static Job *
@@ -32,6 +33,13 @@ new_job(KsOp op, const void *body, uint32 len, uint64 epoch)
 	job->len = len;
 	memcpy(&job->body, body, len);
 	return job;
+}
+
+static void
+put_last(Job *job)
+{
+	dlist_push_tail(&queue, &job->node);
+	queue_length++;
 }
 
 static void
@@ -125,8 +133,8 @@ enqueue(Job *current, int slot, const TakenRequest *taken)
 			return;
 		}
 		if (taken->epoch == keyring_epoch() &&
-			keyring_lookup(&what->keys[0].place, what->keys[0].key_check,
-						   what->own_transaction, &key))
+			keyring_peek(&what->keys[0].place, what->keys[0].key_check,
+						 what->own_transaction, &key))
 		{
 			request_answer(slot, taken->serial, KS_OK, "", NULL, 0, &key);
 			cipher_wipe(&key, sizeof(key));
@@ -137,7 +145,7 @@ enqueue(Job *current, int slot, const TakenRequest *taken)
 	if (job == NULL)
 	{
 		job = new_job(taken->op, taken->body.bytes, taken->len, taken->epoch);
-		dlist_push_tail(&queue, &job->node);
+		put_last(job);
 	}
 	add_waiter(job, slot, taken->serial);
 }
@@ -163,7 +171,7 @@ jobs_add_check(const UnwrapRequest *what)
 							  keyring_epoch());
 
 	job->is_check = true;
-	dlist_push_tail(&queue, &job->node);
+	put_last(job);
 }
 
 bool
@@ -172,9 +180,16 @@ jobs_empty(void)
 	return dlist_is_empty(&queue);
 }
 
+int
+jobs_length(void)
+{
+	return queue_length;
+}
+
 Job *
 jobs_pop(void)
 {
+	queue_length--;
 	return dlist_container(Job, node, dlist_pop_head_node(&queue));
 }
 
@@ -182,4 +197,5 @@ void
 jobs_put_first(Job *job)
 {
 	dlist_push_head(&queue, &job->node);
+	queue_length++;
 }

@@ -51,11 +51,22 @@ lease_start(void)
 	return lease;
 }
 
+/* Microseconds until it ends, none or fewer if it has; and what time it is. */
+int64
+lease_left(const Lease *lease, int64 *wall_seconds)
+{
+	int64		wall = clock_us(CLOCK_REALTIME);
+
+	*wall_seconds = wall / 1000000;
+	return Min(lease->boot_end - clock_us(CLOCK_BOOTTIME), lease->wall_end - wall);
+}
+
 bool
 lease_valid(const Lease *lease)
 {
-	return clock_us(CLOCK_BOOTTIME) < lease->boot_end &&
-		clock_us(CLOCK_REALTIME) < lease->wall_end;
+	int64		wall_seconds;
+
+	return lease_left(lease, &wall_seconds) > 0;
 }
 
 /*

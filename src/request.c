@@ -16,12 +16,40 @@
 #include "request.h"
 #include "secret.h"
 #include "storage/ipc.h"
+#include "storage/latch.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
+#include "storage/spin.h"
 #include "utils/guc.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
+
+typedef enum SlotState
+{
+	SLOT_FREE,
+	SLOT_SUBMITTED,				/* the broker may take it */
+	SLOT_TAKEN,					/* the broker works on it */
+	SLOT_DONE					/* the answer is in it */
+} SlotState;
+
+typedef struct RequestSlot
+{
+	slock_t		mutex;			/* guards all below */
+	SlotState	state;
+	uint64		serial;
+	Latch	   *owner;
+	KsOp		op;
+	KsStatus	status;
+	char		reason[REQUEST_REASON_MAX];
+	uint64		epoch;			/* when the rows behind the request were read */
+	uint32		len;			/* of body: the request, then the answer */
+	union
+	{
+		uint8		bytes[REQUEST_BODY_MAX];
+		UnwrapRequest unwrap;
+	}			body;
+} RequestSlot;
 
 typedef struct RequestShared
 {
@@ -143,6 +171,32 @@ request_waiting(int i, uint64 serial)
 	waiting = slot->serial == serial && slot->state == SLOT_TAKEN;
 	SpinLockRelease(&slot->mutex);
 	return waiting;
+}
+
+/* How many sessions wait for an answer, about. */
+int
+request_num_waiting(void)
+{
+	int			waiting = 0;
+
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		SlotState	state = slots[i].state; /* racy look: it is for people */
+
+		waiting += state == SLOT_SUBMITTED || state == SLOT_TAKEN;
+	}
+	return waiting;
+}
+
+bool
+request_broker_running(void)
+{
+	bool		running;
+
+	SpinLockAcquire(&shared->mutex);
+	running = shared->broker != NULL;
+	SpinLockRelease(&shared->mutex);
+	return running;
 }
 
 /* Answer, unless the backend has given up. */
@@ -314,6 +368,7 @@ request_key(const UnwrapRequest *what, uint64 epoch, WorkingKey *out, char *reas
 	RequestSlot *slot = &slots[MyProc->pgprocno];
 	KsStatus	status;
 
+	keyring_count_miss();
 	status = ask(slot, KS_OP_UNWRAP, what,
 				 offsetof(UnwrapRequest, keys) + what->nkeys * sizeof(KeySpec),
 				 epoch, reason);
