@@ -1101,7 +1101,7 @@ CREATE FUNCTION nomp_crypt._stat_keyring(OUT entries bigint, OUT capacity bigint
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_stat_keyring';
 REVOKE ALL ON FUNCTION nomp_crypt._stat_keyring() FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keyring_uses(OUT tenant uuid, OUT lease_end timestamptz,
-	OUT used_at timestamptz) RETURNS SETOF record
+	OUT used_at timestamptz, OUT busyness bigint) RETURNS SETOF record
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_keyring_uses';
 REVOKE ALL ON FUNCTION nomp_crypt._keyring_uses() FROM PUBLIC;
 
@@ -1453,6 +1453,99 @@ GRANT EXECUTE ON FUNCTION nomp_crypt.health(interval, interval), nomp_crypt._sta
 GRANT SELECT ON nomp_crypt.stat_keystore, nomp_crypt.stat_keyring, nomp_crypt.stat_tenants TO pg_monitor;
 
 -- ---------------------------------------------------------------------------
+-- Warming up: the busiest schools' keys are in memory before they are needed
+-- ---------------------------------------------------------------------------
+
+-- The schools that were in use, the busiest first, by the system identifier of
+-- the cluster that wrote it down: a row per cluster, so that clusters that
+-- replicate to each other do not collide. Ids only. Standbys read it.
+CREATE TABLE nomp_crypt.busy (
+	cluster		text PRIMARY KEY,
+	tenants		uuid[] NOT NULL,
+	at			timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE nomp_crypt.busy IS 'schools whose keys are loaded ahead, the busiest first; written by the server';
+
+CREATE FUNCTION nomp_crypt._load_keys(tenant uuid) RETURNS int
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_load_keys';
+REVOKE ALL ON FUNCTION nomp_crypt._load_keys(uuid) FROM PUBLIC;
+
+-- Load the keys of schools in that order, as far as there is room; how many
+-- keys that is. Raises NC004.
+CREATE FUNCTION nomp_crypt._load_all(tenants uuid[]) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	tenant uuid;
+	keys int;
+	loaded int := 0;
+BEGIN
+	FOREACH tenant IN ARRAY coalesce(tenants, '{}') LOOP
+		keys := nomp_crypt._load_keys(tenant);
+		EXIT WHEN keys IS NULL AND tenant IS NOT NULL;
+		loaded := loaded + coalesce(keys, 0);
+	END LOOP;
+	RETURN loaded;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._load_all(uuid[]) FROM PUBLIC;
+
+-- Load the keys of these schools into this node's memory, or of the busiest
+-- and then of all others; of at most "max" schools, and as far as there is
+-- room. Returns the number of keys loaded. Raises 42704, NC004.
+CREATE FUNCTION nomp_crypt.prewarm(tenants text[] DEFAULT NULL, max int DEFAULT NULL) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF tenants IS NOT NULL THEN
+		RETURN nomp_crypt._load_all(ARRAY(SELECT nomp_crypt._tenant_uuid(u.id)
+			FROM unnest(tenants) WITH ORDINALITY u(id, n) ORDER BY u.n LIMIT max));
+	END IF;
+	RETURN nomp_crypt._load_all(ARRAY(
+		SELECT t.uuid FROM nomp_crypt.tenant t
+		LEFT JOIN (SELECT u.tenant, min(u.n) AS n FROM nomp_crypt.busy b, unnest(b.tenants) WITH ORDINALITY u(tenant, n)
+				   GROUP BY u.tenant) u ON u.tenant = t.uuid
+		WHERE t.state = 'active' ORDER BY u.n NULLS LAST, t.created_at LIMIT max));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.prewarm(text[], int) FROM PUBLIC;
+
+-- The warmer's work in one database: load what is remembered and not here;
+-- then, on a primary, remember who is busy. In this order, so that a node that
+-- is still loading does not forget the rest. A school that nobody used for a
+-- week, by this node's memory, is forgotten. Written only when the schools
+-- have changed, or once a day.
+CREATE FUNCTION nomp_crypt._keep_warm() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	mine text := (SELECT system_identifier::text FROM pg_control_system());
+	remembered nomp_crypt.busy;
+	used uuid[];
+BEGIN
+	PERFORM nomp_crypt._load_all(ARRAY(
+		SELECT u.tenant FROM nomp_crypt.busy b, unnest(b.tenants) WITH ORDINALITY u(tenant, n)
+		WHERE u.tenant NOT IN (SELECT k.tenant FROM nomp_crypt._keyring_uses() k)
+		GROUP BY u.tenant ORDER BY min(u.n)));
+	IF pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean THEN
+		RETURN;
+	END IF;
+	SELECT array_agg(k.tenant ORDER BY k.busyness DESC, k.used_at DESC) INTO used
+	FROM (SELECT u.tenant, max(u.busyness) AS busyness, max(u.used_at) AS used_at
+		  FROM nomp_crypt._keyring_uses() u GROUP BY u.tenant) k
+	JOIN nomp_crypt.tenant t ON t.uuid = k.tenant AND t.state = 'active'
+	WHERE coalesce(k.used_at, pg_postmaster_start_time()) > now() - interval '7 days';
+	SELECT b.* INTO remembered FROM nomp_crypt.busy b WHERE b.cluster = mine;
+	IF used IS NULL OR (remembered.at > now() - interval '1 day' AND
+		ARRAY(SELECT u FROM unnest(used) u ORDER BY u) = ARRAY(SELECT u FROM unnest(remembered.tenants) u ORDER BY u)) THEN
+		RETURN;
+	END IF;
+	INSERT INTO nomp_crypt.busy (cluster, tenants) VALUES (mine, used)
+	ON CONFLICT (cluster) DO UPDATE SET tenants = excluded.tenants, at = excluded.at;
+EXCEPTION WHEN SQLSTATE 'NC004' THEN
+	RETURN;	-- the next one tries again; health() says what is wrong
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._keep_warm() FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Administrators
 -- ---------------------------------------------------------------------------
 
@@ -1468,7 +1561,7 @@ BEGIN
 		AND (p.proname IN ('adopt_keystore', 'keystore_status', 'create_tenant', 'create_tenants',
 						   '_tenant_exists', 'reconcile_keystore', 'grant_tenant', 'grant_all_tenants',
 						   'revoke_tenant', 'revoke_all_tenants', 'erase_tenant', 'withdraw_erasure',
-						   'health')
+						   'health', 'prewarm')
 			 OR p.proname IN ('_access', '_stat_keystore', '_stat_keyring', '_keyring_uses',
 							  '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_submit', '_erase_destroy')) LOOP

@@ -23,6 +23,7 @@
 #include "session.h"
 #include "storage/ipc.h"
 #include "utils/guc.h"
+#include "warmer.h"
 
 PG_MODULE_MAGIC;
 
@@ -70,6 +71,7 @@ _PG_init(void)
 	keyring_init();
 	request_init();
 	broker_init();
+	warmer_init();
 	register_init();
 	erase_init();
 	session_init();

@@ -52,6 +52,10 @@ extern bool keyring_next_check(int *cursor, int64 checked_before,
 							   UnwrapRequest *out);
 extern int	keyring_renew(const char *label, Lease lease);
 
+/* For whoever loads keys ahead. */
+extern bool keyring_has(const KeySpec *spec);
+extern int	keyring_room(void);
+
 /* For whoever watches. */
 typedef struct KeyringView
 {
@@ -70,6 +74,7 @@ typedef struct KeyringUse
 	uint8		tenant[16];
 	int64		lease_left;		/* us */
 	int64		used_at;		/* seconds of the wall clock; 0: never */
+	int64		busyness;		/* seconds in which it was used, of late */
 } KeyringUse;
 
 extern void keyring_count_miss(void);

@@ -26,6 +26,7 @@ typedef struct UnwrapRequest
 	char		label[KS_MAX_LABEL];	/* of the KEK */
 	bool		own_transaction;	/* the rows are not committed yet: leave the
 									 * KEK provisional */
+	bool		ahead;			/* nobody needs them yet */
 	uint8		nkeys;
 	KeySpec		keys[KS_MAX_KEYS];
 } UnwrapRequest;

@@ -58,7 +58,7 @@ extern void keystat_shmem_startup(void);
 extern void keystat_view(int keystore, KeystatView *out);
 
 /* The broker's. */
-extern void keystat_done(int keystore, KsOp op, bool is_check, KsStatus status,
+extern bool keystat_done(int keystore, KsOp op, bool is_check, KsStatus status,
 						 int64 microseconds);
 extern void keystat_not_sent(int keystore, KsStatus status);
 extern void keystat_renewed(int keystore, int keys);

@@ -35,6 +35,8 @@ extern void request_shmem_startup(void);
 /* Backends. */
 extern KsStatus request_key(const UnwrapRequest *what, uint64 epoch,
 							WorkingKey *out, char *reason);
+extern KsStatus request_ahead(UnwrapRequest *what, uint64 epoch,
+							  WorkingKey *out, char *reason);
 extern KsStatus request_keystore(KsOp op, const uint8 *body, size_t len,
 								 uint8 *answer, size_t size, size_t *answer_len,
 								 char *reason);

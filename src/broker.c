@@ -36,6 +36,7 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
+#include "warmer.h"
 
 #define TICK_MS			1000	/* leases are swept this often */
 #define START_RETRY_MS	10000	/* when nobody asks */
@@ -104,9 +105,10 @@ static void
 finish(Job *job, KsStatus status, const char *reason,
 	   const uint8 *answer, size_t len, const WorkingKey *key)
 {
-	if (job->sent_at != 0)
-		keystat_done(0, job->op, job->is_check, status, lease_boot_now() - job->sent_at);
-	else if (jobs_wanted(job))
+	if (job->sent_at != 0 &&
+		keystat_done(0, job->op, job->is_check, status, lease_boot_now() - job->sent_at))
+		warmer_launch_soon();	/* it is back after an outage */
+	else if (job->sent_at == 0 && jobs_wanted(job))
 		keystat_not_sent(0, status);
 	if (job == current)
 		current = NULL;
@@ -166,7 +168,7 @@ unwrap_answered(Job *job, WireReader *r)
 			status = KS_INTEGRITY;
 		if (i == 0)
 			wanted = status;
-		if (status == KS_OK && !keyring_insert(what, i, &key, job->epoch, i == 0))
+		if (status == KS_OK && !keyring_insert(what, i, &key, job->epoch, i == 0 && !what->ahead))
 			stale = true;
 		if (status == KS_OK && i == 0)
 			first = key;
@@ -394,6 +396,7 @@ run_checks(int64 now)
 		keyring_expire();
 		holders_end_stragglers();
 		access_table_write_due();
+		warmer_launch_due(now);
 		next_tick = now + TICK_MS * INT64CONST(1000);
 	}
 	if (now >= next_cycle)

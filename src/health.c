@@ -8,13 +8,12 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
-
 #include <ctype.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "access/htup_details.h"
 #include "broker.h"
 #include "catalog.h"
 #include "compat.h"

@@ -33,7 +33,8 @@ typedef struct KeyringSlot
 	bool		in_use;
 	bool		own_transaction;	/* KEK was still provisional when unwrapped */
 	pg_atomic_uint32 used;		/* second chance */
-	pg_atomic_uint64 used_at;	/* seconds of the wall clock */
+	pg_atomic_uint64 used_at;	/* in ticks of the wall clock */
+	uint32		busyness;		/* seconds in which it was used, older ones count less */
 	Lease		lease;
 	int64		checked_at;		/* CLOCK_BOOTTIME of the last good unwrap */
 	char		installation[37];
@@ -60,11 +61,14 @@ typedef struct KeyringShared
 	pg_atomic_uint64 epoch;
 	int			count;
 	int			hand;			/* where eviction looks next */
+	int64		aged_at;		/* when busyness was halved; CLOCK_BOOTTIME */
 	uint64		evictions;
 	uint64		expirations;
 	uint64		revocations;
 	KeyringSlot slots[FLEXIBLE_ARRAY_MEMBER];
 } KeyringShared;
+
+#define HALF_LIFE		(INT64CONST(3600) * 1000000)	/* of busyness */
 
 static int	max_cached_keys = 20000;
 
@@ -166,14 +170,21 @@ count(pg_atomic_uint64 *mine)
 	pg_atomic_write_u64(mine, pg_atomic_read_u64(mine) + 1);
 }
 
+/* When is it, roughly: ticks of about a second, 2^20 us. */
+static inline uint64
+tick_of(int64 wall)
+{
+	return (uint64) wall >> 20;
+}
+
 /* Leave alone what says so already: others may have the cache line. */
 static inline void
-mark_used(KeyringSlot *slot, int64 wall_seconds)
+mark_used(KeyringSlot *slot, uint64 tick)
 {
 	if (pg_atomic_read_u32(&slot->used) == 0)
 		pg_atomic_write_u32(&slot->used, 1);
-	if (pg_atomic_read_u64(&slot->used_at) != (uint64) wall_seconds)
-		pg_atomic_write_u64(&slot->used_at, (uint64) wall_seconds);
+	if (pg_atomic_read_u64(&slot->used_at) != tick)
+		pg_atomic_write_u64(&slot->used_at, tick);
 }
 
 /*
@@ -181,12 +192,12 @@ mark_used(KeyringSlot *slot, int64 wall_seconds)
  * that claims otherwise is somebody's forgery.  A key that was unwrapped for
  * the transaction that creates its tenant is for that transaction only.
  */
-bool
-keyring_peek(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
-			 bool own_transaction, WorkingKey *out)
+static inline bool
+copy_out(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
+		 bool own_transaction, WorkingKey *out)
 {
 	KeyringIndex *entry;
-	int64		wall_seconds;
+	int64		wall;
 	bool		found = false;
 
 	LWLockAcquire(keyring_lock, LW_SHARED);
@@ -199,11 +210,11 @@ keyring_peek(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
 			slot->spec.place.is_index == place->is_index &&
 			slot->spec.place.version == place->version &&
 			(!slot->own_transaction || own_transaction) &&
-			lease_left(&slot->lease, &wall_seconds) > 0)
+			lease_valid_at(&slot->lease, &wall))
 		{
 			memcpy(out->bytes, keyring_secrets[entry->slot], WORKING_KEY_LEN);
 			out->lease = slot->lease;
-			mark_used(slot, wall_seconds);
+			mark_used(slot, tick_of(wall));
 			found = true;
 		}
 	}
@@ -211,16 +222,24 @@ keyring_peek(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
 	return found;
 }
 
-/* The same for a session, counted.  What is not found is counted when asked for. */
+/* For a session.  What is not found is counted when it is asked for. */
 bool
 keyring_lookup(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
 			   bool own_transaction, WorkingKey *out)
 {
-	bool		found = keyring_peek(place, key_check, own_transaction, out);
+	bool		found = copy_out(place, key_check, own_transaction, out);
 
 	if (found)
 		count(&lookup_counts[MyProc->pgprocno].hits);
 	return found;
+}
+
+/* For the broker, on behalf of a session that did not find it. */
+bool
+keyring_peek(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
+			 bool own_transaction, WorkingKey *out)
+{
+	return copy_out(place, key_check, own_transaction, out);
 }
 
 /* A session asks the broker for a key. */
@@ -262,7 +281,7 @@ keyring_insert(const UnwrapRequest *from, int which, const WorkingKey *key,
 	const KeySpec *spec = &from->keys[which];
 	KeyringIndex *entry;
 	KeyringSlot *slot;
-	int64		wall_seconds;
+	int64		wall;
 
 	LWLockAcquire(keyring_lock, LW_EXCLUSIVE);
 	if (pg_atomic_read_u64(&keyring->epoch) != epoch)
@@ -279,6 +298,7 @@ keyring_insert(const UnwrapRequest *from, int which, const WorkingKey *key,
 		entry->slot = i;
 		keyring->count++;
 		pg_atomic_write_u64(&keyring->slots[i].used_at, 0);
+		keyring->slots[i].busyness = 0;
 	}
 	slot = &keyring->slots[entry->slot];
 	slot->in_use = true;
@@ -289,10 +309,9 @@ keyring_insert(const UnwrapRequest *from, int which, const WorkingKey *key,
 	strlcpy(slot->label, from->label, sizeof(slot->label));
 	slot->spec = *spec;
 	memcpy(keyring_secrets[entry->slot], key->bytes, WORKING_KEY_LEN);
-	(void) lease_left(&key->lease, &wall_seconds);
 	pg_atomic_write_u32(&slot->used, 1);
-	if (wanted)
-		pg_atomic_write_u64(&slot->used_at, (uint64) wall_seconds);
+	if (wanted && lease_valid_at(&key->lease, &wall))
+		pg_atomic_write_u64(&slot->used_at, tick_of(wall));
 	LWLockRelease(keyring_lock);
 	return true;
 }
@@ -334,18 +353,34 @@ keyring_holds(const uint8 tenant[16])
 	return found;
 }
 
-/* Wipe what has outlived its lease. */
+/* Once a second: wipe what has outlived its lease, note what is in use. */
 void
 keyring_expire(void)
 {
+	int64		boot_now = lease_boot_now();
+	bool		age;
+
 	LWLockAcquire(keyring_lock, LW_EXCLUSIVE);
+	age = boot_now >= keyring->aged_at + HALF_LIFE;
+	if (age)
+		keyring->aged_at = boot_now;
 	for (int i = 0; i < max_cached_keys; i++)
 	{
-		if (keyring->slots[i].in_use && !lease_valid(&keyring->slots[i].lease))
+		KeyringSlot *slot = &keyring->slots[i];
+		int64		wall;
+
+		if (!slot->in_use)
+			continue;
+		if (!lease_valid_at(&slot->lease, &wall))
 		{
 			drop_slot(i);
 			keyring->expirations++;
+			continue;
 		}
+		if (age)
+			slot->busyness /= 2;
+		if (pg_atomic_read_u64(&slot->used_at) + 1 >= tick_of(wall))
+			slot->busyness++;
 	}
 	LWLockRelease(keyring_lock);
 }
@@ -414,13 +449,39 @@ keyring_renew(const char *label, Lease lease)
 	return renewed;
 }
 
+/* ---- for whoever loads keys ahead ---- */
+
+bool
+keyring_has(const KeySpec *spec)
+{
+	KeyringIndex *entry;
+	bool		has;
+
+	LWLockAcquire(keyring_lock, LW_SHARED);
+	entry = hash_search(keyring_index, spec->key_check, HASH_FIND, NULL);
+	has = entry != NULL && lease_valid(&keyring->slots[entry->slot].lease);
+	LWLockRelease(keyring_lock);
+	return has;
+}
+
+/* How many keys fit in without evicting others. */
+int
+keyring_room(void)
+{
+	int			room;
+
+	LWLockAcquire(keyring_lock, LW_SHARED);
+	room = max_cached_keys - keyring->count;
+	LWLockRelease(keyring_lock);
+	return room;
+}
+
 /* ---- for whoever watches ---- */
 
 void
 keyring_view(KeyringView *out)
 {
 	int64		soonest = PG_INT64_MAX;
-	int64		ignored;
 
 	memset(out, 0, sizeof(*out));
 	out->capacity = max_cached_keys;
@@ -432,7 +493,7 @@ keyring_view(KeyringView *out)
 	for (int i = 0; i < max_cached_keys; i++)
 	{
 		if (keyring->slots[i].in_use)
-			soonest = Min(soonest, lease_left(&keyring->slots[i].lease, &ignored));
+			soonest = Min(soonest, lease_left(&keyring->slots[i].lease));
 	}
 	LWLockRelease(keyring_lock);
 	if (out->entries > 0)
@@ -457,13 +518,13 @@ keyring_uses(int *n)
 	{
 		KeyringSlot *slot = &keyring->slots[i];
 		KeyringUse *use = &uses[*n];
-		int64		ignored;
 
 		if (!slot->in_use)
 			continue;
 		memcpy(use->tenant, slot->spec.place.tenant, 16);
-		use->lease_left = lease_left(&slot->lease, &ignored);
-		use->used_at = (int64) pg_atomic_read_u64(&slot->used_at);
+		use->lease_left = lease_left(&slot->lease);
+		use->used_at = (int64) (pg_atomic_read_u64(&slot->used_at) << 20) / 1000000;
+		use->busyness = slot->busyness;
 		(*n)++;
 	}
 	LWLockRelease(keyring_lock);

@@ -193,19 +193,26 @@ note_outcome(Counters *counters, KsStatus status)
 	pg_atomic_write_u64(&counters->last_failed, (uint64) GetCurrentTimestamp());
 }
 
-/* A request was sent, and answered, or given up after that long. */
-void
+/*
+ * A request was sent, and answered, or given up after that long.  True for the
+ * first one that went well since one that did not.
+ */
+bool
 keystat_done(int keystore, KsOp op, bool is_check, KsStatus status, int64 microseconds)
 {
 	Counters   *counters = &shared->keystores[keystore];
 	uint64		us = (uint64) Max(microseconds, 0);
+	bool		recovered;
 
 	add(&counters->calls[call_of(op, is_check)], 1);
 	add(&counters->latencies[bucket_of(us)], 1);
 	raise_to(&counters->max, us);
 	note_outcome(counters, status);
-	if (failure_of(status) == KEYSTAT_FAILURES)
-		pg_atomic_write_u64(&counters->last_ok, (uint64) GetCurrentTimestamp());
+	if (failure_of(status) != KEYSTAT_FAILURES)
+		return false;
+	recovered = pg_atomic_read_u64(&counters->last_failed) > pg_atomic_read_u64(&counters->last_ok);
+	pg_atomic_write_u64(&counters->last_ok, (uint64) GetCurrentTimestamp());
+	return recovered;
 }
 
 /* A request could not be sent. */

@@ -51,22 +51,28 @@ lease_start(void)
 	return lease;
 }
 
-/* Microseconds until it ends, none or fewer if it has; and what time it is. */
-int64
-lease_left(const Lease *lease, int64 *wall_seconds)
+/* Is it valid, and what time is it by the wall clock, in us? */
+bool
+lease_valid_at(const Lease *lease, int64 *wall)
 {
-	int64		wall = clock_us(CLOCK_REALTIME);
-
-	*wall_seconds = wall / 1000000;
-	return Min(lease->boot_end - clock_us(CLOCK_BOOTTIME), lease->wall_end - wall);
+	*wall = clock_us(CLOCK_REALTIME);
+	return *wall < lease->wall_end && clock_us(CLOCK_BOOTTIME) < lease->boot_end;
 }
 
 bool
 lease_valid(const Lease *lease)
 {
-	int64		wall_seconds;
+	int64		wall;
 
-	return lease_left(lease, &wall_seconds) > 0;
+	return lease_valid_at(lease, &wall);
+}
+
+/* Microseconds until it ends, none or fewer if it has. */
+int64
+lease_left(const Lease *lease)
+{
+	return Min(lease->boot_end - clock_us(CLOCK_BOOTTIME),
+			   lease->wall_end - clock_us(CLOCK_REALTIME));
 }
 
 /*

@@ -357,6 +357,22 @@ ask(RequestSlot *slot, KsOp op, const void *body, size_t len, uint64 epoch,
 	return status;
 }
 
+/* Ask for keys; copies the first one out. */
+static KsStatus
+ask_for_key(const UnwrapRequest *what, uint64 epoch, WorkingKey *out, char *reason)
+{
+	RequestSlot *slot = &slots[MyProc->pgprocno];
+	KsStatus	status;
+
+	status = ask(slot, KS_OP_UNWRAP, what,
+				 offsetof(UnwrapRequest, keys) + what->nkeys * sizeof(KeySpec),
+				 epoch, reason);
+	if (status == KS_OK)
+		*out = secrets[slot - slots];
+	release_slot(slot);
+	return status;
+}
+
 /*
  * Have a school's keys unwrapped and put into the keyring; copies out the
  * first one.  KS_RETRY: keys were revoked since "epoch", read the rows again.
@@ -365,17 +381,16 @@ ask(RequestSlot *slot, KsOp op, const void *body, size_t len, uint64 epoch,
 KsStatus
 request_key(const UnwrapRequest *what, uint64 epoch, WorkingKey *out, char *reason)
 {
-	RequestSlot *slot = &slots[MyProc->pgprocno];
-	KsStatus	status;
-
 	keyring_count_miss();
-	status = ask(slot, KS_OP_UNWRAP, what,
-				 offsetof(UnwrapRequest, keys) + what->nkeys * sizeof(KeySpec),
-				 epoch, reason);
-	if (status == KS_OK)
-		*out = secrets[slot - slots];
-	release_slot(slot);
-	return status;
+	return ask_for_key(what, epoch, out, reason);
+}
+
+/* The same before anybody needs it. */
+KsStatus
+request_ahead(UnwrapRequest *what, uint64 epoch, WorkingKey *out, char *reason)
+{
+	what->ahead = true;
+	return ask_for_key(what, epoch, out, reason);
 }
 
 /* Any other operation: bodies as in protocol.h. */

@@ -8,7 +8,6 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
-
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "funcapi.h"
@@ -121,7 +120,8 @@ nc_stat_keyring(PG_FUNCTION_ARGS)
 
 /*
  * nomp_crypt._keyring_uses()
- *		returns setof (tenant uuid, lease_end timestamptz, used_at timestamptz)
+ *		returns setof (tenant uuid, lease_end timestamptz, used_at timestamptz,
+ *					   busyness bigint)
  *
  * One row for each key that is in this node's keyring, of any database.
  */
@@ -144,6 +144,7 @@ nc_keyring_uses(PG_FUNCTION_ARGS)
 		row.values[row.n++] = UUIDPGetDatum(&tenant);
 		put_time(&row, now + uses[i].lease_left);
 		put_time(&row, uses[i].used_at == 0 ? 0 : time_t_to_timestamptz(uses[i].used_at));
+		put_count(&row, (uint64) uses[i].busyness);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row.values, row.nulls);
 	}
 	return (Datum) 0;
