@@ -36,7 +36,8 @@ CREATE TABLE nomp_crypt.tenant (
 					CHECK (state IN ('active', 'suspended', 'fenced', 'erased')),
 	display_name	text,
 	agreement		text,
-	created_at		timestamptz NOT NULL DEFAULT now()
+	created_at		timestamptz NOT NULL DEFAULT now(),
+	suspended_at	timestamptz
 );
 CREATE INDEX tenant_id_idx ON nomp_crypt.tenant (id);
 CREATE UNIQUE INDEX tenant_living_id ON nomp_crypt.tenant (id) WHERE state <> 'erased';
@@ -52,6 +53,10 @@ CREATE TABLE nomp_crypt.kek (
 	created_at		timestamptz NOT NULL DEFAULT now(),
 	destroy_after	timestamptz,
 	destroyed_at	timestamptz,
+	retired_at		timestamptz,
+	keystore_serial	text,
+	submitted_at	timestamptz,
+	submitted_lsn	pg_lsn,
 	UNIQUE (tenant, generation)
 );
 
@@ -404,6 +409,29 @@ CREATE FUNCTION nomp_crypt._keystore_create(installation uuid, tenant uuid, gene
 	OUT key_id bytea, OUT wrapped bytea, OUT key_check bytea) RETURNS SETOF record
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_create';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_create(uuid, uuid, int) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_create_kek(installation uuid, tenant uuid, generation int,
+	OUT label text, OUT keystore text)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_create_kek';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_create_kek(uuid, uuid, int) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_fresh(installation uuid, label text, tenant uuid, purpose text, version int,
+	OUT wrapped bytea, OUT key_check bytea)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_fresh';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_fresh(uuid, text, uuid, text, int) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_rewrap(installation uuid, from_label text, confirm boolean,
+	label text, tenant uuid, purpose text, version int, wrapped bytea, key_check bytea) RETURNS bytea
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_rewrap';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_rewrap(uuid, text, boolean, text, uuid, text, int, bytea, bytea)
+FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_destroy_kek(installation uuid, label text, serial text) RETURNS boolean
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy_kek';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy_kek(uuid, text, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean,
+	OUT keys int, OUT obeyed int)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_enable';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_enable(uuid, uuid, boolean) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._backup_retention() RETURNS interval
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_backup_retention';
+REVOKE ALL ON FUNCTION nomp_crypt._backup_retention() FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_confirm(installation uuid, label text) RETURNS void
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_confirm';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_confirm(uuid, text) FROM PUBLIC;
@@ -840,7 +868,8 @@ CREATE VIEW nomp_crypt.tenants AS
 SELECT t.id, t.display_name, t.agreement, t.state, t.created_at, t.uuid,
 	(SELECT max(k.version) FROM nomp_crypt.tenant_key k
 	 WHERE k.tenant = t.uuid AND k.purpose = 'values') AS key_version,
-	(SELECT max(k.generation) FROM nomp_crypt.kek k WHERE k.tenant = t.uuid) AS kek_generation
+	(SELECT max(k.generation) FROM nomp_crypt.kek k WHERE k.tenant = t.uuid) AS kek_generation,
+	t.suspended_at
 FROM nomp_crypt.tenant t;
 COMMENT ON VIEW nomp_crypt.tenants IS 'one row per school';
 
@@ -957,7 +986,7 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_committed(uuid) FROM PUBLIC;
 
--- Take a request back during its grace period: the school is readable again.
+-- Take a request back during its grace period: the school is as it was before.
 -- Raises 42704, 55000 after the fence.
 CREATE FUNCTION nomp_crypt.withdraw_erasure(id text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -974,7 +1003,9 @@ BEGIN
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'See nomp_crypt.erasure; from the fence on an erasure is final.';
 	END IF;
-	UPDATE nomp_crypt.tenant t SET state = 'active' WHERE t.uuid = target AND t.state = 'suspended';
+	-- a school that was suspended before the request stays so
+	UPDATE nomp_crypt.tenant t SET state = 'active'
+	WHERE t.uuid = target AND t.state = 'suspended' AND t.suspended_at IS NULL;
 	PERFORM nomp_crypt._audit_case('withdraw_erasure', c);
 END
 $$;
@@ -1004,6 +1035,8 @@ BEGIN
 		SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, c.tenant);
 		SELECT k.label INTO missing FROM nomp_crypt.kek k
 		WHERE k.tenant = c.tenant AND k.state <> 'destroyed'
+			-- one that was seen there to be destroyed, by a call that may have gone on or not
+			AND (k.submitted_at IS NULL OR k.keystore_serial <> seen.serial)
 			AND NOT EXISTS (SELECT FROM unnest(seen.labels) l
 							WHERE l = k.label OR starts_with(l, k.label || ':provisional@'));
 		IF FOUND THEN
@@ -1065,7 +1098,8 @@ BEGIN
 	gone := nomp_crypt._keystore_destroy(installation, c.tenant, c.keystore_serial);
 	UPDATE nomp_crypt.erasure e SET state = 'destroyed', destroyed_at = clock_timestamp(), keys_destroyed = gone
 	WHERE e.case_id = c.case_id;
-	UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = clock_timestamp() WHERE k.tenant = c.tenant;
+	UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = clock_timestamp()
+	WHERE k.tenant = c.tenant AND k.state <> 'destroyed';
 	UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
 	UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
 	PERFORM nomp_crypt._audit_case('erase_destroy', c,
@@ -1079,6 +1113,454 @@ REVOKE ALL ON FUNCTION nomp_crypt._erase_destroy(uuid) FROM PUBLIC;
 CREATE PROCEDURE nomp_crypt.erase_tenant(id text, reason text, reference text DEFAULT NULL)
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_tenant';
 REVOKE ALL ON PROCEDURE nomp_crypt.erase_tenant(text, text, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- The life of keys: new data keys, new KEKs, suspension, the end of KEKs
+-- ---------------------------------------------------------------------------
+
+-- The tenant, locked. Raises 42704, NC001 if it was erased.
+CREATE FUNCTION nomp_crypt._living_tenant(id text) RETURNS nomp_crypt.tenant
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._tenant_uuid(_living_tenant.id);
+	found nomp_crypt.tenant;
+BEGIN
+	SELECT t.* INTO found FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
+	IF found.state = 'erased' THEN
+		RAISE EXCEPTION 'tenant "%" has been erased', _living_tenant.id USING ERRCODE = 'NC001';
+	END IF;
+	RETURN found;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._living_tenant(text) FROM PUBLIC;
+
+-- The same, if its keys may be changed. Raises NC002, too.
+CREATE FUNCTION nomp_crypt._active_tenant(id text) RETURNS nomp_crypt.tenant
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	found nomp_crypt.tenant := nomp_crypt._living_tenant(_active_tenant.id);
+BEGIN
+	IF found.state <> 'active' THEN
+		RAISE EXCEPTION 'tenant "%" is suspended', _active_tenant.id USING ERRCODE = 'NC002',
+			HINT = 'Its keys are changed when it is active again.';
+	END IF;
+	RETURN found;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._active_tenant(text) FROM PUBLIC;
+
+-- The two functions below, for keys that were made before a time; NULL if
+-- there is nothing to do.
+CREATE FUNCTION nomp_crypt._rotate(id text, made_before timestamptz) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	installation uuid := nomp_crypt._require_owner();
+	t nomp_crypt.tenant := nomp_crypt._active_tenant(_rotate.id);
+	wraps nomp_crypt.kek;
+	newest record;
+	fresh record;
+BEGIN
+	SELECT k.version, k.created_at INTO newest FROM nomp_crypt.tenant_key k
+	WHERE k.tenant = t.uuid AND k.purpose = 'values' AND k.scope = '' ORDER BY k.version DESC LIMIT 1;
+	IF newest.created_at >= made_before THEN
+		RETURN NULL;
+	END IF;
+	SELECT k.* INTO wraps FROM nomp_crypt.kek k WHERE k.tenant = t.uuid AND k.state = 'active';
+	IF newest.version IS NULL OR wraps.uuid IS NULL THEN
+		RAISE EXCEPTION 'the keys of tenant "%" are not known in this database', t.id USING ERRCODE = 'NC003',
+			HINT = 'Rows in nomp_crypt.tenant_key or nomp_crypt.kek are missing: restore the tables of schema nomp_crypt together.';
+	END IF;
+	SELECT * INTO fresh FROM nomp_crypt._keystore_fresh(installation, wraps.label, t.uuid, 'values',
+		newest.version + 1);
+	UPDATE nomp_crypt.tenant_key k SET state = 'closed'
+	WHERE k.tenant = t.uuid AND k.purpose = 'values' AND k.scope = '' AND k.state = 'active';
+	INSERT INTO nomp_crypt.tenant_key (key_id, tenant, purpose, version, kek, wrapped, key_check)
+	VALUES (substring(fresh.key_check FROM 1 FOR 8), t.uuid, 'values', newest.version + 1, wraps.uuid,
+			fresh.wrapped, fresh.key_check);
+	PERFORM nomp_crypt._audit('rotate_tenant', t.id,
+		jsonb_build_object('uuid', t.uuid, 'version', newest.version + 1));
+	RETURN newest.version + 1;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._rotate(text, timestamptz) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._rewrap(id text, made_before timestamptz) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	installation uuid := nomp_crypt._require_owner();
+	t nomp_crypt.tenant;
+	new_kek uuid := gen_random_uuid();
+	generation int;
+	made record;
+	keys int;
+	retired timestamptz;
+BEGIN
+	-- the lock before the row's: reconcile_keystore must not take the new KEK for a leftover
+	PERFORM nomp_crypt._lock_keystore(false);
+	t := nomp_crypt._active_tenant(_rewrap.id);
+	IF NOT EXISTS (SELECT FROM nomp_crypt.kek k
+				   WHERE k.tenant = t.uuid AND k.state = 'active' AND k.created_at < made_before) THEN
+		RETURN NULL;
+	END IF;
+	-- a transaction that failed, or a site that was left, may have used a number that is not in the table
+	SELECT max(g) + 1 INTO generation FROM (
+		SELECT k.generation AS g FROM nomp_crypt.kek k WHERE k.tenant = t.uuid
+		UNION ALL
+		SELECT substring(l FROM '^(?:[^:]*:){3}([0-9]{1,9})(?![0-9])')::int
+		FROM nomp_crypt._keystore_see(installation, t.uuid) s, unnest(s.labels) l) numbers;
+	SELECT * INTO made FROM nomp_crypt._keystore_create_kek(installation, t.uuid, generation);
+	INSERT INTO nomp_crypt.kek (uuid, tenant, generation, keystore, label)
+	VALUES (new_kek, t.uuid, generation, made.keystore, made.label);
+	-- each key is unwrapped, compared with its key_check, wrapped, and unwrapped again
+	UPDATE nomp_crypt.tenant_key k SET kek = new_kek,
+		wrapped = nomp_crypt._keystore_rewrap(installation, e.label, nomp_crypt._committed(e.xmin), made.label,
+											  k.tenant, k.purpose, k.version, k.wrapped, k.key_check)
+	FROM nomp_crypt.kek e
+	WHERE e.uuid = k.kek AND k.tenant = t.uuid;
+	GET DIAGNOSTICS keys = ROW_COUNT;
+	retired := clock_timestamp();
+	IF EXISTS (SELECT FROM nomp_crypt.tenant_key k
+			   WHERE k.tenant = t.uuid AND (k.kek <> new_kek OR k.wrapped IS NULL)) THEN
+		RAISE EXCEPTION 'a key of tenant "%" cannot be wrapped anew', t.id USING ERRCODE = 'NC003',
+			HINT = 'Its row in nomp_crypt.tenant_key, or that of its KEK in nomp_crypt.kek, is not whole. Nothing was changed.';
+	END IF;
+	UPDATE nomp_crypt.kek k SET state = 'retired', retired_at = retired,
+		destroy_after = retired + nomp_crypt._backup_retention()
+	WHERE k.tenant = t.uuid AND k.state = 'active' AND k.uuid <> new_kek;
+	PERFORM nomp_crypt._audit('rewrap_tenant', t.id,
+		jsonb_build_object('uuid', t.uuid, 'generation', generation, 'key', made.label, 'keys', keys));
+	RETURN generation;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._rewrap(text, timestamptz) FROM PUBLIC;
+
+-- A new data key for the tenant's new values; its version. What is stored
+-- stays readable with the old ones. Raises 42704, NC001, NC002, NC004, 55000.
+CREATE FUNCTION nomp_crypt.rotate_tenant(id text) RETURNS int
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._rotate($1, 'infinity')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.rotate_tenant(text) FROM PUBLIC;
+
+-- A new KEK for the tenant, and all its data keys wrapped by it; its
+-- generation. No value changes. The KEK before stays, for backups, until
+-- destroy_expired_keks. Raises the same, and NC003 and NC005 for keys that do
+-- not open.
+CREATE FUNCTION nomp_crypt.rewrap_tenant(id text) RETURNS int
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._rewrap($1, 'infinity')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.rewrap_tenant(text) FROM PUBLIC;
+
+-- Schools that a policy says need a new data key, or KEK.
+CREATE FUNCTION nomp_crypt._due_tenants(made_before timestamptz, rewrap boolean) RETURNS text[]
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce(array_agg(t.id ORDER BY t.created_at, t.id), '{}') FROM nomp_crypt.tenant t
+	WHERE t.state = 'active' AND $1 > CASE WHEN $2
+		THEN (SELECT max(k.created_at) FROM nomp_crypt.kek k WHERE k.tenant = t.uuid AND k.state = 'active')
+		ELSE (SELECT max(k.created_at) FROM nomp_crypt.tenant_key k
+			  WHERE k.tenant = t.uuid AND k.purpose = 'values' AND k.scope = '' AND k.state = 'active') END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._due_tenants(timestamptz, boolean) FROM PUBLIC;
+
+-- A new data key for every school whose own is older than that, or a new KEK;
+-- each school in a transaction of its own. What is done is not due any more,
+-- so a call that was interrupted is simply repeated. Raises 22023.
+-- It commits, so its search_path is the caller's: every name is qualified.
+CREATE PROCEDURE nomp_crypt.rotate_all(older_than interval, rewrap boolean DEFAULT false)
+LANGUAGE plpgsql AS $$
+DECLARE
+	made_before pg_catalog.timestamptz := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) older_than;
+	due pg_catalog.text[];
+	id pg_catalog.text;
+	seen pg_catalog.int4 := 0;
+	changed pg_catalog.int4 := 0;
+	made pg_catalog.int4;
+BEGIN
+	IF older_than IS NULL OR older_than OPERATOR(pg_catalog.<) '0'::pg_catalog.interval THEN
+		RAISE EXCEPTION 'older_than must be an age' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	COMMIT;	-- refused where it is not allowed, before anything is made
+	due := nomp_crypt._due_tenants(made_before, rewrap);
+	FOREACH id IN ARRAY due LOOP
+		BEGIN
+			IF rewrap THEN
+				made := nomp_crypt._rewrap(id, made_before);
+			ELSE
+				made := nomp_crypt._rotate(id, made_before);
+			END IF;
+		EXCEPTION WHEN SQLSTATE 'NC001' OR SQLSTATE 'NC002' OR undefined_object THEN
+			made := NULL;	-- erased or suspended since
+		END;
+		COMMIT;
+		seen := seen OPERATOR(pg_catalog.+) 1;
+		IF made IS NOT NULL THEN
+			changed := changed OPERATOR(pg_catalog.+) 1;
+		END IF;
+		IF seen OPERATOR(pg_catalog.%) 100 OPERATOR(pg_catalog.=) 0 THEN
+			RAISE NOTICE '% of % tenants done', seen, pg_catalog.cardinality(due);
+		END IF;
+	END LOOP;
+	IF rewrap THEN
+		RAISE NOTICE 'tenants with a new KEK: %', changed;
+	ELSE
+		RAISE NOTICE 'tenants with a new data key: %', changed;
+	END IF;
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.rotate_all(interval, boolean) FROM PUBLIC;
+
+-- Suspension, in steps that are safe alone and harmless when repeated. First
+-- the state, which sessions and standbys go by.
+CREATE FUNCTION nomp_crypt._suspend(id text) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	t nomp_crypt.tenant;
+BEGIN
+	PERFORM nomp_crypt._require_owner();
+	t := nomp_crypt._living_tenant(_suspend.id);
+	IF t.state = 'fenced' THEN
+		RAISE EXCEPTION 'the erasure of tenant "%" is under way', t.id
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'It is not readable any more.';
+	END IF;
+	IF t.suspended_at IS NULL THEN
+		UPDATE nomp_crypt.tenant u SET state = 'suspended', suspended_at = clock_timestamp() WHERE u.uuid = t.uuid;
+		PERFORM nomp_crypt._audit('suspend_tenant', t.id, jsonb_build_object('uuid', t.uuid));
+	END IF;
+	RETURN t.uuid;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._suspend(text) FROM PUBLIC;
+
+-- Then this node's memory.
+CREATE FUNCTION nomp_crypt._suspend_wipe(tenant uuid) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._wipe(t.uuid) FROM nomp_crypt.tenant t WHERE t.uuid = $1 AND t.state <> 'active'
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._suspend_wipe(uuid) FROM PUBLIC;
+
+-- Then the keystore, so that no backup and no node that has not got the news
+-- can read. Returns whether the token did it.
+CREATE FUNCTION nomp_crypt._suspend_keys(tenant uuid) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	installation uuid := nomp_crypt._require_owner();
+	t record;
+	done record;
+BEGIN
+	SELECT t.id, t.uuid, t.state, t.suspended_at, nomp_crypt._committed(t.xmin) AS committed INTO t
+	FROM nomp_crypt.tenant t WHERE t.uuid = _suspend_keys.tenant FOR UPDATE;
+	IF t.state IS DISTINCT FROM 'suspended' OR t.suspended_at IS NULL OR NOT t.committed THEN
+		RAISE EXCEPTION 'the tenant is not suspended, or not yet committed so'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'CALL nomp_crypt.suspend_tenant() goes through all steps.';
+	END IF;
+	SELECT * INTO done FROM nomp_crypt._keystore_enable(installation, t.uuid, false);
+	PERFORM nomp_crypt._audit('disable_keys', t.id,
+		jsonb_build_object('uuid', t.uuid, 'keys', done.keys, 'disabled', done.obeyed));
+	RETURN done.obeyed = done.keys;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._suspend_keys(uuid) FROM PUBLIC;
+
+-- Back: the keystore first, then the state.
+CREATE FUNCTION nomp_crypt._resume_keys(id text) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	installation uuid := nomp_crypt._require_owner();
+	t nomp_crypt.tenant := nomp_crypt._living_tenant(_resume_keys.id);
+	done record;
+BEGIN
+	IF t.state = 'active' THEN
+		RETURN t.uuid;
+	END IF;
+	IF t.suspended_at IS NULL OR EXISTS (
+		SELECT FROM nomp_crypt.erasure e WHERE e.tenant = t.uuid AND e.state <> 'withdrawn') THEN
+		RAISE EXCEPTION 'tenant "%" cannot be resumed: its erasure has been requested', t.id
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'See nomp_crypt.erasure; before the fence nomp_crypt.withdraw_erasure() takes it back.';
+	END IF;
+	SELECT * INTO done FROM nomp_crypt._keystore_enable(installation, t.uuid, true);
+	IF done.obeyed < done.keys THEN
+		RAISE EXCEPTION 'the keystore is unavailable: it does not enable % of % keys of tenant "%"',
+			done.keys - done.obeyed, done.keys, t.id USING ERRCODE = 'NC004',
+			HINT = 'Set CKA_ENCRYPT and CKA_DECRYPT with the token''s own tools, and repeat the call.';
+	END IF;
+	PERFORM nomp_crypt._audit('enable_keys', t.id, jsonb_build_object('uuid', t.uuid, 'keys', done.keys));
+	RETURN t.uuid;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._resume_keys(text) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._resume(tenant uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	name text;
+BEGIN
+	PERFORM nomp_crypt._require_owner();
+	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = _resume.tenant FOR UPDATE;
+	UPDATE nomp_crypt.tenant t SET state = 'active', suspended_at = NULL
+	WHERE t.uuid = _resume.tenant AND t.state = 'suspended' AND t.suspended_at IS NOT NULL
+		AND NOT EXISTS (SELECT FROM nomp_crypt.erasure e WHERE e.tenant = t.uuid AND e.state <> 'withdrawn')
+	RETURNING t.id INTO name;
+	IF FOUND THEN
+		PERFORM nomp_crypt._audit('resume_tenant', name, jsonb_build_object('uuid', _resume.tenant));
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._resume(uuid) FROM PUBLIC;
+
+-- Make a school unreadable for a while, and readable again: see lifecycle.c.
+CREATE PROCEDURE nomp_crypt.suspend_tenant(id text)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_suspend_tenant';
+REVOKE ALL ON PROCEDURE nomp_crypt.suspend_tenant(text) FROM PUBLIC;
+CREATE PROCEDURE nomp_crypt.resume_tenant(id text)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_resume_tenant';
+REVOKE ALL ON PROCEDURE nomp_crypt.resume_tenant(text) FROM PUBLIC;
+
+-- May a KEK go? Also by the setting as it is now, if that was raised since.
+CREATE FUNCTION nomp_crypt._expired(k nomp_crypt.kek) RETURNS boolean
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT k.state = 'retired' AND clock_timestamp() >= k.destroy_after
+		AND clock_timestamp() >= k.retired_at + nomp_crypt._backup_retention()
+		AND NOT EXISTS (SELECT FROM nomp_crypt.tenant_key u WHERE u.kek = k.uuid)
+		AND EXISTS (SELECT FROM nomp_crypt.kek a WHERE a.tenant = k.tenant AND a.state = 'active')
+		AND EXISTS (SELECT FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant AND t.state IN ('active', 'suspended'))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._expired(nomp_crypt.kek) FROM PUBLIC;
+
+-- The next KEK that may go, in order of uuid; those already submitted, or the
+-- others. What was submitted under another WAL's numbers counts as not.
+CREATE FUNCTION nomp_crypt._next_expired(after uuid, submitted boolean) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT k.uuid FROM nomp_crypt.kek k
+	WHERE k.state = 'retired' AND ($1 IS NULL OR k.uuid > $1)
+		AND $2 = coalesce(k.submitted_at IS NOT NULL AND k.submitted_lsn <= pg_current_wal_insert_lsn(), false)
+		AND nomp_crypt._expired(k)
+	ORDER BY k.uuid LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._next_expired(uuid, boolean) FROM PUBLIC;
+
+-- The KEK, its tenant locked first, as everywhere.
+CREATE FUNCTION nomp_crypt._expired_kek(kek uuid) RETURNS nomp_crypt.kek
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	k nomp_crypt.kek;
+BEGIN
+	PERFORM FROM nomp_crypt.tenant t
+	WHERE t.uuid = (SELECT e.tenant FROM nomp_crypt.kek e WHERE e.uuid = _expired_kek.kek) FOR UPDATE;
+	SELECT e.* INTO k FROM nomp_crypt.kek e WHERE e.uuid = _expired_kek.kek;
+	IF k.uuid IS NULL OR (k.state <> 'destroyed' AND NOT nomp_crypt._expired(k)) THEN
+		RAISE EXCEPTION 'key % must not be destroyed', coalesce(k.label, _expired_kek.kek::text)
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'It is in use, or a backup may need it until nomp_crypt.kek.destroy_after.';
+	END IF;
+	RETURN k;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._expired_kek(uuid) FROM PUBLIC;
+
+-- See the KEK in the keystore, and write down that it is about to go. False
+-- if it is not there.
+CREATE FUNCTION nomp_crypt._expire_submit(kek uuid) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	installation uuid := nomp_crypt._require_owner();
+	k nomp_crypt.kek := nomp_crypt._expired_kek(_expire_submit.kek);
+	seen record;
+BEGIN
+	IF k.state = 'destroyed' THEN
+		RETURN true;
+	END IF;
+	SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, k.tenant);
+	-- one that was submitted before may have been destroyed since
+	IF NOT EXISTS (SELECT FROM unnest(seen.labels) l WHERE l = k.label OR starts_with(l, k.label || ':provisional@'))
+		AND k.keystore_serial IS DISTINCT FROM seen.serial THEN
+		RAISE WARNING 'key % is not in the keystore, so its destruction cannot be witnessed', k.label
+			USING HINT = 'Find the keystore that holds the key.';
+		RETURN false;
+	END IF;
+	-- the commit that retired it lies before this point of the WAL
+	UPDATE nomp_crypt.kek e SET submitted_at = clock_timestamp(), submitted_lsn = pg_current_wal_insert_lsn(),
+		keystore_serial = seen.serial
+	WHERE e.uuid = k.uuid;
+	PERFORM nomp_crypt._audit('expire_submit', (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant),
+		jsonb_build_object('key', k.label, 'serial', seen.serial));
+	RETURN true;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._expire_submit(uuid) FROM PUBLIC;
+
+-- Who may still read with what the WAL up to there has changed: standbys and
+-- subscribers by name, NULL if there is none. Those that receive WAL and say
+-- nothing of replay (pg_receivewal) count by what they have received.
+CREATE FUNCTION nomp_crypt._behind(lsn pg_lsn) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT string_agg(who, ', ' ORDER BY who) FROM (
+		SELECT format('standby "%s"', coalesce(nullif(r.application_name, ''), r.pid::text))
+		FROM pg_stat_replication r
+		WHERE r.state IS DISTINCT FROM 'backup'
+			AND coalesce(r.replay_lsn, r.flush_lsn, r.write_lsn, '0/0') < $1
+		UNION ALL
+		SELECT format('slot "%s"', s.slot_name) FROM pg_replication_slots s
+		WHERE NOT s.active AND NOT s.temporary AND (s.database IS NULL OR s.database = current_database())
+			AND (s.wal_status = 'lost' OR coalesce(s.confirmed_flush_lsn, s.restart_lsn) < $1)) b(who)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._behind(pg_lsn) FROM PUBLIC;
+
+-- How far the WAL must have been replayed before KEKs may go.
+CREATE FUNCTION nomp_crypt._expire_lsn() RETURNS pg_lsn
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT max(k.submitted_lsn) FROM nomp_crypt.kek k WHERE k.state = 'retired' AND nomp_crypt._expired(k)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._expire_lsn() FROM PUBLIC;
+
+-- Destroy the KEK, on the token where it was seen, and see that it is gone.
+CREATE FUNCTION nomp_crypt._expire_destroy(kek uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	installation uuid := nomp_crypt._require_owner();
+	k nomp_crypt.kek := nomp_crypt._expired_kek(_expire_destroy.kek);
+	behind text;
+	destroyed boolean;
+BEGIN
+	IF k.state = 'destroyed' THEN
+		RETURN;
+	END IF;
+	IF k.submitted_at IS NULL OR NOT
+		(SELECT nomp_crypt._committed(e.xmin) FROM nomp_crypt.kek e WHERE e.uuid = k.uuid) THEN
+		RAISE EXCEPTION 'the destruction of key % is not submitted, or not yet committed so', k.label
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'CALL nomp_crypt.destroy_expired_keks() goes through all steps.';
+	END IF;
+	PERFORM nomp_crypt._require_synced(k.submitted_lsn);
+	behind := nomp_crypt._behind(k.submitted_lsn);
+	IF behind IS NOT NULL THEN
+		RAISE EXCEPTION 'key % may still be needed: % has not replayed that it was replaced', k.label, behind
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Nothing was destroyed. Repeat the call when all have caught up, or drop what will not come back.';
+	END IF;
+	destroyed := nomp_crypt._keystore_destroy_kek(installation, k.label, k.keystore_serial);
+	UPDATE nomp_crypt.kek e SET state = 'destroyed', destroyed_at = clock_timestamp() WHERE e.uuid = k.uuid;
+	PERFORM nomp_crypt._audit('expire_destroy', (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant),
+		jsonb_build_object('key', k.label, 'serial', k.keystore_serial, 'destroyed_now', destroyed));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._expire_destroy(uuid) FROM PUBLIC;
+
+-- Destroy the KEKs that no backup needs any more: see lifecycle.c.
+CREATE PROCEDURE nomp_crypt.destroy_expired_keks()
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_destroy_expired_keks';
+REVOKE ALL ON PROCEDURE nomp_crypt.destroy_expired_keks() FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Watching: statistics of this node, and health(). For superusers, for
@@ -1561,6 +2043,10 @@ BEGIN
 		AND (p.proname IN ('adopt_keystore', 'keystore_status', 'create_tenant', 'create_tenants',
 						   '_tenant_exists', 'reconcile_keystore', 'grant_tenant', 'grant_all_tenants',
 						   'revoke_tenant', 'revoke_all_tenants', 'erase_tenant', 'withdraw_erasure',
+						   'rotate_tenant', 'rewrap_tenant', 'rotate_all', '_due_tenants', '_rotate', '_rewrap',
+						   'suspend_tenant', '_suspend', '_suspend_wipe', '_suspend_keys',
+						   'resume_tenant', '_resume_keys', '_resume', 'destroy_expired_keks', '_next_expired',
+						   '_expire_submit', '_expire_lsn', '_behind', '_expire_destroy',
 						   'health', 'prewarm')
 			 OR p.proname IN ('_access', '_stat_keystore', '_stat_keyring', '_keyring_uses',
 							  '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',

@@ -74,6 +74,7 @@ _PG_init(void)
 	warmer_init();
 	register_init();
 	erase_init();
+	lifecycle_init();
 	session_init();
 	rights_init();
 	access_log_init();

@@ -7,5 +7,6 @@
 
 extern void keystore_sql_init(void);
 extern void erase_init(void);
+extern void lifecycle_init(void);
 
 #endif							/* NOMP_ADMIN_H */

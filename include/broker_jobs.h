@@ -22,6 +22,7 @@ typedef struct Job
 	KsOp		op;
 	bool		is_check;		/* the background check's own */
 	bool		repeated;
+	uint8		step;			/* of KS_OP_WRAP, see broker_wrap.c */
 	int64		sent_at;		/* CLOCK_BOOTTIME, us; 0: not yet */
 	uint64		epoch;
 	Waiter	   *waiters;
@@ -31,11 +32,12 @@ typedef struct Job
 		uint8		bytes[REQUEST_BODY_MAX];
 		UnwrapRequest unwrap;
 		CreateRequest create;
+		WrapRequest wrap;
 	}			body;
 } Job;
 
 extern void jobs_collect(Job *current);
-extern void jobs_add_check(const UnwrapRequest *what);
+extern void jobs_add_check(KsOp op, const UnwrapRequest *what);
 extern bool jobs_empty(void);
 extern int	jobs_length(void);
 extern Job *jobs_pop(void);

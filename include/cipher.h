@@ -1,11 +1,11 @@
 /*
  * cipher.h
- *		The only door to OpenSSL's ciphers, MAC and key derivation.
+ *		The only door to ciphers, MAC and key derivation.
  *
  * XAES-256-GCM (C2SP XAES-256-GCM), HKDF-SHA-256 (RFC 5869), HMAC-SHA-256
- * (RFC 2104).  No PostgreSQL header: the vector tests link this file alone.  Functions return false
- * when OpenSSL fails or, on opening, when the tag does not match; they never
- * log and never raise.
+ * (RFC 2104).  No PostgreSQL header: the vector tests link the cipher files
+ * alone.  Functions return false when a library fails or, on opening, when the
+ * tag does not match; they never log and never raise.
  */
 #ifndef NOMP_CIPHER_H
 #define NOMP_CIPHER_H
@@ -21,22 +21,32 @@
 #define CIPHER_MAC_LEN		16	/* HMAC-SHA-256, truncated */
 
 /*
- * A key that others are derived from, as its key schedule on OpenSSL's heap
- * until cipher_root_free, which wipes it.
+ * Choose what does AES and AES-GCM, "openssl" or "ipsec-mb", or the best that
+ * there is (NULL), before the first key: nothing made by one is for the other.
+ * False if it is not in this build or cannot be used on this machine.
+ */
+extern bool cipher_use(const char *name);
+
+/* What is in use, and the library's own name for its version. */
+extern const char *cipher_library(void);
+extern const char *cipher_library_version(void);
+
+/*
+ * A key that others are derived from, as its key schedule on the heap until
+ * cipher_root_free, which wipes it.  NULL when a library fails.
  */
 typedef struct CipherRoot CipherRoot;
 
-/* NULL when OpenSSL fails. */
 extern CipherRoot *cipher_root(const uint8_t key[CIPHER_KEY_LEN]);
 extern void cipher_root_free(CipherRoot *root);
 
 /*
  * A derived key: AES-256-GCM keyed for one (key, first 12 nonce bytes).  Its
- * key schedule lives on OpenSSL's heap until cipher_free, which wipes it.
+ * key schedule lives on the heap until cipher_free, which wipes it.
  */
 typedef struct CipherCtx CipherCtx;
 
-/* Derive for a prefix; NULL when OpenSSL fails.  Serves both directions. */
+/* Derive for a prefix; NULL when a library fails.  Serves both directions. */
 extern CipherCtx *cipher_derive(CipherRoot *root,
 								const uint8_t prefix[CIPHER_PREFIX_LEN]);
 
@@ -74,13 +84,9 @@ extern bool cipher_hkdf(const uint8_t *ikm, size_t ikm_len,
 						const uint8_t *info, size_t info_len,
 						uint8_t out[32]);
 
-/* HMAC-SHA-256, cut to CIPHER_MAC_LEN bytes, under a key that is kept keyed. */
-typedef struct CipherMac CipherMac;
-
-extern CipherMac *cipher_mac(const uint8_t key[CIPHER_KEY_LEN]);
-extern void cipher_mac_free(CipherMac *mac);
-extern bool cipher_mac_take(CipherMac *mac, const uint8_t *data, size_t len,
-							uint8_t out[CIPHER_MAC_LEN]);
+/* HMAC-SHA-256, cut to CIPHER_MAC_LEN bytes; keeps no key. */
+extern bool cipher_hmac(const uint8_t key[CIPHER_KEY_LEN], const uint8_t *data,
+						size_t len, uint8_t out[CIPHER_MAC_LEN]);
 
 /* Cryptographically secure random bytes; false when the kernel has none. */
 extern bool cipher_random(void *out, size_t len);

@@ -48,6 +48,7 @@ extern bool keyring_peek(const KeyPlace *place, const uint8 key_check[KEY_CHECK_
 						 bool own_transaction, WorkingKey *out);
 extern void keyring_expire(void);
 extern void keyring_wipe_all(void);
+extern void keyring_forget_kek(const char *label);
 extern bool keyring_next_check(int *cursor, int64 checked_before,
 							   UnwrapRequest *out);
 extern int	keyring_renew(const char *label, Lease lease);

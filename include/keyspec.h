@@ -53,4 +53,18 @@ typedef struct CreateAnswer
 	KeySpec		keys[KS_MAX_KEYS];
 } CreateAnswer;
 
+/*
+ * KS_OP_WRAP between backend and broker, which unwraps the key first and
+ * unwraps the result again: the answer is a KeySpec, of a key that has proved
+ * to open.
+ */
+typedef struct WrapRequest
+{
+	char		installation[37];
+	char		label[KS_MAX_LABEL];	/* of the KEK that shall wrap it */
+	char		from[KS_MAX_LABEL]; /* of the KEK that wraps it; "": make it */
+	bool		from_own_transaction;	/* leave that one provisional */
+	KeySpec		key;			/* of a key to be made: its place */
+} WrapRequest;
+
 #endif							/* NOMP_KEYSPEC_H */

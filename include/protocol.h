@@ -51,6 +51,10 @@
  * CREATE_KEK  str inst, str tenant, u32 generation, u8 n, n * str aad
  *             -> str serial, n * (str data key, str wrapped)
  *             makes a KEK marked provisional and n fresh data keys under it
+ * WRAP        str inst, str label, str aad, str data key or "" -> str data key,
+ *             str wrapped
+ *             wraps a data key under a KEK that is there, provisional or not;
+ *             "" stands for a fresh one
  * UNWRAP      str inst, str label, u8 confirm, u8 n, n * (str aad, str wrapped)
  *             -> n * (u8 status, str data key or "")
  *             confirm: take the provisional mark off first, if it is there
@@ -60,17 +64,22 @@
  * REMOVE      str inst, str label, u64 seconds -> u8 removed
  *             destroys one key that is provisional and at least that old;
  *             anything else is refused with KS_REFUSED
- * SEE         str inst, str tenant -> str serial, u16 n, n * (str label, u8
- *             provisional): every key found for the tenant, canary found
- *             before and after
+ * SEE         str inst, str tenant, u32 offset -> str serial, u16 n, n * (str
+ *             label, u8 provisional): the keys found for the tenant, sorted by
+ *             label, canary found before and after
  * DESTROY     str inst, str tenant, str serial -> u16 n, n * (str label)
  *             sees, destroys and no longer sees every key of the tenant,
  *             canary found before and after, on the token with that serial
  *             (KS_TOKEN_WRONG otherwise); n are the keys destroyed now
+ * DESTROY_KEK str inst, str label, str serial -> u8 destroyed
+ *             the same for that one key; 0 if it was not there any more
+ * ENABLE      str inst, str tenant, u8 enable -> u16 n, u16 obeyed
+ *             lets every key of the tenant be used, or not, and reads that
+ *             back; n keys were found, of so many the token obeyed
  *
- * SEE and DESTROY that answer with KS_LIST_PAGE entries may have left more:
- * DESTROY took the first of them in order of label, and is asked again until
- * it answers with fewer.
+ * SEE and DESTROY that answer with KS_LIST_PAGE entries may have left more, and
+ * are asked again until they answer with fewer: SEE from an offset on, DESTROY
+ * took the first of them in order of label.
  */
 typedef enum KsOp
 {
@@ -83,12 +92,15 @@ typedef enum KsOp
 	KS_OP_LIST,
 	KS_OP_REMOVE,
 	KS_OP_SEE,
-	KS_OP_DESTROY
+	KS_OP_DESTROY,
+	KS_OP_WRAP,
+	KS_OP_DESTROY_KEK,
+	KS_OP_ENABLE
 } KsOp;
 
 /*
- * Statuses.  KS_KEY_ABSENT is said only if the canary was found just before
- * and just after, on the same token serial; KS_INTEGRITY only if the module
+ * Statuses.  KS_KEY_ABSENT and KS_KEY_DISABLED are said only if the canary was
+ * found just before and just after, on the same token serial; KS_INTEGRITY only if the module
  * proved healthy by a round trip with another key.
  */
 typedef enum KsStatus
@@ -109,6 +121,7 @@ typedef enum KsStatus
 								 * group or others */
 	KS_PIN_INCORRECT,
 	KS_PIN_LOCKED,
+	KS_KEY_DISABLED,			/* the key is there and must not be used */
 	/* the following are made up by the broker, never sent by a helper */
 	KS_TIMEOUT,					/* no answer in nomp_crypt.keystore_timeout */
 	KS_CRASHED,					/* the helper died twice over this request */

@@ -12,7 +12,7 @@
 #include "keyring.h"
 
 #define REQUEST_REASON_MAX	240
-#define REQUEST_BODY_MAX	sizeof(UnwrapRequest)
+#define REQUEST_BODY_MAX	sizeof(UnwrapRequest)	/* the largest */
 
 /* The broker's own copy of what it took: the backend may take its slot back. */
 typedef struct TakenRequest

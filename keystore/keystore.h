@@ -93,6 +93,8 @@ typedef struct KeystoreProvider
 						  char *serial, KsFailure *why);
 	KsStatus	(*create_kek) (Keystore *ks, const KsLabel *label, KsNewKey *keys,
 							   int n, char *serial, KsFailure *why);
+	KsStatus	(*wrap) (Keystore *ks, const KsLabel *label, bool fresh,
+						 KsNewKey *key, KsFailure *why);
 	KsStatus	(*unwrap) (Keystore *ks, const KsLabel *label, bool confirm,
 						   KsWrappedKey *keys, int n, KsFailure *why);
 	KsStatus	(*confirm) (Keystore *ks, const KsLabel *label, KsFailure *why);
@@ -101,9 +103,13 @@ typedef struct KeystoreProvider
 	KsStatus	(*remove) (Keystore *ks, const KsLabel *label, uint64_t seconds,
 						   bool *removed, KsFailure *why);
 	KsStatus	(*see) (Keystore *ks, const char *inst, const char *tenant,
-						KsSeen *out, KsFailure *why);
+						uint32_t offset, KsSeen *out, KsFailure *why);
 	KsStatus	(*destroy) (Keystore *ks, const char *inst, const char *tenant,
 							const char *serial, KsSeen *out, KsFailure *why);
+	KsStatus	(*destroy_kek) (Keystore *ks, const KsLabel *label, const char *serial,
+								bool *destroyed, KsFailure *why);
+	KsStatus	(*enable) (Keystore *ks, const char *inst, const char *tenant, bool on,
+						   size_t *found, size_t *obeyed, KsFailure *why);
 } KeystoreProvider;
 
 extern const KeystoreProvider pkcs11_provider;

@@ -201,7 +201,7 @@ create_work(Keystore *ks, void *arg)
 	if (search)
 		status = expect_keys(ks, &w->label, 1);
 	for (int i = 0; status == KS_OK && i < w->n; i++)
-		status = p11_wrap(ks, handle, &w->keys[i]);
+		status = p11_wrap(ks, handle, true, &w->keys[i]);
 	if (status == KS_OK)
 	{
 		p11_forget(ks, w->label.base);
@@ -227,20 +227,77 @@ create_kek(Keystore *ks, const KsLabel *label, KsNewKey *keys, int n, char *seri
 	return p11_run(ks, create_work, &w, why);
 }
 
-/* ---- unwrap, confirm ---- */
+/* ---- wrap, unwrap, confirm ---- */
 
 /*
- * Make sure that a key carries no provisional mark, on the token.  The one
- * that was made here a moment ago need not be searched for.
+ * Find a KEK whose handle is certain to be its own.  The one that was made
+ * here a moment ago need not be searched for.
  */
+static KsStatus
+find_surely(Keystore *ks, const KsLabel *label, KnownKey **key)
+{
+	*key = p11_known_still(ks, label);
+	return *key != NULL ? KS_OK : p11_find_again(ks, label, key);
+}
+
+/*
+ * The token would not use a KEK that was just found.  KS_KEY_DISABLED if it is
+ * disabled, with the canary in its place before and after; else as it was.
+ */
+static KsStatus
+explain_refusal(Keystore *ks, const KnownKey *kek, KsStatus status)
+{
+	const KsFailure why = *ks->why;
+	CK_OBJECT_HANDLE canary;
+	bool		enabled = true;
+
+	if (p11_canary(ks, kek->label.inst, &canary) != KS_OK ||
+		p11_is_enabled(ks, kek->handle, &enabled) != KS_OK || enabled ||
+		p11_canary(ks, kek->label.inst, &canary) != KS_OK ||
+		p11_same_token(ks) != KS_OK)
+	{
+		*ks->why = why;
+		return status;
+	}
+	return p11_refuse(ks, KS_KEY_DISABLED, "the key \"%s\" is disabled", kek->label.base);
+}
+
+typedef struct WrapWork
+{
+	const KsLabel *label;
+	bool		fresh;
+	KsNewKey   *key;
+} WrapWork;
+
+static KsStatus
+wrap_work(Keystore *ks, void *arg)
+{
+	WrapWork   *w = arg;
+	KnownKey   *kek;
+	KsStatus	status = find_surely(ks, w->label, &kek);
+
+	/* under another key it would never be found to be wrong, until it is needed */
+	if (status == KS_OK)
+		status = p11_wrap(ks, kek->handle, w->fresh, w->key);
+	if (status == KS_MODULE_ERROR && !ks->lost)
+		status = explain_refusal(ks, kek, status);
+	return status;
+}
+
+static KsStatus
+wrap(Keystore *ks, const KsLabel *label, bool fresh, KsNewKey *key, KsFailure *why)
+{
+	WrapWork	w = {label, fresh, key};
+
+	return p11_run(ks, wrap_work, &w, why);
+}
+
+/* Make sure that a key carries no provisional mark, on the token. */
 static KsStatus
 confirm_key(Keystore *ks, const KsLabel *label, KnownKey **key)
 {
-	KsStatus	status = KS_OK;
+	KsStatus	status = find_surely(ks, label, key);
 
-	*key = p11_known_still(ks, label);
-	if (*key == NULL)
-		status = p11_find_again(ks, label, key);
 	if (status == KS_OK && (*key)->label.provisional)
 		status = p11_take_off_mark(ks, *key);
 	return status;
@@ -296,6 +353,8 @@ doubt(Keystore *ks, UnwrapWork *w, CryptResult result)
 		if (result == CRYPT_STALE || w->kek->handle != old)
 			return KS_OK;
 	}
+	if (result == CRYPT_DENIED)
+		return explain_refusal(ks, w->kek, KS_MODULE_ERROR);
 	if (result == CRYPT_STALE)
 	{
 		ks->lost = !ks->fresh;
@@ -383,17 +442,20 @@ const KeystoreProvider pkcs11_provider = {
 	.scheme = "pkcs11:",
 	.capabilities = {
 		.destroys_at_once = true,
-		.can_disable = false,
+		.can_disable = true,	/* unless the token refuses */
 	},
 	.create = create,
 	.close = close_keystore,
 	.status = token_status,
 	.setup = setup,
 	.create_kek = create_kek,
+	.wrap = wrap,
 	.unwrap = unwrap,
 	.confirm = confirm,
 	.list = p11_list,
 	.remove = p11_remove,
 	.see = p11_see,
 	.destroy = p11_destroy_tenant,
+	.destroy_kek = p11_destroy_kek,
+	.enable = p11_enable_tenant,
 };

@@ -81,6 +81,7 @@ typedef enum CryptResult
 {
 	CRYPT_OK,
 	CRYPT_STALE,				/* the handle is none any more */
+	CRYPT_DENIED,				/* the key may be disabled */
 	CRYPT_SUSPECT,				/* the data may not authenticate */
 	CRYPT_FAILED				/* reported */
 } CryptResult;
@@ -127,7 +128,7 @@ extern KsStatus p11_find_again(Keystore *ks, const KsLabel *label, KnownKey **ke
 
 /* pkcs11_crypto.c */
 extern bool p11_random(void *buf, size_t len);
-extern KsStatus p11_wrap(Keystore *ks, CK_OBJECT_HANDLE kek, KsNewKey *key);
+extern KsStatus p11_wrap(Keystore *ks, CK_OBJECT_HANDLE kek, bool fresh, KsNewKey *key);
 extern bool p11_well_formed(const KsWrappedKey *key);
 extern CryptResult p11_unwrap(Keystore *ks, CK_OBJECT_HANDLE kek, KsWrappedKey *key);
 extern KsStatus p11_prove_healthy(Keystore *ks, const char *inst);
@@ -136,17 +137,23 @@ extern KsStatus p11_prove_healthy(Keystore *ks, const char *inst);
 extern KsStatus p11_generate(Keystore *ks, const char *label, const uint8_t *id,
 							 size_t id_len, CK_OBJECT_HANDLE *handle);
 extern KsStatus p11_take_off_mark(Keystore *ks, KnownKey *key);
+extern KsStatus p11_enable(Keystore *ks, CK_OBJECT_HANDLE handle, bool on, bool *obeyed);
+extern KsStatus p11_is_enabled(Keystore *ks, CK_OBJECT_HANDLE handle, bool *enabled);
 extern KsStatus p11_destroy(Keystore *ks, CK_OBJECT_HANDLE handle, bool *destroyed);
 
 /* pkcs11_erase.c */
 extern KsStatus p11_list(Keystore *ks, const char *inst, uint32_t offset,
 						 KsSeen *out, KsFailure *why);
 extern KsStatus p11_see(Keystore *ks, const char *inst, const char *tenant,
-						KsSeen *out, KsFailure *why);
+						uint32_t offset, KsSeen *out, KsFailure *why);
 extern KsStatus p11_remove(Keystore *ks, const KsLabel *label, uint64_t seconds,
 						   bool *removed, KsFailure *why);
 extern KsStatus p11_destroy_tenant(Keystore *ks, const char *inst, const char *tenant,
 								   const char *serial, KsSeen *out, KsFailure *why);
+extern KsStatus p11_destroy_kek(Keystore *ks, const KsLabel *label, const char *serial,
+								bool *destroyed, KsFailure *why);
+extern KsStatus p11_enable_tenant(Keystore *ks, const char *inst, const char *tenant, bool on,
+								  size_t *found, size_t *obeyed, KsFailure *why);
 
 /* pkcs11.c */
 extern KsStatus p11_run(Keystore *ks, P11Work work, void *arg, KsFailure *why);

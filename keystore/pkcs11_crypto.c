@@ -128,6 +128,9 @@ judge(Keystore *ks, const char *function, CK_RV rv)
 	(void) p11_failed(ks, function, rv);
 	switch (rv)
 	{
+		case CKR_KEY_FUNCTION_NOT_PERMITTED:
+		case CKR_KEY_TYPE_INCONSISTENT:
+			return CRYPT_DENIED;
 		case CKR_ENCRYPTED_DATA_INVALID:
 		case CKR_ENCRYPTED_DATA_LEN_RANGE:
 		case CKR_DATA_INVALID:
@@ -194,13 +197,13 @@ seal_and_check(Keystore *ks, CK_OBJECT_HANDLE kek, const uint8_t key[KS_DEK_LEN]
 	return result == CRYPT_OK ? KS_OK : KS_MODULE_ERROR;
 }
 
-/* Make a data key and wrap it. */
+/* Wrap a data key, after making it if it is to be a fresh one. */
 KsStatus
-p11_wrap(Keystore *ks, CK_OBJECT_HANDLE kek, KsNewKey *key)
+p11_wrap(Keystore *ks, CK_OBJECT_HANDLE kek, bool fresh, KsNewKey *key)
 {
 	key->wrapped[0] = WRAP_VERSION;
 	key->wrapped_len = WRAPPED_LEN;
-	if (!p11_random(key->key, KS_DEK_LEN))
+	if (fresh && !p11_random(key->key, KS_DEK_LEN))
 		return p11_refuse(ks, KS_MODULE_ERROR, "no random bytes");
 	return seal_and_check(ks, kek, key->key, &key->aad, key->wrapped + IV_AT,
 						  key->wrapped + DATA_AT);

@@ -56,7 +56,7 @@ typedef struct SeeWork
 	const char *inst;
 	const char *prefix;
 	const char *serial;			/* destroy: the token it must be */
-	uint32_t	offset;			/* list: provisional keys to skip */
+	uint32_t	offset;			/* list, see: keys to skip */
 	KsSeen	   *out;
 } SeeWork;
 
@@ -101,7 +101,7 @@ see_work(Keystore *ks, void *arg)
 	memset(w->out, 0, sizeof(*w->out));
 	p11_serial(ks, w->out->serial);
 	status = look(ks, w->inst, w->prefix, &found);
-	for (size_t i = 0; status == KS_OK && i < found.n && i < KS_LIST_PAGE; i++)
+	for (size_t i = w->offset; status == KS_OK && i < found.n && w->out->n < KS_LIST_PAGE; i++)
 		add_seen(w->out, &found.items[i]);
 	w->out->total = found.n;
 	p11_free_found(&found);
@@ -109,10 +109,11 @@ see_work(Keystore *ks, void *arg)
 }
 
 KsStatus
-p11_see(Keystore *ks, const char *inst, const char *tenant, KsSeen *out, KsFailure *why)
+p11_see(Keystore *ks, const char *inst, const char *tenant, uint32_t offset, KsSeen *out,
+		KsFailure *why)
 {
 	char		prefix[KS_MAX_LABEL + 1];
-	SeeWork		w = {inst, prefix, NULL, 0, out};
+	SeeWork		w = {inst, prefix, NULL, offset, out};
 
 	label_tenant_prefix(inst, tenant, prefix);
 	return p11_run(ks, see_work, &w, why);
@@ -143,20 +144,28 @@ destroy_found(Keystore *ks, const FoundKeys *found, KsSeen *out, size_t *left)
 }
 
 static KsStatus
+check_serial(Keystore *ks, const char *wanted)
+{
+	char		serial[KS_MAX_SERIAL + 1];
+
+	p11_serial(ks, serial);
+	if (strcmp(serial, wanted) == 0)
+		return KS_OK;
+	return p11_refuse(ks, KS_TOKEN_WRONG,
+					  "the token's serial number is \"%s\", not the one expected", serial);
+}
+
+static KsStatus
 destroy_work(Keystore *ks, void *arg)
 {
 	SeeWork    *w = arg;
-	char		serial[KS_MAX_SERIAL + 1];
 	FoundKeys	found = {0};
 	FoundKeys	after = {0};
 	size_t		left = 0;
-	KsStatus	status;
+	KsStatus	status = check_serial(ks, w->serial);
 
-	p11_serial(ks, serial);
-	if (strcmp(serial, w->serial) != 0)
-		return p11_refuse(ks, KS_TOKEN_WRONG,
-						  "the token's serial number is \"%s\", not the one expected", serial);
-	status = look(ks, w->inst, w->prefix, &found);
+	if (status == KS_OK)
+		status = look(ks, w->inst, w->prefix, &found);
 	if (status == KS_OK)
 		status = destroy_found(ks, &found, w->out, &left);
 	if (status == KS_OK)
@@ -178,6 +187,105 @@ p11_destroy_tenant(Keystore *ks, const char *inst, const char *tenant, const cha
 
 	label_tenant_prefix(inst, tenant, prefix);
 	return p11_run(ks, destroy_work, &w, why);
+}
+
+typedef struct KekWork
+{
+	const KsLabel *label;
+	const char *serial;			/* the token it must be */
+	bool	   *destroyed;
+} KekWork;
+
+/* What the token holds for one KEK, now, canary seen before and after. */
+static KsStatus
+look_for_kek(Keystore *ks, const KsLabel *label, FoundKeys *found)
+{
+	CK_OBJECT_HANDLE canary;
+	KsStatus	status = p11_canary(ks, label->inst, &canary);
+
+	if (status == KS_OK)
+		status = p11_search_kek(ks, label, found);
+	if (status == KS_OK)
+		status = p11_canary(ks, label->inst, &canary);
+	if (status == KS_OK)
+		status = p11_same_token(ks);
+	return status;
+}
+
+static KsStatus
+destroy_kek_work(Keystore *ks, void *arg)
+{
+	KekWork    *w = arg;
+	FoundKeys	found = {0};
+	FoundKeys	after = {0};
+	KsStatus	status = check_serial(ks, w->serial);
+
+	if (status == KS_OK)
+		status = look_for_kek(ks, w->label, &found);
+	for (size_t i = 0; status == KS_OK && i < found.n; i++)
+	{
+		bool		destroyed;
+
+		status = p11_destroy(ks, found.items[i].handle, &destroyed);
+		*w->destroyed |= destroyed;
+	}
+	p11_forget(ks, w->label->base);
+	if (status == KS_OK)
+		status = look_for_kek(ks, w->label, &after);
+	if (status == KS_OK && after.n > 0)
+		status = p11_refuse(ks, KS_MODULE_ERROR, "the key is still there after it was destroyed");
+	p11_free_found(&found);
+	p11_free_found(&after);
+	return status;
+}
+
+KsStatus
+p11_destroy_kek(Keystore *ks, const KsLabel *label, const char *serial, bool *destroyed,
+				KsFailure *why)
+{
+	KekWork		w = {label, serial, destroyed};
+
+	return p11_run(ks, destroy_kek_work, &w, why);
+}
+
+typedef struct EnableWork
+{
+	const char *inst;
+	const char *prefix;
+	bool		on;
+	size_t	   *found;
+	size_t	   *obeyed;
+} EnableWork;
+
+static KsStatus
+enable_work(Keystore *ks, void *arg)
+{
+	EnableWork *w = arg;
+	FoundKeys	found = {0};
+	KsStatus	status = look(ks, w->inst, w->prefix, &found);
+
+	*w->obeyed = 0;
+	*w->found = found.n;
+	for (size_t i = 0; status == KS_OK && i < found.n; i++)
+	{
+		bool		obeyed = false;
+
+		status = p11_enable(ks, found.items[i].handle, w->on, &obeyed);
+		*w->obeyed += obeyed;
+	}
+	p11_free_found(&found);
+	return status;
+}
+
+KsStatus
+p11_enable_tenant(Keystore *ks, const char *inst, const char *tenant, bool on,
+				  size_t *found, size_t *obeyed, KsFailure *why)
+{
+	char		prefix[KS_MAX_LABEL + 1];
+	EnableWork	w = {inst, prefix, on, found, obeyed};
+
+	label_tenant_prefix(inst, tenant, prefix);
+	return p11_run(ks, enable_work, &w, why);
 }
 
 typedef struct RemoveWork

@@ -110,6 +110,45 @@ p11_take_off_mark(Keystore *ks, KnownKey *key)
 	return KS_OK;
 }
 
+/* May a key be used, as the token says now? */
+KsStatus
+p11_is_enabled(Keystore *ks, CK_OBJECT_HANDLE handle, bool *enabled)
+{
+	CK_BBOOL	can[2] = {CK_FALSE, CK_FALSE};
+	CK_ATTRIBUTE attrs[] = {
+		{CKA_ENCRYPT, &can[0], sizeof(can[0])},
+		{CKA_DECRYPT, &can[1], sizeof(can[1])},
+	};
+	CK_RV		rv = ks->f->C_GetAttributeValue(ks->session, handle, attrs, 2);
+
+	if (rv != CKR_OK)
+		return p11_failed(ks, "C_GetAttributeValue", rv);
+	*enabled = can[0] && can[1];
+	return can[0] == can[1] ? KS_OK :
+		p11_refuse(ks, KS_MODULE_ERROR, "a key can only encrypt, or only decrypt");
+}
+
+/* Let a key be used, or not.  A token may refuse; what counts is what it says then. */
+KsStatus
+p11_enable(Keystore *ks, CK_OBJECT_HANDLE handle, bool on, bool *obeyed)
+{
+	CK_ATTRIBUTE attrs[] = {
+		{CKA_ENCRYPT, on ? &yes : &no, sizeof(yes)},
+		{CKA_DECRYPT, on ? &yes : &no, sizeof(yes)},
+	};
+	CK_RV		rv = ks->f->C_SetAttributeValue(ks->session, handle, attrs, 2);
+	bool		enabled;
+	KsStatus	status;
+
+	if (rv != CKR_OK && rv != CKR_ATTRIBUTE_READ_ONLY && rv != CKR_ATTRIBUTE_VALUE_INVALID &&
+		rv != CKR_ATTRIBUTE_TYPE_INVALID && rv != CKR_TEMPLATE_INCONSISTENT &&
+		rv != CKR_ACTION_PROHIBITED && rv != CKR_FUNCTION_NOT_SUPPORTED)
+		return p11_failed(ks, "C_SetAttributeValue", rv);
+	status = p11_is_enabled(ks, handle, &enabled);
+	*obeyed = status == KS_OK && enabled == on;
+	return status;
+}
+
 /* Destroy a key; one that somebody else destroyed meanwhile is fine too. */
 KsStatus
 p11_destroy(Keystore *ks, CK_OBJECT_HANDLE handle, bool *destroyed)

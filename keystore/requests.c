@@ -204,6 +204,32 @@ do_create_kek(Request *rq)
 }
 
 static KsStatus
+do_wrap(Request *rq)
+{
+	KsNewKey   *key = &new_keys[0];
+	KsLabel		label;
+	KsBytes		given;
+	bool		ok = true;
+	KsStatus	status;
+
+	get_label(rq, &label, &ok);
+	get_bytes(rq, &key->aad);
+	get_bytes(rq, &given);
+	if (!wire_done(&rq->in) || (given.len != 0 && given.len != KS_DEK_LEN))
+		return malformed(rq);
+	if (!ok || label.provisional)
+		return refuse_name(rq);
+	if (given.len != 0)
+		memcpy(key->key, given.data, KS_DEK_LEN);
+	status = provider->wrap(keystore, &label, given.len == 0, key, &rq->why);
+	if (status != KS_OK)
+		return status;
+	wire_put_str(&rq->out, key->key, KS_DEK_LEN);
+	wire_put_str(&rq->out, key->wrapped, key->wrapped_len);
+	return KS_OK;
+}
+
+static KsStatus
 do_unwrap(Request *rq)
 {
 	KsLabel		label;
@@ -309,16 +335,18 @@ do_see(Request *rq)
 	char		inst[UUID_TEXT_LEN + 1];
 	char		tenant[UUID_TEXT_LEN + 1];
 	KsSeen		seen = {0};
+	uint32_t	offset;
 	bool		ok = true;
 	KsStatus	status;
 
 	get_uuid(rq, inst, &ok);
 	get_uuid(rq, tenant, &ok);
+	offset = (uint32_t) wire_get_uint(&rq->in, 4);
 	if (!wire_done(&rq->in))
 		return malformed(rq);
 	if (!ok)
 		return refuse_name(rq);
-	status = provider->see(keystore, inst, tenant, &seen, &rq->why);
+	status = provider->see(keystore, inst, tenant, offset, &seen, &rq->why);
 	if (status != KS_OK)
 		return status;
 	put_text(&rq->out, seen.serial);
@@ -357,6 +385,53 @@ do_destroy(Request *rq)
 	return KS_OK;
 }
 
+static KsStatus
+do_destroy_kek(Request *rq)
+{
+	char		serial[KS_MAX_SERIAL + 1];
+	KsLabel		label;
+	bool		ok = true;
+	bool		destroyed = false;
+	KsStatus	status;
+
+	get_label(rq, &label, &ok);
+	wire_get_cstr(&rq->in, serial, sizeof(serial));
+	if (!wire_done(&rq->in))
+		return malformed(rq);
+	if (!ok || label.provisional)
+		return refuse_name(rq);
+	status = provider->destroy_kek(keystore, &label, serial, &destroyed, &rq->why);
+	if (status == KS_OK)
+		wire_put_uint(&rq->out, destroyed, 1);
+	return status;
+}
+
+static KsStatus
+do_enable(Request *rq)
+{
+	char		inst[UUID_TEXT_LEN + 1];
+	char		tenant[UUID_TEXT_LEN + 1];
+	size_t		found = 0;
+	size_t		obeyed = 0;
+	bool		ok = true;
+	unsigned	on;
+	KsStatus	status;
+
+	get_uuid(rq, inst, &ok);
+	get_uuid(rq, tenant, &ok);
+	on = (unsigned) wire_get_uint(&rq->in, 1);
+	if (!wire_done(&rq->in) || on > 1)
+		return malformed(rq);
+	if (!ok)
+		return refuse_name(rq);
+	status = provider->enable(keystore, inst, tenant, on == 1, &found, &obeyed, &rq->why);
+	if (status != KS_OK)
+		return status;
+	wire_put_uint(&rq->out, found, 2);
+	wire_put_uint(&rq->out, obeyed, 2);
+	return KS_OK;
+}
+
 static const Handler handlers[] = {
 	[KS_OP_HELLO] = do_hello,
 	[KS_OP_STATUS] = do_status,
@@ -368,6 +443,9 @@ static const Handler handlers[] = {
 	[KS_OP_REMOVE] = do_remove,
 	[KS_OP_SEE] = do_see,
 	[KS_OP_DESTROY] = do_destroy,
+	[KS_OP_WRAP] = do_wrap,
+	[KS_OP_DESTROY_KEK] = do_destroy_kek,
+	[KS_OP_ENABLE] = do_enable,
 };
 
 /* Stands in for every operation while there is no provider to ask. */
@@ -393,7 +471,7 @@ request_run(const uint8_t *frame, size_t len, uint8_t *reply)
 	rq.out = (WireWriter) {reply + 13, KS_MAX_FRAME - 9, 0, false};
 	id = wire_get_uint(&rq.in, 8);
 	op = (size_t) wire_get_uint(&rq.in, 1);
-	if (rq.in.bad || op < KS_OP_HELLO || op > KS_OP_DESTROY ||
+	if (rq.in.bad || op < KS_OP_HELLO || op >= sizeof(handlers) / sizeof(handlers[0]) ||
 		(op != KS_OP_HELLO && !greeted))
 		return 0;
 	handler = op != KS_OP_HELLO && keystore == NULL ? no_provider : handlers[op];

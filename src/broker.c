@@ -21,6 +21,7 @@
 #include "broker.h"
 #include "broker_codec.h"
 #include "broker_jobs.h"
+#include "broker_wrap.h"
 #include "cipher.h"
 #include "helper_link.h"
 #include "holders.h"
@@ -43,6 +44,8 @@
 
 static char *keystore_uri = NULL;
 static int	key_check_interval = 300;	/* seconds */
+
+static void replace_helper(KsStatus status, const char *why);
 
 static Job *current = NULL;		/* sent, not answered */
 static char *started_uri = NULL;	/* the running helper's */
@@ -115,36 +118,74 @@ finish(Job *job, KsStatus status, const char *reason,
 	jobs_finish(job, status, reason, answer, len, key);
 }
 
+/* Send a body for a job, and wipe it: it may have a data key in it. */
+static bool
+send_body(const Job *job, KsOp op, WireWriter *w)
+{
+	bool		sent = !w->bad && helper_send(job->id, op, w->buf, w->len);
+
+	cipher_wipe(w->buf, w->len);
+	return sent;
+}
+
 static bool
 send_job(Job *job)
 {
 	static uint8 body[KS_MAX_FRAME];
 	WireWriter	w = {body, sizeof(body), 0, false};
+	KsOp		op = job->op;
 
 	if (job->op == KS_OP_UNWRAP)
 		codec_put_unwrap(&w, &job->body.unwrap);
 	else if (job->op == KS_OP_CREATE_KEK)
 		codec_put_create(&w, &job->body.create);
+	else if (job->op == KS_OP_WRAP)
+		op = wrap_begin(job, &w);
+	else if (job->is_check)
+		codec_put_see(&w, &job->body.unwrap);
 	else
 		wire_put(&w, job->body.bytes, job->len);
-	return !w.bad && helper_send(job->id, job->op, body, w.len);
+	return send_body(job, op, &w);
 }
 
 /* ---- answers ---- */
 
-/* The keystore says, with its canary present, that a KEK in use is gone. */
+/*
+ * The keystore says, with its canary present, that a KEK in use is gone, or
+ * must not be used.
+ */
 static void
-revoke_gone(const UnwrapRequest *what)
+revoke_gone(const UnwrapRequest *what, KsStatus status)
 {
 	const uint8 *tenant = what->keys[0].place.tenant;
 
 	if (!keyring_holds(tenant))
 		return;
 	ereport(LOG,
-			(errmsg("the keystore no longer has the key \"%s\": its school's keys are wiped",
+			(errmsg(status == KS_KEY_DISABLED ?
+					"the key \"%s\" is disabled in the keystore: its school's keys are wiped" :
+					"the keystore no longer has the key \"%s\": its school's keys are wiped",
 					what->label)));
 	(void) keyring_revoke(tenant);
 	holders_poke(tenant);
+}
+
+/*
+ * The KEK of a background check is gone.  If the school has a later one, it
+ * was retired: its keys will be asked for under that one, and no session need
+ * notice.  So too if it was made by a transaction that never committed.
+ */
+static void
+see_answered(Job *job, WireReader *r)
+{
+	const UnwrapRequest *what = &job->body.unwrap;
+	bool		later;
+
+	if (codec_get_later(r, what, &later) && (later || what->own_transaction))
+		keyring_forget_kek(what->label);
+	else
+		revoke_gone(what, KS_KEY_ABSENT);
+	finish(job, KS_OK, "", NULL, 0, NULL);
 }
 
 static void
@@ -214,12 +255,30 @@ create_answered(Job *job, WireReader *r)
 		finish(job, KS_MODULE_ERROR, "malformed answer from the keystore helper", NULL, 0, NULL);
 }
 
+/* One frame of several: go on to the next, within the job's time. */
+static void
+wrap_job_answered(Job *job, WireReader *r)
+{
+	uint8		body[WRAP_BODY_MAX];
+	WireWriter	w = {body, sizeof(body), 0, false};
+	KsOp		op = KS_OP_WRAP;
+	KsStatus	status = wrap_answered(job, r, &op, &w);
+
+	if (status != KS_OK)
+		finish(job, status, "the key is not the one that its row names", NULL, 0, NULL);
+	else if (w.len == 0)
+		finish(job, KS_OK, "", (uint8 *) &job->body.wrap.key, sizeof(KeySpec), NULL);
+	else if (!send_body(job, op, &w))
+		replace_helper(KS_CRASHED, "does not take requests");
+}
+
 /* The helper answered with an error: remember, tell, revoke as it says. */
 static void
 error_answered(Job *job, KsStatus status, WireReader *r)
 {
 	char		reason[512];
 	char		stamp[sizeof(pin_stamp)];
+	const bool	verdict = status == KS_KEY_ABSENT || status == KS_KEY_DISABLED;
 
 	wire_get_cstr(r, reason, sizeof(reason));
 	wire_get_cstr(r, stamp, sizeof(stamp));
@@ -227,9 +286,11 @@ error_answered(Job *job, KsStatus status, WireReader *r)
 		strlcpy(reason, "malformed answer from the keystore helper", sizeof(reason));
 	else if (status == KS_PIN_INCORRECT)
 		strlcpy(pin_stamp, stamp, sizeof(pin_stamp));
-	if (status == KS_KEY_ABSENT && job->op == KS_OP_UNWRAP)
-		revoke_gone(&job->body.unwrap);
-	if (job->is_check && status != KS_KEY_ABSENT)
+	if (status == KS_KEY_ABSENT && job->is_check)
+		jobs_add_check(KS_OP_SEE, &job->body.unwrap);
+	else if (verdict && job->op == KS_OP_UNWRAP)
+		revoke_gone(&job->body.unwrap, status);
+	if (job->is_check && !verdict)
 	{
 		ereport(LOG,
 				(errmsg("could not check the keys in use with the keystore"),
@@ -255,7 +316,7 @@ other_answered(Job *job, WireReader *r)
 		return;
 	}
 	memcpy(answer, r->buf, len);
-	if (job->op == KS_OP_DESTROY)
+	if (job->op == KS_OP_DESTROY || job->op == KS_OP_DESTROY_KEK)
 		helper_stop();
 	finish(job, KS_OK, "", answer, len, NULL);
 }
@@ -265,12 +326,16 @@ answered(Job *job, KsStatus status, WireReader *r)
 {
 	if (status != KS_OK)
 		error_answered(job, status, r);
+	else if (job->is_check && job->op == KS_OP_SEE)
+		see_answered(job, r);
 	else if (job->is_check)
 		check_answered(job, r);
 	else if (job->op == KS_OP_UNWRAP)
 		unwrap_answered(job, r);
 	else if (job->op == KS_OP_CREATE_KEK)
 		create_answered(job, r);
+	else if (job->op == KS_OP_WRAP)
+		wrap_job_answered(job, r);
 	else
 		other_answered(job, r);
 }
@@ -411,7 +476,7 @@ run_checks(int64 now)
 		static UnwrapRequest what;
 
 		if (keyring_next_check(&check_cursor, cycle_start, &what))
-			jobs_add_check(&what);
+			jobs_add_check(KS_OP_UNWRAP, &what);
 		else
 			check_cursor = PG_INT32_MAX;
 	}

@@ -45,17 +45,38 @@ codec_put_create(WireWriter *w, const CreateRequest *what)
 	}
 }
 
+/* Body of KS_OP_WRAP; without a data key, for a fresh one. */
+void
+codec_put_wrap(WireWriter *w, const WrapRequest *what, const uint8 *dek)
+{
+	uint8		aad[KEYPLACE_MAX];
+	size_t		aad_len = keyplace_aad(&what->key.place, aad);
+
+	wire_put_str(w, what->installation, strlen(what->installation));
+	wire_put_str(w, what->label, strlen(what->label));
+	wire_put_str(w, aad, aad_len);
+	wire_put_str(w, dek, dek != NULL ? KS_DEK_LEN : 0);
+}
+
+/* Is that the data key that the key_check was made of, in its place? */
+bool
+codec_is_key(const KeySpec *spec, const uint8 *dek, size_t len)
+{
+	uint8		check[KEY_CHECK_LEN];
+
+	return len == KS_DEK_LEN &&
+		keyplace_check(&spec->place, dek, check) &&
+		cipher_equal(check, spec->key_check, KEY_CHECK_LEN);
+}
+
 /* Derive the working key of one unwrapped data key; false if it is not it. */
 bool
 codec_working_key(const KeySpec *spec, const uint8 *dek, size_t len,
 				   WorkingKey *out)
 {
-	uint8		check[KEY_CHECK_LEN];
 	bool		ok;
 
-	ok = len == KS_DEK_LEN &&
-		keyplace_check(&spec->place, dek, check) &&
-		cipher_equal(check, spec->key_check, KEY_CHECK_LEN) &&
+	ok = codec_is_key(spec, dek, len) &&
 		keyplace_working_key(&spec->place, dek, out->bytes);
 	out->lease = lease_start();
 	return ok;
@@ -89,4 +110,67 @@ codec_get_create(WireReader *r, const CreateRequest *what, CreateAnswer *answer)
 		ok = keyplace_check(&spec->place, dek, spec->key_check);
 	}
 	return ok && wire_done(r);
+}
+
+/*
+ * Decode the answer to KS_OP_WRAP: the wrapped key, and the key_check of the
+ * data key beside it.  False if it is malformed.
+ */
+bool
+codec_get_wrap(WireReader *r, KeySpec *key, uint8 check[KEY_CHECK_LEN])
+{
+	const uint8 *dek;
+	const uint8 *wrapped;
+	size_t		dek_len = wire_get_str(r, &dek);
+	size_t		wrapped_len = wire_get_str(r, &wrapped);
+
+	if (!wire_done(r) || dek_len != KS_DEK_LEN || wrapped_len > KS_MAX_WRAPPED)
+		return false;
+	key->wrapped_len = (uint16) wrapped_len;
+	memcpy(key->wrapped, wrapped, wrapped_len);
+	return keyplace_check(&key->place, dek, check);
+}
+
+/* Body of KS_OP_SEE, for the school of a KEK. */
+void
+codec_put_see(WireWriter *w, const UnwrapRequest *what)
+{
+	/* nomp_crypt:<installation>:<school>:<generation> */
+	const size_t at = strlen("nomp_crypt:") + 36 + 1;
+
+	w->bad = w->bad || strlen(what->label) < at + 36;
+	wire_put_str(w, what->installation, strlen(what->installation));
+	wire_put_str(w, what->label + at, 36);
+	wire_put_uint(w, 0, 4);
+}
+
+/* The number at the end of a KEK's label. */
+static uint64
+generation_of(const char *label)
+{
+	const char *colon = strrchr(label, ':');
+
+	return colon == NULL ? 0 : strtoull(colon + 1, NULL, 10);
+}
+
+/*
+ * Does the answer to KS_OP_SEE show a later KEK of the school's than the one
+ * asked for?  False if it is malformed.
+ */
+bool
+codec_get_later(WireReader *r, const UnwrapRequest *what, bool *later)
+{
+	char		text[KS_MAX_LABEL + 1];
+	int			n;
+
+	*later = false;
+	wire_get_cstr(r, text, sizeof(text));
+	n = (int) wire_get_uint(r, 2);
+	for (int i = 0; i < n && !r->bad; i++)
+	{
+		wire_get_cstr(r, text, sizeof(text));
+		if (wire_get_uint(r, 1) == 0 && generation_of(text) > generation_of(what->label))
+			*later = true;
+	}
+	return wire_done(r);
 }

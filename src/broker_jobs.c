@@ -18,6 +18,9 @@ StaticAssertDecl(sizeof(CreateAnswer) <= REQUEST_BODY_MAX,
 StaticAssertDecl(sizeof(CreateRequest) <= REQUEST_BODY_MAX,
 				 "a request must fit into a slot");
 
+StaticAssertDecl(sizeof(WrapRequest) <= REQUEST_BODY_MAX,
+				 "a request must fit into a slot");
+
 static dlist_head queue = DLIST_STATIC_INIT(queue);
 static int	queue_length = 0;
 static uint64 next_id = 1;
@@ -164,9 +167,9 @@ jobs_collect(Job *current)
 }
 
 void
-jobs_add_check(const UnwrapRequest *what)
+jobs_add_check(KsOp op, const UnwrapRequest *what)
 {
-	Job		   *job = new_job(KS_OP_UNWRAP, what,
+	Job		   *job = new_job(op, what,
 							  offsetof(UnwrapRequest, keys) + sizeof(KeySpec),
 							  keyring_epoch());
 

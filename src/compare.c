@@ -18,6 +18,7 @@
 #include "common/hashfn.h"
 #include "compat.h"
 #include "nodes/primnodes.h"
+#include "port/pg_bswap.h"
 #include "value.h"
 
 NC_FUNCTION(nc_eq);
@@ -39,7 +40,7 @@ typedef struct Subject
 	bool		is_fingerprint;
 } Subject;
 
-static Subject
+static inline Subject
 subject_of(const bytea *value)
 {
 	Subject		subject;
@@ -57,6 +58,17 @@ subject_of(const bytea *value)
 	return subject;
 }
 
+/* An argument as it is, most often: indexes hold values inline. */
+static inline bytea *
+packed(Datum value)
+{
+	struct varlena *as_is = (struct varlena *) DatumGetPointer(value);
+
+	if (VARATT_IS_COMPRESSED(as_is) || VARATT_IS_EXTERNAL(as_is))
+		as_is = pg_detoast_datum_packed(as_is);
+	return (bytea *) as_is;
+}
+
 static void
 refuse(void)
 {
@@ -70,7 +82,7 @@ refuse(void)
  * Written in an expression, as opposed to used by an opclass, whose support
  * functions are called with no expression or with a Const of its options.
  */
-static bool
+static inline bool
 in_expression(FunctionCallInfo fcinfo)
 {
 	Node	   *expr = fcinfo->flinfo != NULL ? fcinfo->flinfo->fn_expr : NULL;
@@ -78,28 +90,46 @@ in_expression(FunctionCallInfo fcinfo)
 	return expr != NULL && !IsA(expr, Const);
 }
 
-static int
+/* As memcmp does, in the order of their bytes. */
+static inline int
+compare_fingerprints(const uint8 *a, const uint8 *b)
+{
+	uint64		x[2];
+	uint64		y[2];
+	int			which;
+
+	memcpy(x, a, sizeof(x));
+	memcpy(y, b, sizeof(y));
+	which = x[0] == y[0];
+	x[which] = pg_ntoh64(x[which]);
+	y[which] = pg_ntoh64(y[which]);
+	return (x[which] > y[which]) - (x[which] < y[which]);
+}
+
+static inline int
 compare_subjects(const Subject *a, const Subject *b)
 {
 	int			result;
 
+	if (a->is_fingerprint && b->is_fingerprint)
+		return compare_fingerprints(a->bytes, b->bytes);
 	if (a->is_fingerprint != b->is_fingerprint)
 		return a->is_fingerprint ? -1 : 1;
 	result = memcmp(a->bytes, b->bytes, Min(a->len, b->len));
 	return result != 0 ? result : (a->len > b->len) - (a->len < b->len);
 }
 
-static int
+static inline int
 compare(FunctionCallInfo fcinfo, bool equality)
 {
-	bytea	   *a = PG_GETARG_BYTEA_PP(0);
-	bytea	   *b = PG_GETARG_BYTEA_PP(1);
+	bytea	   *a = packed(PG_GETARG_DATUM(0));
+	bytea	   *b = packed(PG_GETARG_DATUM(1));
 	Subject		subject_a = subject_of(a);
 	Subject		subject_b = subject_of(b);
 	int			result;
 
-	if (in_expression(fcinfo) &&
-		!(equality && subject_a.is_fingerprint && subject_b.is_fingerprint))
+	if (!(equality && subject_a.is_fingerprint && subject_b.is_fingerprint) &&
+		in_expression(fcinfo))
 		refuse();
 	result = compare_subjects(&subject_a, &subject_b);
 	PG_FREE_IF_COPY(a, 0);

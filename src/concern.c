@@ -137,9 +137,51 @@ table_concerns(RangeTblEntry *rte, Look *look)
 	return false;
 }
 
+static bool look_at(Node *node, Look *look);
+
+static bool
+look_at_list(const List *list, Look *look)
+{
+	ListCell   *lc;
+
+	foreach(lc, list)
+	{
+		if (look_at(lfirst(lc), look))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Nothing but tables, a target list and conditions?  Most queries that come
+ * often are; PostgreSQL's walker looks into twenty places more.
+ */
+static bool
+is_plain_select(const Query *query)
+{
+	ListCell   *lc;
+
+	if (query->commandType != CMD_SELECT || query->cteList != NIL ||
+		query->setOperations != NULL || query->havingQual != NULL ||
+		query->limitOffset != NULL || query->limitCount != NULL ||
+		query->windowClause != NIL || query->returningList != NIL ||
+		query->withCheckOptions != NIL || query->onConflict != NULL ||
+		query->mergeActionList != NIL)
+		return false;
+	foreach(lc, query->rtable)
+	{
+		RangeTblEntry *rte = lfirst_node(RangeTblEntry, lc);
+
+		if (rte->rtekind != RTE_RELATION || rte->tablesample != NULL ||
+			rte->securityQuals != NIL)
+			return false;
+	}
+	return true;
+}
+
 /*
  * Whatever else an expression can be, its type is built in or that of a part
- * of it.
+ * of it.  What is most frequent is walked through here.
  */
 static bool
 look_at(Node *node, Look *look)
@@ -148,6 +190,15 @@ look_at(Node *node, Look *look)
 		return false;
 	switch (nodeTag(node))
 	{
+		case T_List:
+			return look_at_list((List *) node, look);
+		case T_TargetEntry:
+			return look_at((Node *) ((TargetEntry *) node)->expr, look);
+		case T_RangeTblRef:
+			return false;
+		case T_FromExpr:
+			return look_at_list(((FromExpr *) node)->fromlist, look) ||
+				look_at(((FromExpr *) node)->quals, look);
 		case T_Var:
 			return type_concerns(((Var *) node)->vartype, look);
 		case T_Const:
@@ -164,7 +215,7 @@ look_at(Node *node, Look *look)
 				(((OpExpr *) node)->opno >= FirstNormalObjectId &&
 				 function_concerns(get_opcode(((OpExpr *) node)->opno), look)))
 				return true;
-			break;
+			return look_at_list(((OpExpr *) node)->args, look);
 		case T_Aggref:
 		case T_WindowFunc:
 		case T_CaseTestExpr:
@@ -186,6 +237,9 @@ look_at(Node *node, Look *look)
 		case T_RangeTblEntry:
 			return table_concerns((RangeTblEntry *) node, look);
 		case T_Query:
+			if (is_plain_select((Query *) node))
+				return look_at_list(((Query *) node)->targetList, look) ||
+					look_at((Node *) ((Query *) node)->jointree, look);
 			return query_tree_walker((Query *) node, look_at, look, QTW_EXAMINE_RTES_BEFORE);
 		default:
 			break;

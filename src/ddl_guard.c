@@ -335,6 +335,8 @@ object_access(ObjectAccessType access, Oid class, Oid object, int sub, void *arg
 
 	if (next_access != NULL)
 		next_access(access, class, object, sub, arg);
+	if (access == OAT_FUNCTION_EXECUTE)
+		return;					/* comes for each function that a query calls */
 	if (access == OAT_DROP && class == RelationRelationId && sub == 0)
 		check_drop(object);
 	if (access != OAT_POST_CREATE && access != OAT_POST_ALTER)

@@ -280,11 +280,27 @@ envelope_same_payload(const TenantRow *tenant, const ValueView *a, const ValueVi
 	return same;
 }
 
+/* Of what the rows said when the current key was last looked up, by is_index. */
+static uint64 current_as_of[2] = {0, 0};
+
+/*
+ * The copy that a school's new values are written with, or -1.  A rotation
+ * takes effect at the next statement of a transaction under way, too.
+ */
+static inline int
+find_current(const TenantRow *tenant, bool is_index)
+{
+	if (current_as_of[is_index] != rows_generation())
+		return -1;
+	return mykeys_current(tenant->uuid.data, is_index);
+}
+
 /* Make sure that a school's current key, or its index key, is here. */
 static void
 prepare_current(const TenantRow *tenant, bool is_index)
 {
 	uint64		epoch = keyring_epoch();
+	uint64		as_of = rows_generation();
 	KeyFacts	facts;
 	TenantRow	now;
 
@@ -297,6 +313,7 @@ prepare_current(const TenantRow *tenant, bool is_index)
 	if (mykeys_find(facts.key_check) < 0)
 		load_key(&facts, tenant, epoch);
 	mykeys_set_current(tenant->uuid.data, is_index, facts.key_check);
+	current_as_of[is_index] = as_of;
 }
 
 bytea *
@@ -310,7 +327,7 @@ envelope_seal(const TenantRow *tenant, int rights, uint8 type_code,
 	SET_VARSIZE(value, VARHDRSZ + size);
 	for (int try = 0; try < MAX_TRIES; try++)
 	{
-		int			key = mykeys_current(tenant->uuid.data, false);
+		int			key = find_current(tenant, false);
 		uint8		nonce[VALUE_NONCE_LEN];
 		uint8		room[VALUE_MAX_AAD];
 		const uint8 *aad;
@@ -350,7 +367,7 @@ envelope_fingerprint(const TenantRow *tenant, int rights, const char *text,
 	rights_require(tenant, rights);
 	for (int try = 0; try < MAX_TRIES; try++)
 	{
-		int			key = mykeys_current(tenant->uuid.data, true);
+		int			key = find_current(tenant, true);
 
 		if (key < 0)
 		{

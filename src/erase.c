@@ -21,15 +21,14 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "admin.h"
-#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "compat.h"
 #include "miscadmin.h"
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
+#include "steps.h"
 #include "storage/lwlock.h"
-#include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/pg_lsn.h"
@@ -50,35 +49,6 @@ erase_init(void)
 							"0 executes at once.",
 							&erasure_grace, 24 * 60 * 60, 0, 365 * 24 * 60 * 60,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
-}
-
-/* Run one step; the single value it returns as text, or NULL. */
-static char *
-run_step(const char *sql, int nargs, char **args)
-{
-	Oid			types[3] = {TEXTOID, TEXTOID, TEXTOID};
-	Datum		values[3];
-	char		nulls[3];
-
-	for (int i = 0; i < nargs; i++)
-	{
-		nulls[i] = args[i] == NULL ? 'n' : ' ';
-		values[i] = args[i] == NULL ? (Datum) 0 : CStringGetTextDatum(args[i]);
-	}
-	if (SPI_execute_with_args(sql, nargs, types, values, nulls, false, 1) != SPI_OK_SELECT ||
-		SPI_processed != 1)
-		elog(ERROR, "an erasure step returned no row");
-	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-}
-
-/* Commit durably, whatever the session's synchronous_commit says. */
-static void
-commit_step(void)
-{
-	if (synchronous_commit < SYNCHRONOUS_COMMIT_REMOTE_FLUSH)
-		(void) set_config_option("synchronous_commit", "on", PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
-	SPI_commit();
 }
 
 /*
@@ -102,7 +72,7 @@ nc_require_synced(PG_FUNCTION_ARGS)
 	if (flushed < lsn)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the erasure has not reached the synchronous standbys"),
+				 errmsg("the last step has not reached the synchronous standbys"),
 				 errhint("Nothing was destroyed. Repeat the call when they have caught up.")));
 	PG_RETURN_VOID();
 }
@@ -127,13 +97,6 @@ nc_erasure_grace(PG_FUNCTION_ARGS)
 	PG_RETURN_INTERVAL_P(grace);
 }
 
-static bool
-called_atomically(FunctionCallInfo fcinfo)
-{
-	return fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||
-		castNode(CallContext, fcinfo->context)->atomic;
-}
-
 static char *
 optional_text(FunctionCallInfo fcinfo, int i)
 {
@@ -154,22 +117,16 @@ nc_erase_tenant(PG_FUNCTION_ARGS)
 	char	   *args[3];
 	char	   *due;
 
-	if (called_atomically(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
-				 errmsg("erase_tenant cannot run inside a transaction block"),
-				 errhint("It commits between its steps: call it alone, with the driver's autocommit on.")));
-	PreventCommandDuringRecovery("nomp_crypt.erase_tenant()");
-	(void) SPI_connect_ext(SPI_OPT_NONATOMIC);
+	steps_begin(fcinfo, "erase_tenant");
 	for (int i = 0; i < 3; i++)
 		args[i] = optional_text(fcinfo, i);
 
-	args[0] = run_step("SELECT nomp_crypt._erase_request($1, $2, $3)::pg_catalog.text", 3, args);
-	commit_step();
-	(void) run_step("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	args[0] = steps_run("SELECT nomp_crypt._erase_request($1, $2, $3)::pg_catalog.text", 3, args);
+	steps_commit();
+	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 
-	due = run_step("SELECT nomp_crypt._erase_due($1::pg_catalog.uuid)", 1, args);
-	commit_step();
+	due = steps_run("SELECT nomp_crypt._erase_due($1::pg_catalog.uuid)", 1, args);
+	steps_commit();
 	if (due != NULL && due[0] != '\0')
 	{
 		ereport(NOTICE,
@@ -179,15 +136,15 @@ nc_erase_tenant(PG_FUNCTION_ARGS)
 		PG_RETURN_VOID();
 	}
 
-	(void) run_step("SELECT nomp_crypt._erase_fence($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
-	commit_step();
-	(void) run_step("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
-	(void) run_step("SELECT nomp_crypt._erase_submit($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
-	commit_step();
-	(void) run_step("SELECT nomp_crypt._erase_destroy($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
-	commit_step();
-	(void) run_step("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
-	commit_step();
+	(void) steps_run("SELECT nomp_crypt._erase_fence($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	steps_commit();
+	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	(void) steps_run("SELECT nomp_crypt._erase_submit($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	steps_commit();
+	(void) steps_run("SELECT nomp_crypt._erase_destroy($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	steps_commit();
+	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	steps_commit();
 	SPI_finish();
 	PG_RETURN_VOID();
 }

@@ -27,6 +27,7 @@ static const StatusText status_texts[] = {
 	[KS_PIN_FILE] = {"the PIN file cannot be used", "It must exist, belong to the server's user, and be readable by nobody else (chmod 600)."},
 	[KS_PIN_INCORRECT] = {"the PIN is wrong", "Correct the PIN file; the same PIN is not tried again, so that the token does not lock."},
 	[KS_PIN_LOCKED] = {"the PIN is locked", "The token's security officer must unlock it."},
+	[KS_KEY_DISABLED] = {"the key is disabled", "See nomp_crypt.resume_tenant()."},
 	[KS_TIMEOUT] = {"it did not answer in time", "Check the token or its network; the time limit is nomp_crypt.keystore_timeout."},
 	[KS_CRASHED] = {"the keystore helper ended unexpectedly", "It has been replaced. If this repeats, the module crashes: see the server log."},
 	[KS_NOT_CONFIGURED] = {"none is configured", "Set nomp_crypt.keystore."},
@@ -51,7 +52,7 @@ error_suspended(const char *tenant, bool fenced)
 			(errcode(ERRCODE_NC_SUSPENDED),
 			 errmsg("tenant \"%s\" is suspended", tenant),
 			 fenced ? errhint("Its erasure is under way and cannot be withdrawn.") :
-			 errhint("Its erasure has been requested; see nomp_crypt.erasure.")));
+			 errhint("It was suspended, or its erasure has been requested; see nomp_crypt.tenants and nomp_crypt.erasure.")));
 }
 
 void
@@ -125,6 +126,11 @@ error_keystore(KsStatus status, const char *reason, const char *tenant)
 		error_key_unknown(tenant != NULL ? tenant : "?");
 	if (status == KS_INTEGRITY)
 		error_integrity();
+	if (status == KS_KEY_DISABLED)
+		ereport(ERROR,
+				(errcode(ERRCODE_NC_SUSPENDED),
+				 errmsg("tenant \"%s\" is suspended", tenant != NULL ? tenant : "?"),
+				 errhint("Its keys are disabled in the keystore, whatever nomp_crypt.tenants says here; see nomp_crypt.resume_tenant().")));
 	ereport(ERROR,
 			(errcode(ERRCODE_NC_UNAVAILABLE),
 			 errmsg("the keystore is unavailable: %s", keystore_status_text(status)),

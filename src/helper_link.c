@@ -189,6 +189,7 @@ helper_send(uint64 id, KsOp op, const uint8 *body, size_t len)
 	{
 		sent = send(helper_fd, out, w.len, MSG_NOSIGNAL);
 	} while (sent < 0 && errno == EINTR);
+	cipher_wipe(out, w.len);
 	return sent == (ssize_t) w.len;
 }
 

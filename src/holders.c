@@ -44,6 +44,7 @@
 #define TERMINATE_AFTER_MS	2000
 #define GIVE_UP_AFTER_MS	30000
 
+/* Each on cache lines of its own: it is written in every transaction. */
 typedef struct Holder
 {
 	pg_atomic_uint32 holding;
@@ -51,7 +52,7 @@ typedef struct Holder
 	pg_atomic_uint64 tenants[4];	/* a set of first bytes */
 	pid_t		pid;
 	BackendId	backend_id;
-} Holder;
+} pg_attribute_aligned(PG_CACHE_LINE_SIZE) Holder;
 
 /* When keys of tenants with that first byte were last revoked. */
 typedef struct Revocation
@@ -131,11 +132,15 @@ holders_note(const uint8 tenant[16])
 								  UINT64CONST(1) << (tenant[0] % 64));
 }
 
+/* For the owner, who alone writes there. */
 static void
 forget_tenants(Holder *holder)
 {
 	for (int i = 0; i < 4; i++)
-		(void) pg_atomic_exchange_u64(&holder->tenants[i], 0);
+	{
+		if (pg_atomic_read_u64(&holder->tenants[i]) != 0)
+			(void) pg_atomic_exchange_u64(&holder->tenants[i], 0);
+	}
 }
 
 /* This process holds nothing any more. */

@@ -399,6 +399,22 @@ keyring_wipe_all(void)
 }
 
 /*
+ * Forget what came from a KEK that is of no more use; copies stay good, as on
+ * eviction.
+ */
+void
+keyring_forget_kek(const char *label)
+{
+	LWLockAcquire(keyring_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < max_cached_keys; i++)
+	{
+		if (keyring->slots[i].in_use && strcmp(keyring->slots[i].label, label) == 0)
+			drop_slot(i);
+	}
+	LWLockRelease(keyring_lock);
+}
+
+/*
  * Find, from *cursor on, a key whose last good unwrap is older than
  * checked_before, as a request that asks the keystore for it again.
  */

@@ -129,13 +129,16 @@ percentile(const uint64 *latencies, uint64 total, double part, int64 max)
 static KeystatCall
 call_of(KsOp op, bool is_check)
 {
+	if (is_check)
+		return KEYSTAT_CHECKS;
 	switch (op)
 	{
 		case KS_OP_UNWRAP:
-			return is_check ? KEYSTAT_CHECKS : KEYSTAT_UNWRAPS;
+			return KEYSTAT_UNWRAPS;
 		case KS_OP_CREATE_KEK:
 			return KEYSTAT_CREATES;
 		case KS_OP_DESTROY:
+		case KS_OP_DESTROY_KEK:
 		case KS_OP_REMOVE:
 			return KEYSTAT_DESTROYS;
 		default:
@@ -171,6 +174,7 @@ failure_of(KsStatus status)
 		case KS_INTEGRITY:
 			return KEYSTAT_DAMAGED;
 		case KS_REFUSED:
+		case KS_KEY_DISABLED:
 		case KS_EXISTS:
 			return KEYSTAT_REFUSED;
 		case KS_BAD_URI:

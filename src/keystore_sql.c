@@ -27,11 +27,14 @@
 
 NC_FUNCTION(nc_keystore_setup);
 NC_FUNCTION(nc_keystore_create);
+NC_FUNCTION(nc_keystore_create_kek);
 NC_FUNCTION(nc_keystore_confirm);
 NC_FUNCTION(nc_keystore_list);
 NC_FUNCTION(nc_keystore_remove);
 NC_FUNCTION(nc_keystore_see);
 NC_FUNCTION(nc_keystore_destroy);
+NC_FUNCTION(nc_keystore_destroy_kek);
+NC_FUNCTION(nc_keystore_enable);
 NC_FUNCTION(nc_keystore_status);
 
 #define BODY_MAX	2048
@@ -223,6 +226,48 @@ bytea_datum(const uint8 *bytes, size_t len)
 }
 
 /*
+ * A new KEK for the installation, tenant and generation of the arguments,
+ * provisional until this transaction has committed, and first data keys of
+ * it: for values, for the index.
+ */
+static CreateAnswer *
+create_kek(FunctionCallInfo fcinfo, int nkeys, char label[KS_MAX_LABEL])
+{
+	pg_uuid_t  *tenant = PG_GETARG_UUID_P(1);
+	CreateRequest what = {0};
+	CreateAnswer *answer = palloc0(REQUEST_BODY_MAX);
+	char		reason[REQUEST_REASON_MAX];
+	size_t		len;
+	KsStatus	status;
+
+	uuid_text(PG_GETARG_UUID_P(0), what.installation);
+	uuid_text(tenant, what.tenant);
+	what.generation = (uint32) PG_GETARG_INT32(2);
+	what.nkeys = nkeys;
+	for (int i = 0; i < nkeys; i++)
+	{
+		memcpy(what.places[i].tenant, tenant->data, UUID_LEN);
+		what.places[i].is_index = i;
+		what.places[i].version = 1;
+	}
+	status = request_keystore(KS_OP_CREATE_KEK, (uint8 *) &what, sizeof(what),
+							  (uint8 *) answer, REQUEST_BODY_MAX, &len, reason);
+	if (status != KS_OK || len != sizeof(CreateAnswer) || answer->nkeys != nkeys)
+		error_keystore(status != KS_OK ? status : KS_MODULE_ERROR, reason, NULL);
+	snprintf(label, KS_MAX_LABEL, "nomp_crypt:%s:%s:%u", what.installation,
+			 what.tenant, what.generation);
+	remember_label(label);
+	return answer;
+}
+
+/* The column kek.keystore: where the KEK is. */
+static Datum
+keystore_datum(const CreateAnswer *answer)
+{
+	return CStringGetTextDatum(psprintf("pkcs11:serial=%s", answer->serial));
+}
+
+/*
  * nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int)
  *		returns setof (label text, keystore text, purpose text, version int,
  *					   key_id bytea, wrapped bytea, key_check bytea)
@@ -233,34 +278,12 @@ bytea_datum(const uint8 *bytes, size_t len)
 Datum
 nc_keystore_create(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *installation = PG_GETARG_UUID_P(0);
-	pg_uuid_t  *tenant = PG_GETARG_UUID_P(1);
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	CreateRequest what = {0};
-	CreateAnswer *answer = palloc0(REQUEST_BODY_MAX);
-	char		reason[REQUEST_REASON_MAX];
 	char		label[KS_MAX_LABEL];
-	size_t		len;
-	KsStatus	status;
+	CreateAnswer *answer;
 
-	uuid_text(installation, what.installation);
-	uuid_text(tenant, what.tenant);
-	what.generation = (uint32) PG_GETARG_INT32(2);
-	what.nkeys = 2;
-	for (int i = 0; i < 2; i++)
-	{
-		memcpy(what.places[i].tenant, tenant->data, UUID_LEN);
-		what.places[i].is_index = i;
-		what.places[i].version = 1;
-	}
 	InitMaterializedSRF(fcinfo, 0);
-	status = request_keystore(KS_OP_CREATE_KEK, (uint8 *) &what, sizeof(what),
-							  (uint8 *) answer, REQUEST_BODY_MAX, &len, reason);
-	if (status != KS_OK || len != sizeof(CreateAnswer) || answer->nkeys != 2)
-		error_keystore(status != KS_OK ? status : KS_MODULE_ERROR, reason, NULL);
-	snprintf(label, sizeof(label), "nomp_crypt:%s:%s:%u", what.installation,
-			 what.tenant, what.generation);
-	remember_label(label);
+	answer = create_kek(fcinfo, 2, label);
 	for (int i = 0; i < 2; i++)
 	{
 		KeySpec    *spec = &answer->keys[i];
@@ -268,7 +291,7 @@ nc_keystore_create(PG_FUNCTION_ARGS)
 		bool		nulls[7] = {false};
 
 		values[0] = CStringGetTextDatum(label);
-		values[1] = CStringGetTextDatum(psprintf("pkcs11:serial=%s", answer->serial));
+		values[1] = keystore_datum(answer);
 		values[2] = CStringGetTextDatum(i == 0 ? "values" : "index");
 		values[3] = Int32GetDatum(1);
 		values[4] = bytea_datum(spec->key_check, VALUE_KEY_ID_LEN);
@@ -277,6 +300,28 @@ nc_keystore_create(PG_FUNCTION_ARGS)
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
+}
+
+/*
+ * nomp_crypt._keystore_create_kek(installation uuid, tenant uuid, generation int,
+ *								   OUT label text, OUT keystore text)
+ *
+ * The same without data keys.
+ */
+Datum
+nc_keystore_create_kek(PG_FUNCTION_ARGS)
+{
+	char		label[KS_MAX_LABEL];
+	CreateAnswer *answer = create_kek(fcinfo, 0, label);
+	TupleDesc	desc;
+	Datum		values[2];
+	bool		nulls[2] = {false, false};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	values[0] = CStringGetTextDatum(label);
+	values[1] = keystore_datum(answer);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
 /* nomp_crypt._keystore_confirm(installation uuid, label text) returns void */
@@ -375,28 +420,34 @@ text_array(Datum *items, int n)
 Datum
 nc_keystore_see(PG_FUNCTION_ARGS)
 {
-	Exchange   *x = new_exchange();
 	TupleDesc	desc;
 	Datum		values[2];
 	bool		nulls[2] = {false, false};
-	Datum	   *labels;
+	Datum	   *labels = palloc(KS_LIST_PAGE * sizeof(Datum));
+	int			total = 0;
 	int			n;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	put_uuid(x, PG_GETARG_UUID_P(0));
-	put_uuid(x, PG_GETARG_UUID_P(1));
-	exchange(x, KS_OP_SEE);
-	values[0] = CStringGetTextDatum(get_text(x));
-	n = (int) wire_get_uint(&x->r, 2);
-	labels = palloc((n + 1) * sizeof(Datum));
-	for (int i = 0; i < n; i++)
+	do							/* a full page may have left more */
 	{
-		labels[i] = CStringGetTextDatum(get_text(x));
-		(void) wire_get_uint(&x->r, 1);
-	}
-	must_be_done(x);
-	values[1] = text_array(labels, n);
+		Exchange   *x = new_exchange();
+
+		put_uuid(x, PG_GETARG_UUID_P(0));
+		put_uuid(x, PG_GETARG_UUID_P(1));
+		wire_put_uint(&x->w, (uint64) total, 4);
+		exchange(x, KS_OP_SEE);
+		values[0] = CStringGetTextDatum(get_text(x));
+		n = (int) wire_get_uint(&x->r, 2);
+		labels = repalloc(labels, (total + n + 1) * sizeof(Datum));
+		for (int i = 0; i < n; i++)
+		{
+			labels[total++] = CStringGetTextDatum(get_text(x));
+			(void) wire_get_uint(&x->r, 1);
+		}
+		must_be_done(x);
+	} while (n >= KS_LIST_PAGE);
+	values[1] = text_array(labels, total);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
@@ -430,6 +481,54 @@ nc_keystore_destroy(PG_FUNCTION_ARGS)
 		must_be_done(x);
 	} while (n >= KS_LIST_PAGE);
 	return text_array(labels, total);
+}
+
+/*
+ * nomp_crypt._keystore_destroy_kek(installation uuid, label text, serial text)
+ *		returns boolean
+ *
+ * The same for one KEK; false if it was not there any more.
+ */
+Datum
+nc_keystore_destroy_kek(PG_FUNCTION_ARGS)
+{
+	Exchange   *x = new_exchange();
+	bool		destroyed;
+
+	put_uuid(x, PG_GETARG_UUID_P(0));
+	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
+	exchange(x, KS_OP_DESTROY_KEK);
+	destroyed = wire_get_uint(&x->r, 1) != 0;
+	must_be_done(x);
+	PG_RETURN_BOOL(destroyed);
+}
+
+/*
+ * nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean,
+ *							   OUT keys int, OUT obeyed int)
+ *
+ * Lets the tenant's keys be used in the keystore, or not.  It has so many
+ * keys; so many of them are as they should be now.
+ */
+Datum
+nc_keystore_enable(PG_FUNCTION_ARGS)
+{
+	Exchange   *x = new_exchange();
+	TupleDesc	desc;
+	Datum		values[2];
+	bool		nulls[2] = {false, false};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	put_uuid(x, PG_GETARG_UUID_P(0));
+	put_uuid(x, PG_GETARG_UUID_P(1));
+	wire_put_uint(&x->w, PG_GETARG_BOOL(2), 1);
+	exchange(x, KS_OP_ENABLE);
+	for (int i = 0; i < 2; i++)
+		values[i] = Int32GetDatum((int32) wire_get_uint(&x->r, 2));
+	must_be_done(x);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
 /*

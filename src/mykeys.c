@@ -4,7 +4,7 @@
  *
  * Owns every key byte and every cipher context of a backend, in two places: a
  * static array of key bytes, which a signal handler can zero, and contexts on
- * OpenSSL's heap, which it cannot free.  A key gets its context when it is
+ * the heap, which it cannot free.  A key gets its context when it is
  * first derived from.  Both go at transaction end, at PREPARE TRANSACTION,
  * when the epoch has moved (checked at each value), and when a catch-up
  * interrupt is processed.
@@ -31,11 +31,26 @@
 #include "secret.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
+#include "utils/guc.h"
 
 #define NUM_BY_ID		1024	/* by two bytes of key_id, which is random */
 #define NUM_KEYS		(2 * NUM_BY_ID) /* keys for values, then index keys */
 #define NUM_OPENERS		256		/* by a byte of the nonce's prefix, which is random */
 #define PATIENCE		64
+
+typedef enum LibraryChoice
+{
+	LIBRARY_AUTO,
+	LIBRARY_OPENSSL
+} LibraryChoice;
+
+static const struct config_enum_entry library_options[] = {
+	{"auto", LIBRARY_AUTO, false},
+	{"openssl", LIBRARY_OPENSSL, false},
+	{NULL, 0, false}
+};
+
+static int	cipher_library_choice = LIBRARY_AUTO;
 
 typedef struct MyKey
 {
@@ -46,7 +61,6 @@ typedef struct MyKey
 	Lease		lease;
 	int64		checked;		/* the lease, see lease_valid_coarse */
 	CipherRoot *root;			/* a key for values, once derived from */
-	CipherMac  *mac;			/* an index key, once used */
 	CipherCtx  *sealer;
 	uint8		nonce[CIPHER_NONCE_LEN];	/* the next one to use */
 	uint32		sealed;			/* values under the sealer's derived key */
@@ -119,10 +133,8 @@ wipe_key(MyKey *key)
 {
 	cipher_free(key->sealer);
 	cipher_root_free(key->root);
-	cipher_mac_free(key->mac);
 	key->sealer = NULL;
 	key->root = NULL;
-	key->mac = NULL;
 	key->used = false;
 	cipher_wipe((void *) my_secrets[key - my_keys], WORKING_KEY_LEN);
 }
@@ -209,9 +221,24 @@ mykeys_watch(Oid relid)
 	watched = relid;
 }
 
+/*
+ * Choose what encrypts, in the postmaster: every process inherits it, and
+ * what it has prepared.
+ */
 void
 mykeys_init(void)
 {
+	DefineCustomEnumVariable("nomp_crypt.cipher_library",
+							 "Which library does AES-256-GCM: auto takes the fastest that can be used here.",
+							 "The bytes are the same.",
+							 &cipher_library_choice, LIBRARY_AUTO, library_options,
+							 PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	if (!cipher_use(cipher_library_choice == LIBRARY_OPENSSL ? "openssl" : NULL))
+		ereport(FATAL,
+				(errmsg("nomp_crypt: no library for AES-256-GCM can be used")));
+	ereport(LOG,
+			(errmsg("nomp_crypt: AES-256-GCM by %s, %s", cipher_library(),
+					cipher_library_version())));
 	RegisterXactCallback(at_xact_event, NULL);
 }
 
@@ -382,38 +409,45 @@ mykeys_id(int key)
 	return my_keys[key].key_id;
 }
 
-/* Key a context with a copy, never with one that is being zeroed. */
+/* Copy key bytes out, never ones that are being zeroed.  The caller wipes. */
+static inline bool
+copy_secret(const MyKey *key, uint8 bytes[WORKING_KEY_LEN])
+{
+	memcpy(bytes, (const void *) my_secrets[key - my_keys], WORKING_KEY_LEN);
+	pg_compiler_barrier();
+	return !zeroed;
+}
+
+/* Key a context with a copy. */
 static bool
 get_ready(MyKey *key)
 {
 	uint8		bytes[WORKING_KEY_LEN];
 
-	if (key->root != NULL || key->mac != NULL)
+	if (key->root != NULL)
 		return true;
-	memcpy(bytes, (const void *) my_secrets[key - my_keys], WORKING_KEY_LEN);
-	pg_compiler_barrier();
-	if (!zeroed && key->place.is_index)
-		key->mac = cipher_mac(bytes);
-	else if (!zeroed)
+	if (copy_secret(key, bytes))
 		key->root = cipher_root(bytes);
 	cipher_wipe(bytes, sizeof(bytes));
-	return key->root != NULL || key->mac != NULL;
+	return key->root != NULL;
 }
 
 bool
 mykeys_fingerprint(int key, const uint8 *data, size_t len, uint8 out[CIPHER_MAC_LEN])
 {
-	MyKey	   *mine = &my_keys[key];
+	uint8		bytes[WORKING_KEY_LEN];
+	bool		ok = my_keys[key].place.is_index && copy_secret(&my_keys[key], bytes) &&
+		cipher_hmac(bytes, data, len, out);
 
-	return get_ready(mine) && mine->mac != NULL &&
-		cipher_mac_take(mine->mac, data, len, out);
+	cipher_wipe(bytes, sizeof(bytes));
+	return ok;
 }
 
 /* Derive, in the place of an older context if there is one; NULL: failed. */
 static CipherCtx *
 derive(MyKey *key, CipherCtx *old, const uint8 prefix[CIPHER_PREFIX_LEN])
 {
-	if (get_ready(key) && key->root != NULL)
+	if (!key->place.is_index && get_ready(key))
 	{
 		if (old == NULL)
 			return cipher_derive(key->root, prefix);

@@ -57,6 +57,7 @@ load(const pg_uuid_t *tenant, int *keys)
 		case KS_RETRY:
 			return CHANGED;
 		case KS_KEY_ABSENT:
+		case KS_KEY_DISABLED:
 		case KS_INTEGRITY:
 			return NOT_LOADED;	/* this school's trouble, for its sessions to tell */
 		default:

@@ -57,6 +57,7 @@ static uint64 remembered_at = 0;	/* the number of what is remembered */
 static MemoryContext context = NULL;
 static HTAB *tenants = NULL;
 static HTAB *keys = NULL;
+static KnownTenant *last_tenant = NULL; /* most often the one asked for next */
 
 static void
 at_relcache(Oid relid)
@@ -103,23 +104,43 @@ make_table(const char *name, Size key_size, Size entry_size)
 	return hash_create(name, 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
-/* Forget what may be wrong, or is too much. */
+/* Forget what may be wrong. */
 static void
 refresh(void)
 {
-	if (keys != NULL && remembered_at == rows_changes &&
-		hash_get_num_entries(tenants) < MAX_REMEMBERED &&
-		hash_get_num_entries(keys) < MAX_REMEMBERED)
+	if (keys != NULL && remembered_at == rows_changes)
 		return;
 	if (context == NULL)
 		context = AllocSetContextCreate(TopMemoryContext, "nomp_crypt rows",
 										ALLOCSET_SMALL_SIZES);
 	tenants = keys = NULL;
+	last_tenant = NULL;
 	MemoryContextReset(context);
 	tenants = make_table("nomp_crypt tenants", UUID_LEN, sizeof(KnownTenant));
 	keys = make_table("nomp_crypt keys", VALUE_KEY_ID_LEN, sizeof(KnownKey));
 	rows_listen();
 	remembered_at = rows_changes;
+}
+
+static KnownTenant *
+find_tenant(const pg_uuid_t *uuid)
+{
+	refresh();
+	if (last_tenant == NULL || memcmp(&last_tenant->uuid, uuid, UUID_LEN) != 0)
+		last_tenant = hash_search(tenants, uuid, HASH_FIND, NULL);
+	return last_tenant;
+}
+
+/* A place in a table; a full one is emptied first, with the other. */
+static void *
+make_room(HTAB **table, const void *key)
+{
+	if (hash_get_num_entries(*table) >= MAX_REMEMBERED)
+	{
+		remembered_at = 0;
+		refresh();
+	}
+	return hash_search(*table, key, HASH_ENTER, NULL);
 }
 
 bool
@@ -128,8 +149,7 @@ rows_tenant(const pg_uuid_t *uuid, TenantRow *row)
 	KnownTenant *known;
 	uint64		before;
 
-	refresh();
-	known = hash_search(tenants, uuid, HASH_FIND, NULL);
+	known = find_tenant(uuid);
 	if (known != NULL)
 	{
 		*row = known->row;
@@ -140,7 +160,7 @@ rows_tenant(const pg_uuid_t *uuid, TenantRow *row)
 		return false;
 	if (before == rows_changes)
 	{
-		known = hash_search(tenants, uuid, HASH_ENTER, NULL);
+		known = make_room(&tenants, uuid);
 		known->row = *row;
 		known->has_current[false] = known->has_current[true] = false;
 	}
@@ -196,7 +216,7 @@ rows_key(const uint8 key_id[VALUE_KEY_ID_LEN], KeyFacts *facts)
 	rows_take_facts(facts, &row);
 	if (before == rows_changes && !row.own_transaction)
 	{
-		known = hash_search(keys, key_id, HASH_ENTER, NULL);
+		known = make_room(&keys, key_id);
 		known->facts = *facts;
 	}
 	return true;
@@ -209,8 +229,7 @@ rows_current_key(const pg_uuid_t *tenant, bool is_index, KeyFacts *facts)
 	KeyRow		row;
 	uint64		before;
 
-	refresh();
-	known = hash_search(tenants, tenant, HASH_FIND, NULL);
+	known = find_tenant(tenant);
 	if (known != NULL && known->has_current[is_index])
 	{
 		*facts = known->current[is_index];

@@ -243,8 +243,8 @@ memo_of(FunctionCallInfo fcinfo, Oid type)
 	if (memo == NULL)
 	{
 		memo = MemoryContextAllocZero(fcinfo->flinfo->fn_mcxt, sizeof(Memo));
-		memo->type = type;
-		get_typlenbyval(type, &memo->typlen, &memo->typbyval);
+		memo->type = type == TEXTOID ? type : getBaseType(type);
+		get_typlenbyval(memo->type, &memo->typlen, &memo->typbyval);
 		fcinfo->flinfo->fn_extra = memo;
 	}
 	return memo;
@@ -321,7 +321,7 @@ nc_probe(PG_FUNCTION_ARGS)
 
 	if (!OidIsValid(type))
 		elog(ERROR, "could not determine the type of a searched value");
-	memo = memo_of(fcinfo, getBaseType(type));
+	memo = memo_of(fcinfo, type);
 	if (memo->typlen == -1)
 		input = PointerGetDatum(PG_DETOAST_DATUM(input));
 	if (memo_fits(memo, input, typmod, tenant))

@@ -91,7 +91,13 @@ static uint64 used_xact = 0;
 #define LEADER_IN_CLEAR 2		/* the client's connection is not encrypted */
 #define WORKERS_USED	4		/* a worker has used the tenant */
 
-static pg_atomic_uint32 *leaders = NULL;
+/* On a cache line of its own: it may be written in every transaction. */
+typedef struct LeaderWord
+{
+	pg_atomic_uint32 word;
+} pg_attribute_aligned(PG_CACHE_LINE_SIZE) LeaderWord;
+
+static LeaderWord *leaders = NULL;
 
 /* The word of this process, or NULL where it has none. */
 static pg_atomic_uint32 *
@@ -99,7 +105,7 @@ own_word(void)
 {
 	if (leaders == NULL || MyProc == NULL || MyProc->pgprocno >= MaxBackends)
 		return NULL;
-	return &leaders[MyProc->pgprocno];
+	return &leaders[MyProc->pgprocno].word;
 }
 
 /* The word of this parallel worker's leader, or NULL if it is gone. */
@@ -108,7 +114,7 @@ leader_word(void)
 {
 	PGPROC	   *leader = MyProc->lockGroupLeader;
 
-	return leader != NULL ? &leaders[leader->pgprocno] : NULL;
+	return leader != NULL ? &leaders[leader->pgprocno].word : NULL;
 }
 
 /* This transaction has used that school. */
@@ -284,7 +290,7 @@ session_init(void)
 static Size
 shared_size(void)
 {
-	return mul_size(MaxBackends, sizeof(pg_atomic_uint32));
+	return mul_size(MaxBackends, sizeof(LeaderWord));
 }
 
 void
@@ -301,7 +307,7 @@ session_shmem_startup(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	leaders = ShmemInitStruct("nomp_crypt sessions", shared_size(), &found);
 	for (int i = 0; !found && i < MaxBackends; i++)
-		pg_atomic_init_u32(&leaders[i], 0);
+		pg_atomic_init_u32(&leaders[i].word, 0);
 	LWLockRelease(AddinShmemInitLock);
 }
 

@@ -84,6 +84,11 @@ sub destroys_nothing
 			create_tenant => "SELECT nomp_crypt.create_tenant('new')",
 			create_tenants => "CALL nomp_crypt.create_tenants('{new}')",
 			erase_tenant => "CALL nomp_crypt.erase_tenant('kept', 'test')",
+			rotate_tenant => "SELECT nomp_crypt.rotate_tenant('kept')",
+			rewrap_tenant => "SELECT nomp_crypt.rewrap_tenant('kept')",
+			rotate_all => "CALL nomp_crypt.rotate_all('0')",
+			suspend_tenant => "CALL nomp_crypt.suspend_tenant('kept')",
+			resume_tenant => "CALL nomp_crypt.resume_tenant('kept')",
 			reconcile_keystore =>
 			  "SELECT nomp_crypt.reconcile_keystore(true, '0')");
 

@@ -372,7 +372,7 @@ for my $school (@crash_schools)
 		'the call to give up');
 	like(
 		$session->{stderr},
-		qr/ERROR:  55000: the erasure has not reached the synchronous standbys/,
+		qr/ERROR:  55000: the last step has not reached the synchronous standbys/,
 		'a standby that has not got the fence: refused');
 	like($session->{stderr}, qr/Nothing was destroyed/, 'and says so');
 	$session->quit;

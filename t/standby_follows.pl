@@ -124,6 +124,12 @@ is(reading($standby, $_), 'Anna', "the standby reads $_")
 		create_tenant => "SELECT nomp_crypt.create_tenant('new')",
 		create_tenants => "CALL nomp_crypt.create_tenants('{new}')",
 		erase_tenant => "CALL nomp_crypt.erase_tenant('living', 'test')",
+		rotate_tenant => "SELECT nomp_crypt.rotate_tenant('living')",
+		rewrap_tenant => "SELECT nomp_crypt.rewrap_tenant('living')",
+		rotate_all => "CALL nomp_crypt.rotate_all('0')",
+		suspend_tenant => "CALL nomp_crypt.suspend_tenant('living')",
+		resume_tenant => "CALL nomp_crypt.resume_tenant('living')",
+		destroy_expired_keks => 'CALL nomp_crypt.destroy_expired_keks()',
 		adopt_keystore => 'SELECT nomp_crypt.adopt_keystore()',
 		reconcile_keystore =>
 		  "SELECT nomp_crypt.reconcile_keystore(true, '0')");

@@ -224,7 +224,7 @@ print_example_index(FILE *out, Sample *s)
 	for (int i = 0; i < 32; i++)
 		index_key[i] = (uint8_t) (0x20 + i);
 	if (!keyplace_working_key(&place, index_key, k_idx) ||
-		!hmac(k_idx, s->plain, s->plain_len, s->fingerprint))
+		!cipher_hmac(k_idx, s->plain, s->plain_len, s->fingerprint))
 		tap_bail("no fingerprint for the example");
 	print_field(out, "index key", index_key, sizeof(index_key));
 	print_field(out, "k_idx", k_idx, sizeof(k_idx));
@@ -576,16 +576,9 @@ test_fingerprint_is_bound(void)
 	tap_ok(!opens(changed, size + 16, key), "a value given a fingerprint is refused");
 }
 
-int
-main(int argc, char **argv)
+static void
+test_engine(const char *engine)
 {
-	if (argc > 1 && strcmp(argv[1], "--emit") == 0)
-		emit(stdout);
-	else if (argc > 1 && strcmp(argv[1], "--example") == 0)
-		print_example(stdout);
-	if (argc > 1)
-		return 0;
-
 	test_layout();
 	test_parse();
 	test_tampering();
@@ -593,5 +586,14 @@ main(int argc, char **argv)
 	test_keyplace();
 	test_example("docs/format.md");
 	test_other_reader();
-	return tap_done();
+}
+
+int
+main(int argc, char **argv)
+{
+	if (argc > 1)
+		(strcmp(argv[1], "--emit") == 0 ? emit : print_example) (stdout);
+	else
+		with_each_engine(test_engine);
+	return argc > 1 ? 0 : tap_done();
 }

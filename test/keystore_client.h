@@ -355,6 +355,48 @@ unwrap_one(Helper *h, const char *label, DataKey *key)
 	return status == KS_OK ? key->status : status;
 }
 
+/* Wrap a key's bytes, or fresh ones, for its place; takes the answer in. */
+static inline KsStatus
+wrap(Helper *h, const char *label, bool fresh, DataKey *key)
+{
+	const uint8_t *data;
+	KsStatus	status;
+
+	begin();
+	put(INST);
+	put(label);
+	put(key->aad);
+	wire_put_str(&body, key->key, fresh ? 0 : KS_DEK_LEN);
+	status = ask(h, KS_OP_WRAP);
+	if (status != KS_OK)
+		return status;
+	if (wire_get_str(&reply.r, &data) != KS_DEK_LEN ||
+		(!fresh && memcmp(data, key->key, KS_DEK_LEN) != 0))
+		tap_bail("WRAP answers with another key");
+	memcpy(key->key, data, KS_DEK_LEN);
+	key->wrapped_len = wire_get_str(&reply.r, &data);
+	if (key->wrapped_len > KS_MAX_WRAPPED)
+		tap_bail("a wrapped key too long");
+	memcpy(key->wrapped, data, key->wrapped_len);
+	if (!wire_done(&reply.r))
+		tap_bail("a malformed reply to WRAP");
+	return status;
+}
+
+/* Let a school's keys be used or not: how many obeyed, of *found; -1 if it fails. */
+static inline int
+enable(Helper *h, const char *school, bool on, int *found)
+{
+	begin();
+	put(INST);
+	put(school);
+	put_uint(on, 1);
+	if (ask(h, KS_OP_ENABLE) != KS_OK)
+		return -1;
+	*found = (int) wire_get_uint(&reply.r, 2);
+	return (int) wire_get_uint(&reply.r, 2);
+}
+
 static inline KsStatus
 remove_key(Helper *h, const char *inst, const char *label, uint64_t seconds, bool *removed)
 {
@@ -369,11 +411,21 @@ remove_key(Helper *h, const char *inst, const char *label, uint64_t seconds, boo
 	return status;
 }
 
+static inline KsStatus
+ask_see(Helper *h, const char *inst, const char *school, uint32_t offset)
+{
+	begin();
+	put(inst);
+	put(school);
+	put_uint(offset, 4);
+	return ask(h, KS_OP_SEE);
+}
+
 /* How many keys SEE shows; -1 if it fails. */
 static inline int
 see(Helper *h, const char *inst, const char *school)
 {
-	if (ask_strings(h, KS_OP_SEE, inst, school, NULL) != KS_OK)
+	if (ask_see(h, inst, school, 0) != KS_OK)
 		return -1;
 	(void) next_string();
 	return (int) wire_get_uint(&reply.r, 2);

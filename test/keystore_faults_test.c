@@ -236,7 +236,7 @@ test_destroy_faults(void)
 	if (create_kek(&h, INST, school, 1, NULL, 0) != KS_OK ||
 		create_kek(&h, INST, school, 2, NULL, 0) != KS_OK || see(&h, INST, school) != 2)
 		tap_bail("no keys: %s", reply.reason);
-	(void) ask_strings(&h, KS_OP_SEE, INST, school, NULL);
+	(void) ask_see(&h, INST, school, 0);
 	snprintf(serial, sizeof(serial), "%s", next_string());
 	shim("C_DestroyObject rv=0x5\n");
 	tap_ok(ask_strings(&h, KS_OP_DESTROY, INST, school, serial) == KS_MODULE_ERROR,

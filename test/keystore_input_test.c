@@ -132,7 +132,7 @@ test_random_frames(void)
 			put(next_byte() % 2 != 0 ? KEK1 : SCHOOL);
 		for (int n = next_byte() % 24; n > 0; n--)
 			put_uint(next_byte() % 4 == 0 ? next_byte() : 0, 1);
-		status = ask(&h, (KsOp) (KS_OP_STATUS + next_byte() % 9));
+		status = ask(&h, (KsOp) (KS_OP_STATUS + next_byte() % (KS_OP_ENABLE - KS_OP_STATUS + 1)));
 		if (status == SILENT || (status == GONE && !exited_with(stop(&h), 2)))
 			bad++;
 		if (status == GONE)

@@ -209,6 +209,94 @@ test_life_of_a_key(Helper *h, Helper *other, DataKey *good)
 		   "the other is confirmed");
 }
 
+/* Data keys made and wrapped again under a KEK that is there. */
+static void
+test_wrap(Helper *h, Helper *other, const DataKey *good)
+{
+	DataKey		fresh = {.aad = "a place of its own"};
+	DataKey		again;
+	DataKey		moved = *good;
+
+	tap_ok(wrap(h, LABEL(INST, SCHOOL, "9"), true, &fresh) == KS_KEY_ABSENT,
+		   "nothing is wrapped under a KEK that is not there");
+	tap_ok(wrap(h, KEK1, true, &fresh) == KS_OK && unwrap_one(other, KEK1, &fresh) == KS_OK,
+		   "a fresh data key is wrapped, and opens elsewhere");
+	again = fresh;
+	tap_ok(wrap(h, KEK1, true, &again) == KS_OK && memcmp(again.key, fresh.key, KS_DEK_LEN) != 0,
+		   "the next one is another");
+	tap_ok(unwrap_one(h, LABEL(INST, SCHOOL, "2"), &moved) == KS_INTEGRITY,
+		   "a key opens under its own KEK only");
+	tap_ok(wrap(h, LABEL(INST, SCHOOL, "2"), false, &moved) == KS_OK &&
+		   unwrap_one(other, LABEL(INST, SCHOOL, "2"), &moved) == KS_OK &&
+		   memcmp(moved.key, good->key, KS_DEK_LEN) == 0,
+		   "wrapped again it opens under the other, as the same key");
+	strcpy(moved.aad, "another place");
+	tap_ok(unwrap_one(h, LABEL(INST, SCHOOL, "2"), &moved) == KS_INTEGRITY, "and at its place only");
+	tap_ok(create_kek(h, INST, SCHOOL, 3, NULL, 0) == KS_OK &&
+		   wrap(h, LABEL(INST, SCHOOL, "3"), false, &moved) == KS_OK &&
+		   see(h, INST, SCHOOL) == 3 && list(h, INST, 0, &(int) {0}) == 1,
+		   "under a provisional KEK too, which stays provisional");
+	tap_ok(unwrap(h, INST, LABEL(INST, SCHOOL, "3"), false, &moved, 1) == KS_OK &&
+		   moved.status == KS_OK, "and opens there");
+}
+
+/* Keys that must not be used for a while. */
+static void
+test_enable(Helper *h, Helper *other, DataKey *good)
+{
+	DataKey		key = *good;
+	int			found;
+
+	tap_ok(enable(h, "no uuid", false, &found) == -1, "no uuid");
+	tap_ok(enable(h, "99999999-9999-4999-8999-999999999999", false, &found) == 0 && found == 0,
+		   "a school without keys has none to disable");
+	tap_ok(enable(h, SCHOOL, false, &found) == 3 && found == 3, "three keys are disabled");
+	tap_ok(unwrap_one(h, KEK1, good) == KS_KEY_DISABLED &&
+		   unwrap_one(other, KEK1, good) == KS_KEY_DISABLED,
+		   "they are disabled, for another helper too");
+	key.wrapped[40] ^= 1;
+	tap_ok(unwrap_one(h, KEK1, &key) == KS_KEY_DISABLED, "whatever is to be opened");
+	tap_ok(wrap(h, KEK1, true, &key) == KS_KEY_DISABLED, "nothing is wrapped either");
+	tap_ok(see(h, INST, SCHOOL) == 3, "they are seen");
+	tap_ok(enable(other, SCHOOL, true, &found) == 3 && found == 3, "they are enabled again");
+	tap_ok(unwrap_one(h, KEK1, good) == KS_OK && unwrap_one(other, KEK1, good) == KS_OK,
+		   "and open as before");
+}
+
+/* One generation is destroyed, and no other. */
+static void
+test_destroy_kek(Helper *h, Helper *other, DataKey *good)
+{
+	char		serial[64];
+	DataKey		third = *good;
+	int			found;
+
+	if (wrap(h, LABEL(INST, SCHOOL, "3"), false, &third) != KS_OK ||
+		ask_see(h, INST, SCHOOL, 0) != KS_OK)
+		tap_bail("no sight: %s", reply.reason);
+	snprintf(serial, sizeof(serial), "%s", next_string());
+	tap_ok(ask_strings(h, KS_OP_DESTROY_KEK, INST, LABEL(INST, SCHOOL, "3"), "") == KS_TOKEN_WRONG,
+		   "no generation is destroyed on a token of another serial number");
+	tap_ok(ask_strings(h, KS_OP_DESTROY_KEK, INST, LABEL(INST2, SCHOOL, "3"), serial) == KS_REFUSED &&
+		   ask_strings(h, KS_OP_DESTROY_KEK, INST, "nomp_crypt:" INST ":canary", serial) == KS_REFUSED &&
+		   ask_strings(h, KS_OP_DESTROY_KEK, INST, "nomp_crypt:" INST ":" SCHOOL ":", serial) == KS_REFUSED &&
+		   ask_strings(h, KS_OP_DESTROY_KEK, INST, "", serial) == KS_REFUSED,
+		   "nor what is no generation of this installation's");
+	tap_ok(ask_strings(h, KS_OP_DESTROY_KEK, INST, LABEL(INST, SCHOOL, "30"), serial) == KS_OK &&
+		   wire_get_uint(&reply.r, 1) == 0 && see(h, INST, SCHOOL) == 3,
+		   "one that is not there takes none with it");
+	tap_ok(enable(h, SCHOOL, false, &found) == 3, "a key that is disabled");
+	tap_ok(ask_strings(h, KS_OP_DESTROY_KEK, INST, LABEL(INST, SCHOOL, "3"), serial) == KS_OK &&
+		   wire_get_uint(&reply.r, 1) == 1, "is destroyed like any other");
+	tap_ok(enable(h, SCHOOL, true, &found) == 2 && found == 2, "and only that one");
+	tap_ok(unwrap_one(h, LABEL(INST, SCHOOL, "3"), &third) == KS_KEY_ABSENT &&
+		   unwrap_one(other, LABEL(INST, SCHOOL, "3"), &third) == KS_KEY_ABSENT, "it is absent");
+	tap_ok(unwrap_one(h, KEK1, good) == KS_OK && unwrap_one(other, KEK1, good) == KS_OK,
+		   "the other generations open");
+	tap_ok(ask_strings(h, KS_OP_DESTROY_KEK, INST, LABEL(INST, SCHOOL, "3"), serial) == KS_OK &&
+		   wire_get_uint(&reply.r, 1) == 0, "to destroy it again destroys nothing");
+}
+
 /* A school's keys are destroyed, and no one else's. */
 static void
 test_destroy(Helper *h, Helper *other, DataKey *good)
@@ -223,7 +311,7 @@ test_destroy(Helper *h, Helper *other, DataKey *good)
 		   strcmp(next_string(), LABEL(INST, SCHOOL, "2")) == 0 &&
 		   wire_get_uint(&reply.r, 1) == 0 && wire_done(&reply.r), "they are the right ones");
 	tap_ok(see(h, INST2, SCHOOL) == -1, "another installation's are not");
-	if (ask_strings(h, KS_OP_SEE, INST, SCHOOL, NULL) != KS_OK)
+	if (ask_see(h, INST, SCHOOL, 0) != KS_OK)
 		tap_bail("no sight: %s", reply.reason);
 	snprintf(serial, sizeof(serial), "%s", next_string());
 	tap_ok(ask_strings(h, KS_OP_DESTROY, INST, SCHOOL, "") == KS_TOKEN_WRONG &&
@@ -263,6 +351,9 @@ test_token(const char *name, const char *uri)
 	test_foreign_labels(&h);
 	test_changed_bytes(&h, &good);
 	test_mixed(&h, &good);
+	test_wrap(&h, &other, &good);
+	test_enable(&h, &other, &good);
+	test_destroy_kek(&h, &other, &good);
 	tap_ok(exited_with(stop(&h), 0), "the helper ends with its socket");
 	h = start(uri);
 	after_restart = good;
@@ -290,7 +381,9 @@ test_many_keys(const char *uri)
 		   "the second page has the rest");
 	tap_ok(list(&h, INST, UINT32_MAX, &n) >= MANY && n == 0, "a page far behind is empty");
 	tap_ok(see(&h, INST, SCHOOL) == KS_LIST_PAGE, "a full page is seen");
-	(void) ask_strings(&h, KS_OP_SEE, INST, SCHOOL, NULL);
+	tap_ok(ask_see(&h, INST, SCHOOL, KS_LIST_PAGE) == KS_OK && *next_string() != '\0' &&
+		   wire_get_uint(&reply.r, 2) == MANY - KS_LIST_PAGE, "then the rest");
+	(void) ask_see(&h, INST, SCHOOL, 0);
 	snprintf(serial, sizeof(serial), "%s", next_string());
 	tap_ok(ask_strings(&h, KS_OP_DESTROY, INST, SCHOOL, serial) == KS_OK &&
 		   wire_get_uint(&reply.r, 2) == KS_LIST_PAGE, "a full page is destroyed");
@@ -333,7 +426,7 @@ test_other_programs(const char *uri)
 	key.wrapped[50] ^= 1;
 	tap_ok(unwrap_one(&h, KEK1, &key) == KS_REFUSED,
 		   "a helper that knew only one finds out when something does not open");
-	(void) ask_strings(&h, KS_OP_SEE, INST, SCHOOL, NULL);
+	(void) ask_see(&h, INST, SCHOOL, 0);
 	tap_ok(ask_strings(&h, KS_OP_DESTROY, INST, SCHOOL, next_string()) == KS_OK &&
 		   wire_get_uint(&reply.r, 2) == 2, "both are destroyed");
 	stop(&again);

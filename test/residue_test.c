@@ -151,7 +151,7 @@ use_keys(void)
 	cipher_hkdf(key, 32, (const uint8_t *) "x", 1, out);
 	cipher_free(derive_or_bail(key, nonce));
 	cipher_free(derive_or_bail(out, nonce));
-	hmac(key, (const uint8_t *) "x", 1, out);
+	cipher_hmac(key, (const uint8_t *) "x", 1, out);
 	cipher_wipe(key, sizeof(key));
 	cipher_wipe(out, sizeof(out));
 
@@ -172,20 +172,21 @@ use_keys(void)
 }
 
 static void
-test_nothing_stays(void)
+test_nothing_stays(const char *engine)
 {
 	CipherCtx  *ctx;
 	int			pieces;
 
-	learn_needles();
-	/* The first time OpenSSL also loads and binds things. */
+	if (needle_count == 0)
+		learn_needles();
+	/* The first time the libraries also load and bind things. */
 	cipher_free(use_keys());
 	ctx = use_keys();
 	pieces = find_everywhere();
-	tap_ok(pieces >= 8, "a context in use has its key in memory (%d pieces found)", pieces);
+	tap_ok(pieces >= 4, "%s: a context in use has its key in memory (%d pieces found)", engine, pieces);
 	cipher_free(ctx);
 	pieces = find_everywhere();
-	tap_ok(pieces == 0, "once freed, no key is anywhere in memory (%d pieces found)", pieces);
+	tap_ok(pieces == 0, "%s: once freed, no key is anywhere in memory (%d pieces found)", engine, pieces);
 }
 
 #endif							/* UNDER_ASAN */
@@ -199,7 +200,7 @@ main(int argc, char **argv)
 	if (argc > 1 && strcmp(argv[1], "--quick") == 0)
 		tap_skip("no key stays in memory", "--quick");
 	else
-		test_nothing_stays();
+		with_each_engine(test_nothing_stays);
 #endif
 	return tap_done();
 }

@@ -401,19 +401,13 @@ test_helpers(void)
 	tap_ok(all_zero(a, sizeof(a)), "wiped is zero");
 }
 
-int
-main(int argc, char **argv)
+static const char *folder = "test/vectors";
+
+static void
+test_engine(const char *engine)
 {
-	const char *folder = "test/vectors";
-
-	for (int i = 1; i < argc; i++)
-	{
-		if (strcmp(argv[i], "--quick") == 0)
-			quick = true;
-		else
-			folder = argv[i];
-	}
-
+	printf("# %s %s\n", engine, cipher_library_version());
+	tap_ok(strcmp(engine, cipher_library()) == 0, "%s is in use", engine);
 	test_xaes_vectors();
 	test_accumulated(10000, "e6b9edf2df6cec60c8cbd864e2211b59"
 					 "7fb69a529160cd040d56c0c210081939");
@@ -428,6 +422,21 @@ main(int argc, char **argv)
 	test_tampering_kept();
 	test_derived_again();
 	test_reuse();
+}
+
+int
+main(int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++)
+	{
+		if (strcmp(argv[i], "--quick") == 0)
+			quick = true;
+		else
+			folder = argv[i];
+	}
+
+	tap_ok(!cipher_use("none"), "an engine that there is not is refused");
+	with_each_engine(test_engine);
 	test_helpers();
 	return tap_done();
 }
