@@ -1695,15 +1695,16 @@ BEGIN
 		END IF;
 	WHEN 'keyring' THEN
 		SELECT * INTO ring FROM nomp_crypt._stat_keyring();
-		SELECT count(*) INTO n FROM nomp_crypt.tenant t WHERE t.state = 'active';
+		SELECT count(*), count(DISTINCT k.tenant) INTO n, names FROM nomp_crypt.tenant_key k
+		JOIN nomp_crypt.tenant t ON t.uuid = k.tenant WHERE t.state = 'active' AND k.wrapped IS NOT NULL;
 		IF ring.evictions > 0 OR ring.entries > 0.95 * ring.capacity THEN
 			severity := 'warning';
 			detail := format('%s of %s places are taken, %s keys were evicted since the server started',
 				ring.entries, ring.capacity, ring.evictions);
 			advice := 'Raise nomp_crypt.max_cached_keys (restart).';
-		ELSIF ring.capacity < 2 * n THEN
+		ELSIF ring.capacity < n THEN
 			severity := 'info';
-			detail := format('%s places for the keys of %s active schools, two each', ring.capacity, n);
+			detail := format('%s places for the %s keys of %s active schools', ring.capacity, n, names);
 			advice := 'Raise nomp_crypt.max_cached_keys (restart), unless few of the schools are in use at a time.';
 		END IF;
 	WHEN 'credentials' THEN
@@ -1915,7 +1916,7 @@ BEGIN
 		memory,core_dumps,swap,register,grants,public,old_keks,erasures,provisional_keys,data_keys,
 		tls,log,tenant_setting,replication}'::text[] LOOP
 		BEGIN
-			SELECT c.severity, c.detail, c.advice INTO severity, detail, advice
+			SELECT c.severity, left(c.detail, 400), c.advice INTO severity, detail, advice
 			FROM nomp_crypt._health_check(name, facts, max_pin_age, max_key_age) c;
 		EXCEPTION WHEN OTHERS THEN
 			severity := 'warning';
@@ -1938,12 +1939,14 @@ GRANT SELECT ON nomp_crypt.stat_keystore, nomp_crypt.stat_keyring, nomp_crypt.st
 -- Warming up: the busiest schools' keys are in memory before they are needed
 -- ---------------------------------------------------------------------------
 
--- The schools that were in use, the busiest first, by the system identifier of
--- the cluster that wrote it down: a row per cluster, so that clusters that
--- replicate to each other do not collide. Ids only. Standbys read it.
+-- The schools that were in use, the busiest first, and when each last was, by
+-- the system identifier of the cluster that wrote it down: a row per cluster,
+-- so that clusters that replicate to each other do not collide. Ids only.
+-- Standbys read it.
 CREATE TABLE nomp_crypt.busy (
 	cluster		text PRIMARY KEY,
 	tenants		uuid[] NOT NULL,
+	used_on		date[] NOT NULL DEFAULT '{}',
 	at			timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE nomp_crypt.busy IS 'schools whose keys are loaded ahead, the busiest first; written by the server';
@@ -1951,6 +1954,18 @@ COMMENT ON TABLE nomp_crypt.busy IS 'schools whose keys are loaded ahead, the bu
 CREATE FUNCTION nomp_crypt._load_keys(tenant uuid) RETURNS int
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_load_keys';
 REVOKE ALL ON FUNCTION nomp_crypt._load_keys(uuid) FROM PUBLIC;
+
+-- This cluster's schools that were in use, and those of others that still
+-- write theirs down; the busiest first.
+CREATE FUNCTION nomp_crypt._remembered(OUT tenant uuid, OUT place bigint, OUT used_on date) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT u.tenant, min(u.n), max(u.used_on) FILTER (WHERE b.cluster = c.system_identifier::text)
+	FROM pg_control_system() c, nomp_crypt.busy b,
+		unnest(b.tenants, b.used_on) WITH ORDINALITY u(tenant, used_on, n)
+	WHERE b.cluster = c.system_identifier::text OR b.at > now() - interval '30 days'
+	GROUP BY u.tenant
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._remembered() FROM PUBLIC;
 
 -- Load the keys of schools in that order, as far as there is room; how many
 -- keys that is. Raises NC004.
@@ -1982,10 +1997,8 @@ BEGIN
 			FROM unnest(tenants) WITH ORDINALITY u(id, n) ORDER BY u.n LIMIT max));
 	END IF;
 	RETURN nomp_crypt._load_all(ARRAY(
-		SELECT t.uuid FROM nomp_crypt.tenant t
-		LEFT JOIN (SELECT u.tenant, min(u.n) AS n FROM nomp_crypt.busy b, unnest(b.tenants) WITH ORDINALITY u(tenant, n)
-				   GROUP BY u.tenant) u ON u.tenant = t.uuid
-		WHERE t.state = 'active' ORDER BY u.n NULLS LAST, t.created_at LIMIT max));
+		SELECT t.uuid FROM nomp_crypt.tenant t LEFT JOIN nomp_crypt._remembered() r ON r.tenant = t.uuid
+		WHERE t.state = 'active' ORDER BY r.place NULLS LAST, t.created_at LIMIT max));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.prewarm(text[], int) FROM PUBLIC;
@@ -1993,34 +2006,39 @@ REVOKE ALL ON FUNCTION nomp_crypt.prewarm(text[], int) FROM PUBLIC;
 -- The warmer's work in one database: load what is remembered and not here;
 -- then, on a primary, remember who is busy. In this order, so that a node that
 -- is still loading does not forget the rest. A school that nobody used for a
--- week, by this node's memory, is forgotten. Written only when the schools
--- have changed, or once a day.
+-- week is forgotten. Written when the schools have changed, or once a day.
 CREATE FUNCTION nomp_crypt._keep_warm() RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	mine text := (SELECT system_identifier::text FROM pg_control_system());
-	remembered nomp_crypt.busy;
-	used uuid[];
+	before nomp_crypt.busy;
+	after nomp_crypt.busy;
 BEGIN
 	PERFORM nomp_crypt._load_all(ARRAY(
-		SELECT u.tenant FROM nomp_crypt.busy b, unnest(b.tenants) WITH ORDINALITY u(tenant, n)
-		WHERE u.tenant NOT IN (SELECT k.tenant FROM nomp_crypt._keyring_uses() k)
-		GROUP BY u.tenant ORDER BY min(u.n)));
+		SELECT r.tenant FROM nomp_crypt._remembered() r
+		WHERE r.tenant NOT IN (SELECT u.tenant FROM nomp_crypt._keyring_uses() u) ORDER BY r.place));
 	IF pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean THEN
 		RETURN;
 	END IF;
-	SELECT array_agg(k.tenant ORDER BY k.busyness DESC, k.used_at DESC) INTO used
-	FROM (SELECT u.tenant, max(u.busyness) AS busyness, max(u.used_at) AS used_at
-		  FROM nomp_crypt._keyring_uses() u GROUP BY u.tenant) k
-	JOIN nomp_crypt.tenant t ON t.uuid = k.tenant AND t.state = 'active'
-	WHERE coalesce(k.used_at, pg_postmaster_start_time()) > now() - interval '7 days';
-	SELECT b.* INTO remembered FROM nomp_crypt.busy b WHERE b.cluster = mine;
-	IF used IS NULL OR (remembered.at > now() - interval '1 day' AND
-		ARRAY(SELECT u FROM unnest(used) u ORDER BY u) = ARRAY(SELECT u FROM unnest(remembered.tenants) u ORDER BY u)) THEN
+	SELECT array_agg(k.tenant ORDER BY k.busyness DESC, k.used_on DESC),
+		array_agg(k.used_on ORDER BY k.busyness DESC, k.used_on DESC)
+	INTO after.tenants, after.used_on
+	FROM (SELECT u.tenant, max(u.busyness) AS busyness,
+				 coalesce(greatest(max(u.used_at)::date, max(r.used_on)), current_date) AS used_on
+		  FROM nomp_crypt._keyring_uses() u
+		  JOIN nomp_crypt.tenant t ON t.uuid = u.tenant AND t.state = 'active'
+		  LEFT JOIN nomp_crypt._remembered() r ON r.tenant = u.tenant
+		  GROUP BY u.tenant) k
+	WHERE k.used_on > current_date - 7;
+	SELECT b.* INTO before FROM nomp_crypt.busy b WHERE b.cluster = mine;
+	IF after.tenants IS NULL OR (before.at > now() - interval '1 day' AND
+		ARRAY(SELECT u FROM unnest(after.tenants) u ORDER BY u) =
+		ARRAY(SELECT u FROM unnest(before.tenants) u ORDER BY u)) THEN
 		RETURN;
 	END IF;
-	INSERT INTO nomp_crypt.busy (cluster, tenants) VALUES (mine, used)
-	ON CONFLICT (cluster) DO UPDATE SET tenants = excluded.tenants, at = excluded.at;
+	INSERT INTO nomp_crypt.busy (cluster, tenants, used_on) VALUES (mine, after.tenants, after.used_on)
+	ON CONFLICT (cluster) DO UPDATE
+	SET tenants = excluded.tenants, used_on = excluded.used_on, at = excluded.at;
 EXCEPTION WHEN SQLSTATE 'NC004' THEN
 	RETURN;	-- the next one tries again; health() says what is wrong
 END

@@ -199,7 +199,7 @@ $node->safe_psql(
 	join(',', map { "many$_" } 1 .. 10));
 like(
 	check('keyring'),
-	qr/^info: 16 places for the keys of 12 active schools/,
+	qr/^info: 16 places for the 24 keys of 12 active schools/,
 	'and too small for twelve');
 $node->safe_psql('postgres',
 	'SELECT nomp_crypt.encrypt(id, id) FROM nomp_crypt.tenants');

@@ -86,7 +86,7 @@ sub remembered
 	return $node->safe_psql(
 		'postgres',
 		q(SELECT string_agg(t.id, ' ' ORDER BY u.n) FROM nomp_crypt.busy b, unnest(b.tenants) WITH ORDINALITY u(tenant, n)
-		  LEFT JOIN nomp_crypt.tenant t ON t.uuid = u.tenant)
+		  LEFT JOIN nomp_crypt.tenant t ON t.uuid = u.tenant WHERE b.cluster ~ '^\d+$')
 	);
 }
 
@@ -204,6 +204,27 @@ $node->safe_psql('postgres',
 $node->safe_psql('postgres',
 	"DELETE FROM nomp_crypt.busy WHERE cluster IN ('another', 'twice', 'empty')"
 );
+
+# ---- what nobody uses is forgotten, and clusters that have gone silent ----
+
+$node->safe_psql('postgres', <<'SQL');
+UPDATE nomp_crypt.busy SET at = now() - interval '2 days',
+	used_on = array_fill(current_date - 7, ARRAY[cardinality(tenants)]);
+INSERT INTO nomp_crypt.busy (cluster, tenants, at)
+SELECT 'silent', array_agg(uuid), now() - interval '31 days' FROM nomp_crypt.tenant WHERE id = 'unused2';
+SQL
+$node->restart;
+is(reading('used1'), 'Anna', 'one is used');
+wait_until(sub { (remembered() // '') eq 'used1' },
+	'schools that nobody used for a week to be forgotten');
+pass('schools that nobody used for a week are forgotten');
+unlike(warm(), qr/unused2/,
+	'those of a cluster that wrote nothing for a month are not loaded');
+$node->safe_psql('postgres',
+	"DELETE FROM nomp_crypt.busy WHERE cluster = 'silent'");
+is(reading($_), 'Anna', "$_ is used again") for @used, 'unused1';
+wait_until(sub { sorted(remembered()) eq "unused1 @used" },
+	'all used schools to be remembered');
 
 # ---- a standby ----
 
