@@ -10,6 +10,7 @@
 #   make asan               the C test programs under ASan and UBSan
 #   make lint, make format
 #   make bench              beside plain columns and pgcrypto; bench/README.md
+#   make soak               ten minutes of random operations, checked
 #
 # The checks need what "make install" put into the server of PG_CONFIG, and a
 # user other than root.  ./scripts/test does all of it in a private copy.
@@ -102,7 +103,7 @@ uninstall-keystore:
 	rm -f '$(DESTDIR)$(pkglibdir)/$(notdir $(KEYSTORE))'
 
 # Tests.
-.PHONY: test-programs check-unit check-tap regress-config asan format lint bench
+.PHONY: test-programs check-unit check-tap regress-config asan format lint bench soak
 test-programs: $(TEST_PROGRAMS) $(CLIENT_PROGRAMS) $(TEST_LIBRARIES) $(KEYSTORE)
 
 $(TEST_PROGRAMS): test/%: test/%.c $(PLAIN_OBJS) $(OUR_HEADERS) $(wildcard test/*.h)
@@ -114,7 +115,7 @@ $(CLIENT_PROGRAMS): test/%: test/%.c
 	$(CC) $(PLAIN_CFLAGS) $(shell $(PKG_CONFIG) --cflags libpq) -o $@ $< \
 		$(shell $(PKG_CONFIG) --libs libpq)
 
-$(TEST_LIBRARIES): test/%.so: test/%.c
+$(TEST_LIBRARIES): test/%.so: test/%.c $(wildcard test/*.h)
 	$(CC) $(PLAIN_CFLAGS) $(P11_CFLAGS) -fPIC -shared -o $@ $< -ldl -lpthread
 
 check-unit: test-programs
@@ -141,6 +142,9 @@ format:
 
 bench:
 	./scripts/bench $(BENCH_OPTS)
+
+soak:
+	./scripts/soak $(SOAK_OPTS)
 
 lint: all
 	./scripts/lint

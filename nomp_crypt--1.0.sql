@@ -1123,13 +1123,13 @@ CREATE FUNCTION nomp_crypt._living_tenant(id text) RETURNS nomp_crypt.tenant
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	target uuid := nomp_crypt._tenant_uuid(_living_tenant.id);
-	found nomp_crypt.tenant;
+	wanted nomp_crypt.tenant;
 BEGIN
-	SELECT t.* INTO found FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
-	IF found.state = 'erased' THEN
+	SELECT t.* INTO wanted FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
+	IF wanted.state = 'erased' THEN
 		RAISE EXCEPTION 'tenant "%" has been erased', _living_tenant.id USING ERRCODE = 'NC001';
 	END IF;
-	RETURN found;
+	RETURN wanted;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._living_tenant(text) FROM PUBLIC;
@@ -1138,13 +1138,13 @@ REVOKE ALL ON FUNCTION nomp_crypt._living_tenant(text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._active_tenant(id text) RETURNS nomp_crypt.tenant
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-	found nomp_crypt.tenant := nomp_crypt._living_tenant(_active_tenant.id);
+	wanted nomp_crypt.tenant := nomp_crypt._living_tenant(_active_tenant.id);
 BEGIN
-	IF found.state <> 'active' THEN
+	IF wanted.state <> 'active' THEN
 		RAISE EXCEPTION 'tenant "%" is suspended', _active_tenant.id USING ERRCODE = 'NC002',
 			HINT = 'Its keys are changed when it is active again.';
 	END IF;
-	RETURN found;
+	RETURN wanted;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._active_tenant(text) FROM PUBLIC;
@@ -1349,19 +1349,19 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 #variable_conflict use_column
 DECLARE
 	installation uuid := nomp_crypt._require_owner();
-	t record;
+	school record;
 	done record;
 BEGIN
-	SELECT t.id, t.uuid, t.state, t.suspended_at, nomp_crypt._committed(t.xmin) AS committed INTO t
+	SELECT t.id, t.uuid, t.state, t.suspended_at, nomp_crypt._committed(t.xmin) AS committed INTO school
 	FROM nomp_crypt.tenant t WHERE t.uuid = _suspend_keys.tenant FOR UPDATE;
-	IF t.state IS DISTINCT FROM 'suspended' OR t.suspended_at IS NULL OR NOT t.committed THEN
+	IF school.state IS DISTINCT FROM 'suspended' OR school.suspended_at IS NULL OR NOT school.committed THEN
 		RAISE EXCEPTION 'the tenant is not suspended, or not yet committed so'
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'CALL nomp_crypt.suspend_tenant() goes through all steps.';
 	END IF;
-	SELECT * INTO done FROM nomp_crypt._keystore_enable(installation, t.uuid, false);
-	PERFORM nomp_crypt._audit('disable_keys', t.id,
-		jsonb_build_object('uuid', t.uuid, 'keys', done.keys, 'disabled', done.obeyed));
+	SELECT * INTO done FROM nomp_crypt._keystore_enable(installation, school.uuid, false);
+	PERFORM nomp_crypt._audit('disable_keys', school.id,
+		jsonb_build_object('uuid', school.uuid, 'keys', done.keys, 'disabled', done.obeyed));
 	RETURN done.obeyed = done.keys;
 END
 $$;
@@ -1424,11 +1424,13 @@ CREATE PROCEDURE nomp_crypt.resume_tenant(id text)
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_resume_tenant';
 REVOKE ALL ON PROCEDURE nomp_crypt.resume_tenant(text) FROM PUBLIC;
 
--- May a KEK go? Also by the setting as it is now, if that was raised since.
+-- May a KEK go? Also by the setting as it is now, if that was raised since;
+-- and never by a label that is another's.
 CREATE FUNCTION nomp_crypt._expired(k nomp_crypt.kek) RETURNS boolean
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	SELECT k.state = 'retired' AND clock_timestamp() >= k.destroy_after
 		AND clock_timestamp() >= k.retired_at + nomp_crypt._backup_retention()
+		AND k.label = (SELECT format('nomp_crypt:%s:%s:%s', i.uuid, k.tenant, k.generation) FROM nomp_crypt.installation i)
 		AND NOT EXISTS (SELECT FROM nomp_crypt.tenant_key u WHERE u.kek = k.uuid)
 		AND EXISTS (SELECT FROM nomp_crypt.kek a WHERE a.tenant = k.tenant AND a.state = 'active')
 		AND EXISTS (SELECT FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant AND t.state IN ('active', 'suspended'))
@@ -1561,6 +1563,236 @@ REVOKE ALL ON FUNCTION nomp_crypt._expire_destroy(uuid) FROM PUBLIC;
 CREATE PROCEDURE nomp_crypt.destroy_expired_keks()
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_destroy_expired_keks';
 REVOKE ALL ON PROCEDURE nomp_crypt.destroy_expired_keks() FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Values under other keys: re-encrypting, moving rows, verifying. For
+-- everybody: these work with the caller's own rights on tables and schools.
+-- ---------------------------------------------------------------------------
+
+-- How far long commands are; they report through _progress, from SQL or C.
+CREATE FUNCTION nomp_crypt._progress(command text, object text, phase text, unit text,
+	done bigint, total bigint) RETURNS void
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_progress_note';
+CREATE FUNCTION nomp_crypt._progress_read(OUT pid int, OUT command text, OUT object text,
+	OUT phase text, OUT unit text, OUT done bigint, OUT total bigint,
+	OUT started timestamptz, OUT phase_started timestamptz) RETURNS SETOF record
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_progress';
+REVOKE ALL ON FUNCTION nomp_crypt._progress_read() FROM PUBLIC;
+CREATE VIEW nomp_crypt.progress AS
+SELECT p.pid, p.command, p.object, p.phase, p.done, p.total, p.unit, r.rate,
+	CASE WHEN r.rate > 0 THEN make_interval(secs => greatest(p.total - p.done, 0) / r.rate) END AS time_left,
+	p.started
+FROM nomp_crypt._progress_read() p,
+	LATERAL (SELECT round((p.done / nullif(extract(epoch FROM clock_timestamp() - p.phase_started), 0))::numeric, 1)) r(rate);
+COMMENT ON VIEW nomp_crypt.progress IS
+'long commands under way in this database on this node; rate is units per second';
+
+-- A value under the newest key of its own tenant, or of another one.
+CREATE FUNCTION nomp_crypt.reencrypt(value @extschema@.encrypted, to_tenant text DEFAULT NULL)
+RETURNS @extschema@.encrypted
+LANGUAGE c VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_reencrypt';
+CREATE FUNCTION nomp_crypt._reencrypt(value anyelement, to_tenant text, typmod int) RETURNS anyelement
+LANGUAGE c VOLATILE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_reencrypt_inside';
+
+-- All values of a table: see reencrypt_table.c. Texts, not regclass and name:
+-- literals could not be told from the function's otherwise.
+CREATE PROCEDURE nomp_crypt.reencrypt(table_name text, column_name text DEFAULT NULL,
+	batch_size int DEFAULT 1000, max_lag text DEFAULT '64MB', delay interval DEFAULT '0',
+	patience interval DEFAULT '30 seconds', INOUT remaining bigint DEFAULT NULL)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_reencrypt_table';
+
+-- What of a table's values opens, or of all tables': see verify.c.
+CREATE FUNCTION nomp_crypt.verify_values(of_table regclass DEFAULT NULL,
+	OUT table_name text, OUT column_name text, OUT tenant text, OUT status text,
+	OUT "values" bigint, OUT "rows" text[]) RETURNS SETOF record
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_verify_values';
+CREATE PROCEDURE nomp_crypt.verify(table_name regclass DEFAULT NULL, INOUT problems bigint DEFAULT NULL)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_verify';
+
+-- Rows that move to another school: move_rows and its steps, each with the
+-- caller's rights, outside any tenant, and refused where row-level security
+-- would hide rows.
+CREATE FUNCTION nomp_crypt._condition(of_table regclass, condition text) RETURNS text
+LANGUAGE c VOLATILE STRICT SET nomp_crypt.tenant = '' AS 'MODULE_PATHNAME', 'nc_condition';
+CREATE FUNCTION nomp_crypt._move_column(of_table regclass, tenant_column name, to_tenant text) RETURNS name
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_move_column';
+CREATE FUNCTION nomp_crypt._holds_values(of_type oid) RETURNS boolean
+LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'nc_holds_values';
+
+-- An SQL expression that names a row of the alias, by its place and its
+-- primary key, without encrypted columns.
+CREATE FUNCTION nomp_crypt._row_name(of_table regclass, alias text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT format('%I.ctid::text', alias) ||
+		coalesce(string_agg(format(' || %L || coalesce(left(%I.%I::text, 100), ''null'')', ' ' || a.attname || '=', alias, a.attname), ''
+							ORDER BY a.attnum), '')
+	FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::int2[])
+	WHERE i.indrelid = of_table AND i.indisprimary AND NOT nomp_crypt._holds_values(a.atttypid)
+$$;
+
+-- One sentence for each collision that the move would end in, by the unique
+-- indexes of the table that have the tenant's column or a searchable one.
+CREATE FUNCTION nomp_crypt._move_collisions(of_table regclass, condition text, tenant_column name, to_tenant text)
+RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	idx record;
+	statement text;
+BEGIN
+	FOR idx IN
+		SELECT i.indexrelid::regclass AS index_name,
+			string_agg(CASE WHEN a.attname = tenant_column THEN format('o.%I = $1::%s', a.attname, format_type(a.atttypid, NULL))
+				ELSE format('o.%1$I OPERATOR(%2$I.%3$s) m.%1$I', a.attname, n.nspname, op.oprname) END, ' AND ') AS matches,
+			string_agg(format('m.%I', a.attname), ', ') FILTER (WHERE a.attname <> tenant_column) AS keys,
+			string_agg(format('m.%I IS NOT NULL', a.attname), ' AND ')
+				FILTER (WHERE a.attname <> tenant_column) AS present,
+			i.indnullsnotdistinct AS nulls_too
+		FROM pg_index i
+		CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY k(attnum, opclass, place)
+		JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+		JOIN pg_opclass c ON c.oid = k.opclass
+		JOIN pg_amop amop ON amop.amopfamily = c.opcfamily AND amop.amopstrategy = 3
+			AND amop.amoplefttype = c.opcintype AND amop.amoprighttype = c.opcintype
+		JOIN pg_operator op ON op.oid = amop.amopopr
+		JOIN pg_namespace n ON n.oid = op.oprnamespace
+		WHERE i.indrelid = of_table AND i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL
+			AND k.place <= i.indnkeyatts
+		GROUP BY i.indexrelid, i.indnullsnotdistinct
+		HAVING bool_or(a.attname = tenant_column OR nomp_crypt._holds_values(a.atttypid))
+	LOOP
+		-- as the rows would be; the row type gives the columns their modifiers
+		statement := format($q$
+			WITH moved AS MATERIALIZED (
+				SELECT %1$s AS "nomp_crypt row", nomp_crypt._reencrypt(t, $1, -1) AS new
+				FROM %2$s t WHERE (%3$s) AND t.%4$I IS DISTINCT FROM $1::%5$s),
+			m AS (SELECT "nomp_crypt row", (new).* FROM moved)$q$,
+			nomp_crypt._row_name(of_table, 't'), of_table, condition, tenant_column,
+			(SELECT format_type(a.atttypid, NULL) FROM pg_attribute a
+			 WHERE a.attrelid = of_table AND a.attname = tenant_column));
+		RETURN QUERY EXECUTE format($q$%s
+			SELECT 'Row ' || m."nomp_crypt row" || ' would collide with row ' || %s || ' in ' || %L || '.'
+			FROM m JOIN %s o ON %s LIMIT 20$q$,
+			statement, nomp_crypt._row_name(of_table, 'o'), idx.index_name, of_table, idx.matches)
+		USING to_tenant;
+		RETURN QUERY EXECUTE format($q$%s
+			SELECT 'Rows ' || string_agg(m."nomp_crypt row", ', ' ORDER BY m."nomp_crypt row") || ' would collide in ' || %L || '.'
+			FROM m WHERE %s %s HAVING count(*) > 1 LIMIT 20$q$,
+			statement, idx.index_name, coalesce(idx.present, 'true'),
+			coalesce('GROUP BY ' || idx.keys, ''))
+		USING to_tenant;
+	END LOOP;
+END
+$$;
+
+-- Move up to so many rows; how many.
+CREATE FUNCTION nomp_crypt._move_batch(of_table regclass, condition text, tenant_column name, to_tenant text,
+	batch_size int) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	tenant_type text;
+	assignments text;
+	relations oid[];
+	places tid[];
+BEGIN
+	SELECT format_type(a.atttypid, a.atttypmod) INTO tenant_type FROM pg_attribute a
+	WHERE a.attrelid = of_table AND a.attname = tenant_column AND a.attnum > 0 AND NOT a.attisdropped;
+	SELECT string_agg(format(', %1$I = nomp_crypt._reencrypt(t.%1$I, $1, %2$s)', a.attname, a.atttypmod), '' ORDER BY a.attnum)
+	INTO assignments FROM pg_attribute a
+	WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+		AND nomp_crypt._holds_values(a.atttypid);
+	-- two statements: the second sees the rows as they are locked
+	EXECUTE format('SELECT array_agg(l.tableoid), array_agg(l.place) FROM (
+			SELECT t.tableoid, t.ctid AS place FROM %s t WHERE (%s) AND t.%I IS DISTINCT FROM $1::%s
+			LIMIT $2 FOR UPDATE) l', of_table, condition, tenant_column, tenant_type)
+	INTO relations, places USING to_tenant, batch_size;
+	EXECUTE format('UPDATE %s t SET %I = $1::%s%s
+			FROM unnest($2, $3) l(relation, place) WHERE t.tableoid = l.relation AND t.ctid = l.place',
+		of_table, tenant_column, tenant_type, coalesce(assignments, ''))
+	USING to_tenant, relations, places;
+	RETURN coalesce(cardinality(places), 0);
+END
+$$;
+
+-- The rows of a table that meet a condition, to another school: its column,
+-- values and fingerprints in one UPDATE. Batches are atomic each; a move of no
+-- more than one can be part of a transaction. Collisions in unique indexes
+-- are named before anything is changed (23505). Raises 22023, 42601, 42703,
+-- 42704, 42501, NC001 to NC005.
+-- It may commit, so its search_path is the caller's: every name is qualified.
+CREATE PROCEDURE nomp_crypt.move_rows(table_name regclass, condition text, to_tenant text,
+	tenant_column name DEFAULT NULL, batch_size int DEFAULT 10000, INOUT moved bigint DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+	checked pg_catalog.text;
+	collisions pg_catalog.text[];
+	batch pg_catalog.int8;
+BEGIN
+	IF table_name IS NULL OR condition IS NULL OR to_tenant IS NULL OR
+		(batch_size OPERATOR(pg_catalog.>) 0) IS NOT TRUE THEN
+		RAISE EXCEPTION 'a table, a condition, a tenant and a batch size above 0 are needed'
+			USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'All rows are meant by the condition ''true''.';
+	END IF;
+	tenant_column := nomp_crypt._move_column(table_name, tenant_column, to_tenant);
+	checked := nomp_crypt._condition(table_name, condition);
+	moved := 0;
+	PERFORM nomp_crypt._progress('move_rows', table_name::pg_catalog.text, 'looking for collisions', 'rows', 0, 0);
+	collisions := ARRAY(SELECT nomp_crypt._move_collisions(table_name, checked, tenant_column, to_tenant));
+	IF pg_catalog.cardinality(collisions) OPERATOR(pg_catalog.>) 0 THEN
+		RAISE EXCEPTION 'rows cannot be moved to tenant "%": % would collide', to_tenant,
+			pg_catalog.cardinality(collisions)
+			USING ERRCODE = 'unique_violation', DETAIL = pg_catalog.array_to_string(collisions, pg_catalog.chr(10)),
+			HINT = 'Nothing was changed. Merge or remove one of each first.';
+	END IF;
+	LOOP
+		batch := nomp_crypt._move_batch(table_name, checked, tenant_column, to_tenant, batch_size);
+		moved := moved OPERATOR(pg_catalog.+) batch;
+		EXIT WHEN batch OPERATOR(pg_catalog.<) batch_size;
+		COMMIT;
+		PERFORM nomp_crypt._progress('move_rows', table_name::pg_catalog.text, 'moving', 'rows', moved, 0);
+	END LOOP;
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+END
+$$;
+
+-- A new index key for the tenant; its version. For index_key.c alone, which
+-- takes all fingerprints anew in the same transaction.
+CREATE FUNCTION nomp_crypt._new_index_key(id text) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	installation uuid := nomp_crypt._require_owner();
+	t nomp_crypt.tenant := nomp_crypt._active_tenant(_new_index_key.id);
+	wraps nomp_crypt.kek;
+	newest int;
+	fresh record;
+BEGIN
+	SELECT max(k.version) INTO newest FROM nomp_crypt.tenant_key k
+	WHERE k.tenant = t.uuid AND k.purpose = 'index';
+	SELECT k.* INTO wraps FROM nomp_crypt.kek k WHERE k.tenant = t.uuid AND k.state = 'active';
+	IF newest IS NULL OR wraps.uuid IS NULL THEN
+		RAISE EXCEPTION 'the keys of tenant "%" are not known in this database', t.id USING ERRCODE = 'NC003',
+			HINT = 'Rows in nomp_crypt.tenant_key or nomp_crypt.kek are missing: restore the tables of schema nomp_crypt together.';
+	END IF;
+	SELECT * INTO fresh FROM nomp_crypt._keystore_fresh(installation, wraps.label, t.uuid, 'index', newest + 1);
+	UPDATE nomp_crypt.tenant_key k SET state = 'closed'
+	WHERE k.tenant = t.uuid AND k.purpose = 'index' AND k.state = 'active';
+	INSERT INTO nomp_crypt.tenant_key (key_id, tenant, purpose, version, kek, wrapped, key_check)
+	VALUES (substring(fresh.key_check FROM 1 FOR 8), t.uuid, 'index', newest + 1, wraps.uuid,
+			fresh.wrapped, fresh.key_check);
+	PERFORM nomp_crypt._audit('rotate_index_key', t.id,
+		jsonb_build_object('uuid', t.uuid, 'version', newest + 1));
+	RETURN newest + 1;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._new_index_key(text) FROM PUBLIC;
+-- A new index key, and all fingerprints of the tenant in this database by it:
+-- see index_key.c.
+CREATE FUNCTION nomp_crypt.rotate_index_key(tenant text) RETURNS int
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_rotate_index_key';
+REVOKE ALL ON FUNCTION nomp_crypt.rotate_index_key(text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Watching: statistics of this node, and health(). For superusers, for
@@ -2064,10 +2296,10 @@ BEGIN
 						   'rotate_tenant', 'rewrap_tenant', 'rotate_all', '_due_tenants', '_rotate', '_rewrap',
 						   'suspend_tenant', '_suspend', '_suspend_wipe', '_suspend_keys',
 						   'resume_tenant', '_resume_keys', '_resume', 'destroy_expired_keks', '_next_expired',
-						   '_expire_submit', '_expire_lsn', '_behind', '_expire_destroy',
-						   'health', 'prewarm')
-			 OR p.proname IN ('_access', '_stat_keystore', '_stat_keyring', '_keyring_uses',
-							  '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
+						   '_expire_submit', '_expire_lsn', '_behind', '_expire_destroy')
+			 OR p.proname IN ('_progress_read', 'rotate_index_key')
+			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')
+			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_submit', '_erase_destroy')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);
 	END LOOP;

@@ -17,6 +17,7 @@
 #include "lease.h"
 #include "miscadmin.h"
 #include "mykeys.h"
+#include "progress.h"
 #include "register.h"
 #include "request.h"
 #include "rights.h"
@@ -42,6 +43,7 @@ shmem_request(void)
 	request_shmem_request();
 	session_shmem_request();
 	access_table_shmem_request();
+	progress_shmem_request();
 	keystat_shmem_request();
 }
 
@@ -55,6 +57,7 @@ shmem_startup(void)
 	request_shmem_startup();
 	session_shmem_startup();
 	access_table_shmem_startup();
+	progress_shmem_startup();
 	keystat_shmem_startup();
 }
 
@@ -79,6 +82,7 @@ _PG_init(void)
 	rights_init();
 	access_log_init();
 	mykeys_init();
+	progress_init();
 	keystore_sql_init();
 
 	next_shmem_request = shmem_request_hook;

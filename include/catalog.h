@@ -10,6 +10,7 @@
 #define NOMP_CATALOG_H
 
 #include "keyring.h"
+#include "utils/snapshot.h"
 #include "utils/uuid.h"
 #include "value.h"
 
@@ -58,6 +59,8 @@ extern bool catalog_tenant_by_uuid(const pg_uuid_t *uuid, TenantRow *row);
 extern void catalog_tenants(TenantCallback callback, void *arg);
 extern bool catalog_any_living_tenant(void);
 extern bool catalog_key_by_id(const uint8 key_id[VALUE_KEY_ID_LEN], KeyRow *row);
+/* Was that key there when a snapshot was taken? */
+extern bool catalog_key_in_snapshot(const uint8 key_id[VALUE_KEY_ID_LEN], Snapshot snapshot);
 extern bool catalog_current_key(const pg_uuid_t *tenant, KeyRow *row);
 extern bool catalog_index_key(const pg_uuid_t *tenant, KeyRow *row);
 extern void catalog_index_keys(KeyCallback callback, void *arg);

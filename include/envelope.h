@@ -24,6 +24,33 @@ extern bytea *envelope_seal(const TenantRow *tenant, int rights, uint8 type_code
  */
 extern bytea *envelope_open(const ValueView *value, int rights);
 
+/* What can be done with a value, without raising it. */
+typedef enum ValueState
+{
+	VALUE_OPENS,
+	VALUE_ERASED,
+	VALUE_SUSPENDED,
+	VALUE_UNKNOWN,				/* its key */
+	VALUE_DAMAGED
+} ValueState;
+
+/*
+ * By the rows that belong to its key, which is not asked for.  The owner's id
+ * is empty if it is not known; the key's facts are filled in for VALUE_OPENS.
+ */
+extern ValueState envelope_state(const ValueView *value, TenantRow *owner,
+								 KeyFacts *key);
+
+/* Is that the key that its owner's new values are made with?  Raises NC003. */
+extern bool envelope_is_newest(const TenantRow *owner, const KeyFacts *key);
+
+/*
+ * Decrypt, with the right "decrypt"; the payload as envelope_open has it, if
+ * the value opens.  Raises 42501 and NC004 only.
+ */
+extern ValueState envelope_try_open(const ValueView *value, TenantRow *owner,
+									bytea **payload);
+
 /* Wipe and free what envelope_open gave. */
 extern void envelope_wipe(bytea *payload);
 

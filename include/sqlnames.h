@@ -1,6 +1,6 @@
 /*
  * sqlnames.h
- *		Our own SQL functions that plans are rewritten to call, by OID.
+ *		Our own SQL functions, by OID: those that plans are rewritten to call.
  */
 #ifndef NOMP_SQLNAMES_H
 #define NOMP_SQLNAMES_H
@@ -17,10 +17,11 @@ typedef enum SqlFunction
 	SQL_LARGER,					/* _larger(encrypted, encrypted) */
 	SQL_SMALLER,				/* _smaller(encrypted, encrypted) */
 	SQL_SEARCH_VALUES,			/* search_values(text) */
-	SQL_SEARCH_VALUES_AS		/* _search_values(text, integer) */
+	SQL_SEARCH_VALUES_AS,		/* _search_values(text, integer) */
+	SQL_ENFORCE_TENANT			/* enforce_tenant() */
 } SqlFunction;
 
-#define SQL_FUNCTION_COUNT (SQL_SEARCH_VALUES_AS + 1)
+#define SQL_FUNCTION_COUNT (SQL_ENFORCE_TENANT + 1)
 
 /* InvalidOid where the extension does not exist. */
 extern Oid	sql_function(SqlFunction which);

@@ -9,6 +9,7 @@
 
 #include "fmgr.h"
 
+extern void steps_refuse_atomic(FunctionCallInfo fcinfo, const char *name);
 extern void steps_begin(FunctionCallInfo fcinfo, const char *name);
 extern char *steps_run(const char *sql, int nargs, char **args);
 extern void steps_commit(void);

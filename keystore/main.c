@@ -179,7 +179,7 @@ main(void)
 	int			code = EXIT_SUCCESS;
 
 	default_signals();
-	(void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	(void) prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0);
 	(void) umask(077);
 	if (fstat(KS_HELPER_FD, &st) != 0 || !S_ISSOCK(st.st_mode) || !tidy_descriptors())
 		return EXIT_SETUP;

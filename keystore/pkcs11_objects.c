@@ -56,8 +56,8 @@ add_found(FoundKeys *found, CK_OBJECT_HANDLE handle, const char *label)
  * Read an object's label; "" if it has none, or one that cannot be ours, or
  * the object is gone.
  */
-KsStatus
-p11_read_label(Keystore *ks, CK_OBJECT_HANDLE handle, char out[LABEL_ROOM])
+static KsStatus
+read_label(Keystore *ks, CK_OBJECT_HANDLE handle, char out[LABEL_ROOM], bool *gone)
 {
 	CK_ATTRIBUTE attr = {CKA_LABEL, out, LABEL_ROOM - 1};
 	CK_RV		rv;
@@ -72,10 +72,19 @@ p11_read_label(Keystore *ks, CK_OBJECT_HANDLE handle, char out[LABEL_ROOM])
 			return KS_OK;
 	}
 	out[0] = '\0';
+	*gone = p11_stale_handle(rv);
 	if (rv == CKR_OK || rv == CKR_BUFFER_TOO_SMALL || rv == CKR_ATTRIBUTE_SENSITIVE ||
-		rv == CKR_ATTRIBUTE_TYPE_INVALID || p11_stale_handle(rv))
+		rv == CKR_ATTRIBUTE_TYPE_INVALID || *gone)
 		return KS_OK;
 	return p11_failed(ks, "C_GetAttributeValue", rv);
+}
+
+KsStatus
+p11_read_label(Keystore *ks, CK_OBJECT_HANDLE handle, char out[LABEL_ROOM])
+{
+	bool		gone;
+
+	return read_label(ks, handle, out, &gone);
 }
 
 /* Collect the handles of a search that has begun. */
@@ -125,20 +134,25 @@ has_handle(const FoundKeys *found, CK_OBJECT_HANDLE handle)
 	return false;
 }
 
-/* Add to "found" those of the objects whose labels start with the prefix. */
+/*
+ * Add to "found" those of the objects whose labels start with the prefix.
+ * "gone": one of the objects is not there any more.
+ */
 static KsStatus
 read_labels(Keystore *ks, const CK_OBJECT_HANDLE *handles, size_t n,
-			const char *prefix, FoundKeys *found)
+			const char *prefix, FoundKeys *found, bool *gone)
 {
 	const bool	fresh = found->n == 0;
 
 	for (size_t i = 0; i < n; i++)
 	{
 		char		label[LABEL_ROOM];
-		KsStatus	status = p11_read_label(ks, handles[i], label);
+		bool		this_one = false;
+		KsStatus	status = read_label(ks, handles[i], label, &this_one);
 
 		if (status != KS_OK)
 			return status;
+		*gone = *gone || this_one;
 		if (strncmp(label, prefix, strlen(prefix)) != 0 ||
 			(!fresh && has_handle(found, handles[i])))
 			continue;
@@ -148,13 +162,9 @@ read_labels(Keystore *ks, const CK_OBJECT_HANDLE *handles, size_t n,
 	return KS_OK;
 }
 
-/*
- * Ask the token, now, for the secret keys that have the extra attributes and
- * a label with this prefix, and add those not yet in "found" to it.
- */
-KsStatus
-p11_search(Keystore *ks, CK_ATTRIBUTE *extra, CK_ULONG n_extra, const char *prefix,
-		   FoundKeys *found)
+static KsStatus
+search_once(Keystore *ks, CK_ATTRIBUTE *extra, CK_ULONG n_extra, const char *prefix,
+			FoundKeys *found, bool *gone)
 {
 	CK_OBJECT_CLASS class = CKO_SECRET_KEY;
 	CK_ATTRIBUTE template[3] = {{CKA_CLASS, &class, sizeof(class)}};
@@ -174,9 +184,32 @@ p11_search(Keystore *ks, CK_ATTRIBUTE *extra, CK_ULONG n_extra, const char *pref
 	if (status == KS_OK && final_rv != CKR_OK)
 		status = p11_failed(ks, "C_FindObjectsFinal", final_rv);
 	if (status == KS_OK)
-		status = read_labels(ks, handles, n, prefix, found);
+		status = read_labels(ks, handles, n, prefix, found, gone);
 	free(handles);
 	return status;
+}
+
+/*
+ * Ask the token, now, for the secret keys that have the extra attributes and
+ * a label with this prefix, and add those not yet in "found" to it.  An object
+ * that is found and then not there is looked for once more: somebody may have
+ * deleted it just now, but a module that only says so must not make a key look
+ * absent.
+ */
+KsStatus
+p11_search(Keystore *ks, CK_ATTRIBUTE *extra, CK_ULONG n_extra, const char *prefix,
+		   FoundKeys *found)
+{
+	for (int attempt = 0; attempt < 3; attempt++)
+	{
+		bool		gone = false;
+		KsStatus	status = search_once(ks, extra, n_extra, prefix, found, &gone);
+
+		if (status != KS_OK || !gone)
+			return status;
+	}
+	return p11_refuse(ks, KS_MODULE_ERROR,
+					  "C_GetAttributeValue: refuses the handles that C_FindObjects gave");
 }
 
 KsStatus

@@ -11,13 +11,16 @@
  * that was refused once is not tried again until it changes, because every
  * attempt brings the token nearer to locking.
  */
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "pkcs11.h"
 
 #define MAX_SLOTS	4096
+#define LOGIN_SECONDS	600		/* as long as the broker would wait at most */
 
 static uint8_t pin[MAX_PIN];
 
@@ -257,6 +260,28 @@ refuse_pin(Keystore *ks, const char *stamp, const char *reason)
 	return p11_refuse(ks, KS_PIN_INCORRECT, "%s", reason);
 }
 
+/*
+ * C_Login, which is not cut short by SIGTERM: SoftHSM rewrites the token's
+ * file in it, and a process that dies between emptying and writing leaves no
+ * token.  A login that hangs ends the helper all the same.
+ */
+static CK_RV
+log_in_undisturbed(Keystore *ks, size_t len)
+{
+	sigset_t	term;
+	sigset_t	before;
+	CK_RV		rv;
+
+	sigemptyset(&term);
+	sigaddset(&term, SIGTERM);
+	(void) sigprocmask(SIG_BLOCK, &term, &before);
+	(void) alarm(LOGIN_SECONDS);
+	rv = ks->f->C_Login(ks->session, CKU_USER, pin, len);
+	(void) alarm(0);
+	(void) sigprocmask(SIG_SETMASK, &before, NULL);
+	return rv;
+}
+
 /* Log in with the PIN in the buffer. */
 static KsStatus
 try_pin(Keystore *ks, size_t len, const char *stamp)
@@ -265,7 +290,7 @@ try_pin(Keystore *ks, size_t len, const char *stamp)
 
 	if (strcmp(stamp, ks->refused_pin) == 0)
 		return refuse_pin(ks, stamp, "the PIN in this file was refused before: it is not tried again until the file changes");
-	rv = ks->f->C_Login(ks->session, CKU_USER, pin, len);
+	rv = log_in_undisturbed(ks, len);
 	switch (rv)
 	{
 		case CKR_OK:

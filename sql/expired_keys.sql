@@ -85,13 +85,19 @@ ROLLBACK;
 UPDATE nomp_crypt.kek SET retired_at = now() - interval '34 days' WHERE uuid = :'retired';
 SELECT nomp_crypt._expire_submit(:'retired'); -- 55000
 UPDATE nomp_crypt.kek SET retired_at = now() - interval '36 days' WHERE uuid = :'retired';
+-- nor by the label of another's
+BEGIN;
+UPDATE nomp_crypt.kek SET label = 'nothing' WHERE uuid = :'active';
+UPDATE nomp_crypt.kek SET label = left(label, -1) || '2' WHERE uuid = :'retired';
+SELECT nomp_crypt._expire_submit(:'retired'); -- 55000
+ROLLBACK;
 -- one that somebody destroyed by hand is left, with a warning
 \set VERBOSITY terse
 SELECT label FROM nomp_crypt.kek WHERE uuid = :'retired' \gset
-UPDATE nomp_crypt.kek SET label = left(label, -1) || '99' WHERE uuid = :'retired';
+UPDATE nomp_crypt.kek SET label = left(label, -1) || '99', generation = 99 WHERE uuid = :'retired';
 \set VERBOSITY sqlstate
 CALL nomp_crypt.destroy_expired_keks();
-UPDATE nomp_crypt.kek SET label = :'label' WHERE uuid = :'retired';
+UPDATE nomp_crypt.kek SET label = :'label', generation = 1 WHERE uuid = :'retired';
 \set VERBOSITY terse
 CALL nomp_crypt.destroy_expired_keks();
 SELECT * FROM keks WHERE id = 'older';

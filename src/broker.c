@@ -27,6 +27,7 @@
 #include "holders.h"
 #include "keystat.h"
 #include "miscadmin.h"
+#include "outage.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -48,7 +49,9 @@ static int	key_check_interval = 300;	/* seconds */
 static void replace_helper(KsStatus status, const char *why);
 
 static Job *current = NULL;		/* sent, not answered */
+static Outage outage = {0};
 static char *started_uri = NULL;	/* the running helper's */
+static const char *outdated = NULL; /* why it must be replaced */
 static char pin_stamp[128] = "";
 static int64 next_start = 0;
 static int64 next_tick = 0;
@@ -108,13 +111,17 @@ static void
 finish(Job *job, KsStatus status, const char *reason,
 	   const uint8 *answer, size_t len, const WorkingKey *key)
 {
+	const int64 now = lease_boot_now();
+
 	if (job->sent_at != 0 &&
-		keystat_done(0, job->op, job->is_check, status, lease_boot_now() - job->sent_at))
+		keystat_done(0, job->op, job->is_check, status, now - job->sent_at))
 		warmer_launch_soon();	/* it is back after an outage */
 	else if (job->sent_at == 0 && jobs_wanted(job))
 		keystat_not_sent(0, status);
 	if (job == current)
 		current = NULL;
+	if (job->sent_at != 0)
+		outage_note(&outage, status, reason, now - job->sent_at, now);
 	jobs_finish(job, status, reason, answer, len, key);
 }
 
@@ -342,6 +349,13 @@ answered(Job *job, KsStatus status, WireReader *r)
 
 /* ---- the helper ---- */
 
+/* Making a key is not: nobody knows how far it came. */
+static bool
+may_be_repeated(const Job *job)
+{
+	return job->op != KS_OP_CREATE_KEK && job->op != KS_OP_SETUP;
+}
+
 /* Replace a helper that is gone or must go; repeat or fail its job. */
 static void
 replace_helper(KsStatus status, const char *why)
@@ -355,8 +369,7 @@ replace_helper(KsStatus status, const char *why)
 	current = NULL;
 	if (job == NULL)
 		return;
-	if (status == KS_CRASHED && !job->repeated &&
-		job->op != KS_OP_CREATE_KEK && job->op != KS_OP_SETUP)
+	if (status == KS_CRASHED && !job->repeated && may_be_repeated(job))
 	{
 		job->repeated = true;
 		jobs_put_first(job);
@@ -365,6 +378,25 @@ replace_helper(KsStatus status, const char *why)
 	if (job->is_check && status == KS_TIMEOUT)
 		check_cursor = PG_INT32_MAX;	/* not a timeout for each key in use */
 	finish(job, status, why, NULL, 0, NULL);
+}
+
+/*
+ * Settings have changed: the next request needs another helper.  The one under
+ * way is begun again with it, or, if it may not be, finished by the old one.
+ */
+static void
+replace_outdated(void)
+{
+	if (outdated == NULL || (current != NULL && !may_be_repeated(current)))
+		return;
+	if (current != NULL)
+		jobs_put_first(current);
+	else
+		helper_stop();
+	current = NULL;
+	helper_kill();
+	ereport(LOG, (errmsg("keystore helper %s; it is replaced", outdated)));
+	outdated = NULL;
 }
 
 static void
@@ -407,6 +439,7 @@ ensure_helper(void)
 	if (helper_running())
 		return KS_OK;
 	next_start = lease_boot_now() + START_RETRY_MS * INT64CONST(1000);
+	outdated = NULL;
 	if (!helper_start(keystore_uri, pin_stamp))
 		return KS_NO_HELPER;
 	if (started_uri != NULL)
@@ -416,11 +449,14 @@ ensure_helper(void)
 	return KS_OK;
 }
 
-/* Send the next job that somebody waits for. */
+/*
+ * Send the next job that somebody waits for.  In an outage one at a time may
+ * try, and none behind it waits.
+ */
 static void
 start_next_job(void)
 {
-	while (current == NULL && !jobs_empty())
+	while (!jobs_empty() && (current == NULL || outage.failures > 0))
 	{
 		Job		   *job = jobs_pop();
 		KsStatus	status;
@@ -428,6 +464,11 @@ start_next_job(void)
 		if (!jobs_wanted(job))
 		{
 			finish(job, KS_TIMEOUT, "", NULL, 0, NULL);
+			continue;
+		}
+		if (current != NULL || outage_pauses(&outage, lease_boot_now()))
+		{
+			finish(job, outage.status, outage.reason, NULL, 0, NULL);
 			continue;
 		}
 		status = ensure_helper();
@@ -464,14 +505,16 @@ run_checks(int64 now)
 		warmer_launch_due(now);
 		next_tick = now + TICK_MS * INT64CONST(1000);
 	}
-	if (now >= next_cycle)
+	/* a keystore slower than the interval must not be asked for the first keys only */
+	if (now >= next_cycle && check_cursor == PG_INT32_MAX)
 	{
 		check_cursor = 0;
 		cycle_start = now;
 		next_cycle = now + key_check_interval * INT64CONST(1000000);
 	}
 	/* one at a time, and only when nobody waits */
-	if (current == NULL && jobs_empty() && check_cursor != PG_INT32_MAX)
+	if (current == NULL && jobs_empty() && check_cursor != PG_INT32_MAX &&
+		!outage_pauses(&outage, now))
 	{
 		static UnwrapRequest what;
 
@@ -486,10 +529,14 @@ run_checks(int64 now)
 static long
 time_to_wait(int64 now)
 {
-	int64		until = Min(next_tick, next_cycle);
+	int64		until = next_tick;
 
+	if (check_cursor == PG_INT32_MAX)
+		until = Min(until, next_cycle);
 	if (current != NULL)
 		until = Min(until, current->sent_at + request_timeout_ms() * INT64CONST(1000));
+	else if (outage_pauses(&outage, now))
+		until = Min(until, outage.until);
 	else if (check_cursor != PG_INT32_MAX || !jobs_empty())
 		return 0;
 	return (long) Max((until - now + 999) / 1000, 0);
@@ -501,10 +548,11 @@ reload_settings(void)
 	ProcessConfigFile(PGC_SIGHUP);
 	next_cycle = Min(next_cycle, lease_boot_now() + key_check_interval * INT64CONST(1000000));
 	if (helper_running() && strcmp(started_uri, keystore_uri) != 0)
-		replace_helper(KS_CRASHED, "belongs to another keystore setting");
+		outdated = "belongs to another keystore setting";
 	else if (helper_running() && pin_stamp[0] != '\0')
-		replace_helper(KS_CRASHED, "was refused its PIN");
+		outdated = "was refused its PIN";
 	pin_stamp[0] = '\0';		/* the token's PIN may have been changed */
+	outage.failures = 0;
 	next_start = 0;
 }
 
@@ -549,7 +597,9 @@ nomp_crypt_broker_main(Datum arg)
 			(void) ensure_helper();
 		read_helper();
 		check_deadline(now);
-		jobs_collect(current);
+		replace_outdated();
+		/* who comes in an outage does not wait with the one that tries */
+		jobs_collect(outage.failures > 0 ? NULL : current);
 		run_checks(now);
 		keystat_queue(0, jobs_length());
 		start_next_job();

@@ -54,21 +54,30 @@ typedef struct OwnScan
 	SysScanDesc scan;
 } OwnScan;
 
+/* In a snapshot, or with NULL as things are now. */
 static void
-begin_scan(OwnScan *own, const char *table, const char *index,
-		   AttrNumber column, RegProcedure equals, Datum value)
+begin_scan_in(OwnScan *own, Snapshot snapshot, const char *table, const char *index,
+			  AttrNumber column, RegProcedure equals, Datum value)
 {
 	ScanKeyData key;
 	Oid			relid = catalog_relation(table);
 
 	own->rel = table_open(relid, AccessShareLock);
-	own->snapshot = RegisterSnapshot(GetNonHistoricCatalogSnapshot(relid));
+	own->snapshot = RegisterSnapshot(snapshot != NULL ? snapshot :
+									 GetNonHistoricCatalogSnapshot(relid));
 	if (index != NULL)
 		ScanKeyInit(&key, column, BTEqualStrategyNumber, equals, value);
 	own->scan = systable_beginscan(own->rel,
 								   index != NULL ? catalog_relation(index) : InvalidOid,
 								   index != NULL, own->snapshot,
 								   index != NULL ? 1 : 0, &key);
+}
+
+static void
+begin_scan(OwnScan *own, const char *table, const char *index,
+		   AttrNumber column, RegProcedure equals, Datum value)
+{
+	begin_scan_in(own, NULL, table, index, column, equals, value);
 }
 
 static HeapTuple
@@ -314,6 +323,23 @@ catalog_key_by_id(const uint8 key_id[VALUE_KEY_ID_LEN], KeyRow *row)
 	pfree(id);
 	if (!good)
 		error_integrity();
+	return found;
+}
+
+bool
+catalog_key_in_snapshot(const uint8 key_id[VALUE_KEY_ID_LEN], Snapshot snapshot)
+{
+	OwnScan		own;
+	bytea	   *id = palloc(VARHDRSZ + VALUE_KEY_ID_LEN);
+	bool		found;
+
+	SET_VARSIZE(id, VARHDRSZ + VALUE_KEY_ID_LEN);
+	memcpy(VARDATA(id), key_id, VALUE_KEY_ID_LEN);
+	begin_scan_in(&own, snapshot, "tenant_key", "tenant_key_pkey", KEY_ID, F_BYTEAEQ,
+				  PointerGetDatum(id));
+	found = HeapTupleIsValid(next_row(&own));
+	end_scan(&own);
+	pfree(id);
 	return found;
 }
 

@@ -14,19 +14,16 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "compat.h"
 #include "envelope.h"
 #include "errors.h"
-#include "executor/executor.h"
 #include "executor/spi.h"
-#include "miscadmin.h"
-#include "utils/array.h"
+#include "inside.h"
+#include "tables.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
-#include "utils/typcache.h"
 
 NC_FUNCTION(nc_enforce_tenant);
 
@@ -52,33 +49,6 @@ typedef struct Row
 	const char *school;			/* what the row says, or NULL */
 } Row;
 
-/* Can a value of that type hold one of ours? */
-static bool
-holds_ours(Oid type)
-{
-	Oid			base = getBaseType(type);
-	Oid			element = get_element_type(base);
-
-	check_stack_depth();
-	if (base == catalog_type())
-		return true;
-	if (OidIsValid(element))
-		return holds_ours(element);
-	if (get_typtype(base) == TYPTYPE_COMPOSITE)
-	{
-		TupleDesc	desc = lookup_rowtype_tupdesc_copy(base, -1);
-
-		for (int i = 0; i < desc->natts; i++)
-		{
-			Form_pg_attribute att = TupleDescAttr(desc, i);
-
-			if (!att->attisdropped && holds_ours(att->atttypid))
-				return true;
-		}
-	}
-	return false;
-}
-
 /* Whose value is it?  Raises NC003, NC005. */
 static const char *
 owner_of(Enforcement *what, const ValueView *view)
@@ -95,11 +65,11 @@ owner_of(Enforcement *what, const ValueView *view)
 	return what->owner;
 }
 
-static void
-check_one(Row *row, Datum value)
+static Datum
+check_one(Datum value, int32 typmod, void *arg)
 {
-	/* the header says it: no need to fetch a large value */
-	bytea	   *head = DatumGetByteaPSlice(value, 0, VALUE_MIN_LEN + VALUE_FINGERPRINT_LEN);
+	Row		   *row = arg;
+	bytea	   *head = inside_head(value);
 	ValueView	view;
 	const char *school = NameStr(TupleDescAttr(RelationGetDescr(row->rel),
 											   row->what->school - 1)->attname);
@@ -123,55 +93,7 @@ check_one(Row *row, Datum value)
 				 errtablecol(row->rel, row->what->school)));
 	if ((Pointer) head != DatumGetPointer(value))
 		pfree(head);
-}
-
-/* Every value of ours inside one of that type. */
-static void
-check_value(Row *row, Datum value, Oid type)
-{
-	Oid			base = getBaseType(type);
-	Oid			element = get_element_type(base);
-
-	check_stack_depth();
-	if (base == catalog_type())
-		check_one(row, value);
-	else if (OidIsValid(element))
-	{
-		Datum	   *items;
-		bool	   *nulls;
-		int			n;
-		int16		len;
-		bool		byval;
-		char		align;
-
-		get_typlenbyvalalign(element, &len, &byval, &align);
-		deconstruct_array(DatumGetArrayTypeP(value), element, len, byval, align,
-						  &items, &nulls, &n);
-		for (int i = 0; i < n; i++)
-		{
-			if (!nulls[i])
-				check_value(row, items[i], element);
-		}
-	}
-	else if (get_typtype(base) == TYPTYPE_COMPOSITE)
-	{
-		HeapTupleHeader header = DatumGetHeapTupleHeader(value);
-		TupleDesc	desc = lookup_rowtype_tupdesc_copy(HeapTupleHeaderGetTypeId(header),
-													   HeapTupleHeaderGetTypMod(header));
-
-		for (int i = 0; i < desc->natts; i++)
-		{
-			Form_pg_attribute att = TupleDescAttr(desc, i);
-			bool		isnull;
-			Datum		field;
-
-			if (att->attisdropped)
-				continue;
-			field = GetAttributeByNum(header, i + 1, &isnull);
-			if (!isnull && holds_ours(att->atttypid))
-				check_value(row, field, att->atttypid);
-		}
-	}
+	return value;
 }
 
 /* What to look at in this table.  Raises 22023, 42703, 42804. */
@@ -202,7 +124,7 @@ prepare(FmgrInfo *flinfo, const TriggerData *trigger)
 						name, RelationGetRelationName(rel)),
 				 errhint("The argument of nomp_crypt.enforce_tenant names the column that says whose row it is.")));
 	what->school_type = getBaseType(SPI_gettypeid(desc, what->school));
-	if (holds_ours(what->school_type))
+	if (inside_holds(what->school_type))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("column \"%s\" cannot say whose row it is: it is encrypted itself", name)));
@@ -212,25 +134,11 @@ prepare(FmgrInfo *flinfo, const TriggerData *trigger)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
 
-		if (!att->attisdropped && holds_ours(att->atttypid))
+		if (!att->attisdropped && inside_holds(att->atttypid))
 			what->columns[what->ncolumns++] = i + 1;
 	}
 	flinfo->fn_extra = what;
 	return what;
-}
-
-/* What the row says; char(n)'s padding is not part of it. */
-static char *
-school_text(const Enforcement *what, Datum value)
-{
-	char	   *text = OidOutputFunctionCall(what->school_out, value);
-
-	if (what->school_type == BPCHAROID)
-	{
-		for (int len = strlen(text); len > 0 && text[len - 1] == ' '; len--)
-			text[len - 1] = '\0';
-	}
-	return text;
 }
 
 /*
@@ -265,7 +173,7 @@ nc_enforce_tenant(PG_FUNCTION_ARGS)
 	tuple = TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ?
 		trigger->tg_newtuple : trigger->tg_trigtuple;
 	value = heap_getattr(tuple, row.what->school, desc, &isnull);
-	row.school = isnull ? NULL : school_text(row.what, value);
+	row.school = isnull ? NULL : tables_school_text(value, row.what->school_type, row.what->school_out);
 	for (int i = 0; i < row.what->ncolumns; i++)
 	{
 		int			number = row.what->columns[i];
@@ -274,7 +182,8 @@ nc_enforce_tenant(PG_FUNCTION_ARGS)
 		if (isnull)
 			continue;
 		row.column = NameStr(TupleDescAttr(desc, number - 1)->attname);
-		check_value(&row, value, TupleDescAttr(desc, number - 1)->atttypid);
+		(void) inside_map(value, TupleDescAttr(desc, number - 1)->atttypid, -1,
+						  check_one, &row);
 	}
 	PG_RETURN_POINTER(tuple);
 }

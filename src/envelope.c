@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "access_log.h"
 #include "catalog.h"
 #include "cipher.h"
@@ -22,6 +23,7 @@
 #include "request.h"
 #include "rights.h"
 #include "rows.h"
+#include "utils/snapmgr.h"
 
 /* Revocations and evictions may make us start over; not for ever. */
 #define MAX_TRIES	100
@@ -96,46 +98,70 @@ require_active(const TenantRow *tenant)
 }
 
 /*
- * Refuse a school that is not active.  If the keyring still has its keys,
- * as on a standby that has just replayed the news, wipe them there and tell
- * the others.
+ * If the keyring still has the keys of a school that is not active, as on a
+ * standby that has just replayed the news, wipe them there and tell the
+ * others.
  */
 static void
-refuse_inactive(const TenantRow *tenant)
+drop_inactive(const TenantRow *tenant)
 {
 	if (tenant->state != TENANT_ACTIVE && keyring_holds(tenant->uuid.data))
 	{
 		(void) keyring_revoke(tenant->uuid.data);
 		holders_poke(tenant->uuid.data);
 	}
+}
+
+/* Refuse a school that is not active. */
+static void
+refuse_inactive(const TenantRow *tenant)
+{
+	drop_inactive(tenant);
 	require_active(tenant);
 }
 
-/* Have a key unwrapped; raises whatever prevents it. */
-static void
-unwrap_key(const KeyFacts *facts, const TenantRow *tenant, uint64 epoch)
+/* Have a key unwrapped. */
+static KsStatus
+unwrap_key(const KeyFacts *facts, uint64 epoch, char *reason)
 {
 	UnwrapRequest *what = palloc(sizeof(UnwrapRequest));
-	char		reason[REQUEST_REASON_MAX];
 	KeyRow		row;
-	KsStatus	status;
+	KeyRow		now;
+	bool		known = catalog_key_by_id(facts->key_check, &row);
+	KsStatus	status = KS_KEY_ABSENT;
 
-	if (!catalog_key_by_id(facts->key_check, &row) || !catalog_unwrap_request(&row, what))
-		error_key_unknown(tenant->id);
-	status = mykeys_load(what, epoch, reason);
+	if (known && catalog_unwrap_request(&row, what))
+		status = mykeys_load(what, epoch, reason);
 	pfree(what);
-	if (status != KS_OK && status != KS_RETRY)
-		error_keystore(status, reason, tenant->id);
+	/* the KEK was replaced, and destroyed, since its row was read? */
+	if (status == KS_KEY_ABSENT && known && catalog_key_by_id(facts->key_check, &now) &&
+		memcmp(&now.kek, &row.kek, UUID_LEN) != 0)
+		return KS_RETRY;
+	return status;
 }
 
-/* Have a key at hand, most often from the keyring. */
+/* Have a key at hand, most often from the keyring; says what prevents it. */
+static KsStatus
+try_load_key(const KeyFacts *facts, uint64 epoch, char *reason)
+{
+	KsStatus	status;
+
+	reason[0] = '\0';
+	mykeys_watch(catalog_relation("tenant"));
+	status = mykeys_load_cached(&facts->place, facts->key_check, facts->own_transaction,
+								epoch);
+	return status == KS_KEY_ABSENT ? unwrap_key(facts, epoch, reason) : status;
+}
+
+/* The same; raises what prevents it. */
 static void
 load_key(const KeyFacts *facts, const TenantRow *tenant, uint64 epoch)
 {
-	mykeys_watch(catalog_relation("tenant"));
-	if (mykeys_load_cached(&facts->place, facts->key_check, facts->own_transaction,
-						   epoch) == KS_KEY_ABSENT)
-		unwrap_key(facts, tenant, epoch);
+	char		reason[REQUEST_REASON_MAX];
+	KsStatus	status = try_load_key(facts, epoch, reason);
+
+	if (status != KS_OK && status != KS_RETRY)
+		error_keystore(status, reason, tenant->id);
 }
 
 /* Make sure that a value's key is here and may be used to read. */
@@ -253,6 +279,125 @@ open_quietly(const ValueView *value, uint8 *payload)
 					value->body, value->body_len, payload);
 }
 
+/* A row that names the key wrongly is a damaged value's; nothing is open then. */
+static ValueState
+find_key(const uint8 key_id[VALUE_KEY_ID_LEN], KeyFacts *key)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile ValueState state = VALUE_UNKNOWN;
+
+	PG_TRY();
+	{
+		if (rows_key(key_id, key))
+			state = VALUE_OPENS;
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() != ERRCODE_NC_INTEGRITY)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		state = VALUE_DAMAGED;
+	}
+	PG_END_TRY();
+	return state;
+}
+
+ValueState
+envelope_state(const ValueView *value, TenantRow *owner, KeyFacts *key)
+{
+	ValueState	state = find_key(value->key_id, key);
+	pg_uuid_t	uuid;
+
+	owner->id[0] = '\0';
+	if (state != VALUE_OPENS)
+		return state;
+	memcpy(uuid.data, key->place.tenant, UUID_LEN);
+	if (!rows_tenant(&uuid, owner))
+	{
+		owner->id[0] = '\0';
+		return VALUE_UNKNOWN;
+	}
+	drop_inactive(owner);
+	if (owner->state == TENANT_ERASED)
+		return VALUE_ERASED;
+	if (owner->state != TENANT_ACTIVE)
+		return VALUE_SUSPENDED;
+	return key->place.is_index ? VALUE_DAMAGED : VALUE_OPENS;
+}
+
+bool
+envelope_is_newest(const TenantRow *owner, const KeyFacts *key)
+{
+	KeyFacts	newest;
+
+	if (!rows_current_key(&owner->uuid, false, &newest))
+		error_key_unknown(owner->id);
+	return memcmp(newest.key_check, key->key_check, KEY_CHECK_LEN) == 0;
+}
+
+/* Have a value's key at hand; KS_RETRY: begin again. */
+static KsStatus
+try_prepare(const ValueView *value, const KeyFacts *key, uint64 epoch, const char *tenant)
+{
+	char		reason[REQUEST_REASON_MAX];
+	KsStatus	status;
+
+	if (mykeys_find(value->key_id) >= 0)
+		return KS_OK;
+	status = try_load_key(key, epoch, reason);
+	if (status != KS_OK && status != KS_RETRY && status != KS_KEY_ABSENT &&
+		status != KS_KEY_DISABLED && status != KS_INTEGRITY)
+		error_keystore(status, reason, tenant);
+	return status;
+}
+
+ValueState
+envelope_try_open(const ValueView *value, TenantRow *owner, bytea **payload)
+{
+	size_t		len = value->body_len - VALUE_TAG_LEN;
+	uint8		room[VALUE_MAX_AAD];
+	size_t		aad_len;
+	const uint8 *aad = value_aad(value, room, &aad_len);
+
+	for (int try = 0; try < MAX_TRIES; try++)
+	{
+		uint64		epoch = keyring_epoch();
+		KeyFacts	key;
+		ValueState	state = envelope_state(value, owner, &key);
+		KsStatus	status;
+		CipherCtx  *ctx;
+		int			mine;
+
+		if (state != VALUE_OPENS)
+			return state;
+		rights_require(owner, RIGHT_DECRYPT);
+		status = try_prepare(value, &key, epoch, owner->id);
+		if (status == KS_KEY_ABSENT)
+			return VALUE_UNKNOWN;
+		if (status == KS_KEY_DISABLED)
+			return VALUE_SUSPENDED;
+		if (status == KS_INTEGRITY)
+			return VALUE_DAMAGED;
+		mine = mykeys_find(value->key_id);
+		ctx = mine >= 0 ? mykeys_opener(mine, value->nonce) : NULL;
+		if (ctx == NULL)
+			continue;
+		*payload = palloc(VARHDRSZ + len + 1);
+		SET_VARSIZE(*payload, VARHDRSZ + len);
+		VARDATA(*payload)[len] = '\0';
+		if (cipher_open(ctx, value->nonce + CIPHER_PREFIX_LEN, aad, aad_len,
+						value->body, value->body_len, (uint8 *) VARDATA(*payload)))
+		{
+			access_opened(&owner->uuid, RIGHT_DECRYPT);
+			return VALUE_OPENS;
+		}
+		envelope_wipe(*payload);
+		return VALUE_DAMAGED;
+	}
+	error_keystore(KS_RETRY, "", owner->id);
+}
+
 bool
 envelope_same_payload(const TenantRow *tenant, const ValueView *a, const ValueView *b)
 {
@@ -278,6 +423,23 @@ envelope_same_payload(const TenantRow *tenant, const ValueView *a, const ValueVi
 	pfree(first);
 	pfree(second);
 	return same;
+}
+
+/*
+ * A transaction whose snapshot is from before a change of the index key sees
+ * the fingerprints of then, and would not find them with the new one.
+ */
+static void
+require_seen(const KeyFacts *key, const TenantRow *tenant)
+{
+	if (key->place.is_index && key->place.version > 1 && IsolationUsesXactSnapshot() &&
+		FirstSnapshotSet &&
+		!catalog_key_in_snapshot(key->key_check, GetTransactionSnapshot()))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("the index key of tenant \"%s\" was changed after this transaction's snapshot was taken",
+						tenant->id),
+				 errhint("Repeat the transaction.")));
 }
 
 /* Of what the rows said when the current key was last looked up, by is_index. */
@@ -310,6 +472,7 @@ prepare_current(const TenantRow *tenant, bool is_index)
 	refuse_inactive(&now);
 	if (!rows_current_key(&tenant->uuid, is_index, &facts))
 		error_key_unknown(tenant->id);
+	require_seen(&facts, tenant);
 	if (mykeys_find(facts.key_check) < 0)
 		load_key(&facts, tenant, epoch);
 	mykeys_set_current(tenant->uuid.data, is_index, facts.key_check);
@@ -397,6 +560,7 @@ fingerprint_one(FingerprintTarget *target, uint64 epoch, const char *text, size_
 			load_key(&target->key, &target->tenant, epoch);
 			continue;
 		}
+		require_seen(&target->key, &target->tenant);
 		if (memcmp(mykeys_place(key)->tenant, target->tenant.uuid.data, UUID_LEN) != 0)
 			error_integrity();
 		if (mykeys_fingerprint(key, (const uint8 *) text, len, target->fingerprint))

@@ -27,14 +27,13 @@
 #include "commands/trigger.h"
 #include "compat.h"
 #include "envelope.h"
+#include "inside.h"
 #include "session.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
 NC_FUNCTION(nc_keep_unchanged);
-
-#define HEAD_LEN	(VALUE_MIN_LEN + VALUE_FINGERPRINT_LEN)
 
 /* What belongs to a table, looked up once per statement. */
 typedef struct Keeping
@@ -85,15 +84,6 @@ prepare(FmgrInfo *flinfo, Relation rel)
 	return what;
 }
 
-/* A value, or as much of one that lies elsewhere as says what it is. */
-static bytea *
-head_of(Datum value)
-{
-	if (VARATT_IS_EXTERNAL(DatumGetPointer(value)))
-		return DatumGetByteaPSlice(value, 0, HEAD_LEN);
-	return DatumGetByteaPP(value);
-}
-
 static bool
 parse(const bytea *value, ValueView *view)
 {
@@ -133,7 +123,7 @@ is_unchanged(Datum old, Datum new)
 {
 	if (datumIsEqual(old, new, false, -1) ||
 		toast_raw_datum_size(old) != toast_raw_datum_size(new) ||
-		!same_header(head_of(old), head_of(new)))
+		!same_header(inside_head(old), inside_head(new)))
 		return false;
 	return same_payload(old, new);
 }

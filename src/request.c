@@ -413,7 +413,7 @@ request_keystore(KsOp op, const uint8 *body, size_t len,
 			*answer_len = slot->len;
 		}
 	}
-	/* only CREATE_KEK answers with secrets, and the broker replaces those */
+	/* only CREATE_KEK and WRAP answer with secrets, and the broker replaces those */
 	release_slot(slot);
 	return status;
 }

@@ -32,6 +32,7 @@ static const struct
 	[SQL_SMALLER] = {"_smaller", 2, {OURS, OURS}},
 	[SQL_SEARCH_VALUES] = {"search_values", 1, {TEXTOID}},
 	[SQL_SEARCH_VALUES_AS] = {"_search_values", 2, {TEXTOID, INT4OID}},
+	[SQL_ENFORCE_TENANT] = {"enforce_tenant", 0, {InvalidOid}},
 };
 
 static Oid	known_for = InvalidOid; /* the type's OID when we looked */

@@ -20,11 +20,16 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 
-static bool
-called_atomically(FunctionCallInfo fcinfo)
+/* The procedure of that name cannot commit?  Raises 2D000. */
+void
+steps_refuse_atomic(FunctionCallInfo fcinfo, const char *name)
 {
-	return fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||
-		castNode(CallContext, fcinfo->context)->atomic;
+	if (fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||
+		castNode(CallContext, fcinfo->context)->atomic)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
+				 errmsg("%s cannot run inside a transaction block", name),
+				 errhint("It commits between its steps: call it alone, with the driver's autocommit on.")));
 }
 
 /*
@@ -34,11 +39,7 @@ called_atomically(FunctionCallInfo fcinfo)
 void
 steps_begin(FunctionCallInfo fcinfo, const char *name)
 {
-	if (called_atomically(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
-				 errmsg("%s cannot run inside a transaction block", name),
-				 errhint("It commits between its steps: call it alone, with the driver's autocommit on.")));
+	steps_refuse_atomic(fcinfo, name);
 	PreventCommandDuringRecovery(psprintf("nomp_crypt.%s()", name));
 	(void) SPI_connect_ext(SPI_OPT_NONATOMIC);
 }

@@ -32,20 +32,7 @@ $node->start;
 
 # Schools whose keys are not in the server's memory until they are read.
 my @cold = map { "cold$_" } 1 .. $kills + 40;
-create_nomp($node, @cold);
-$node->safe_psql('postgres',
-		'INSERT INTO pupil (id, school, name)'
-	  . " SELECT row_number() OVER (), id, nomp_crypt.encrypt('Anna i ' || id, id)"
-	  . ' FROM nomp_crypt.tenants');
-$node->restart;
-
-sub read_school
-{
-	my ($school) = @_;
-
-	return in_tenant($school,
-		"SELECT name FROM pupil WHERE school = '$school'");
-}
+cold_schools($node, @cold);
 
 sub reads
 {
@@ -353,5 +340,6 @@ is(says($session, 'SELECT pg_backend_pid()'),
 
 # the crash took it away: that is no failure
 $session->{run}->kill_kill;
+is(broken_rules(), '', "the helper keeps to PKCS#11's rules");
 $node->stop;
 done_testing();

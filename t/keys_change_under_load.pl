@@ -81,12 +81,14 @@ for my $i (0 .. $#crash_schools)
 }
 
 # Under load.
+my $standby = PostgreSQL::Test::Cluster->new('standby');
+my ($all, $count);
 {
 	$node->append_conf('postgresql.conf', 'max_connections = 40');
 	$node->restart;
 	$node->backup('base');
-	my $standby = PostgreSQL::Test::Cluster->new('standby');
 	$standby->init_from_backup($node, 'base', has_streaming => 1);
+	mkdir "$dir/register-standby", 0700;
 	# a query there that waits for replay is not what this is about
 	$standby->append_conf('postgresql.conf', <<"CONF");
 nomp_crypt.register_directory = '$dir/register-standby'
@@ -185,10 +187,11 @@ CONF
 		'SELECT count(DISTINCT (nomp_crypt.key_info(name)).version) FROM load'
 	);
 	cmp_ok($versions, '>', 2, "values of $versions versions are there");
-	my $all = in_tenant('busy',
+	$all = in_tenant('busy',
 		"SELECT count(*), count(*) FILTER (WHERE name::text = 'n' || id AND ssn::text = 's' || id) FROM load"
 	);
-	my ($count, $right) = split /\|/, one($all);
+	my $right;
+	($count, $right) = split /\|/, one($all);
 
 	is($right, $count, "all $count values are right");
 	$node->wait_for_catchup($standby);
@@ -334,5 +337,36 @@ sub rewrapped_ok
 		3, 'when it is back it goes on');
 }
 
-$node->stop;
+# The primary is lost with a rewrap that the standby never got.
+{
+	my $heir = $standby;
+
+	$heir->start;
+	$node->wait_for_catchup($heir);
+	$heir->stop;
+	is(one("SELECT nomp_crypt.rewrap_tenant('twins')"), 4, 'a rewrap');
+	is(one("SELECT nomp_crypt.rotate_tenant('twins')"), 4, 'and a rotation');
+	crash($node);
+	$heir->start;
+	$heir->promote;
+	is($heir->safe_psql('postgres', $all),
+		"$count|$count", 'after a failover all values are right');
+	$heir->safe_psql(
+		'postgres',
+		in_tenant(
+			'twins',
+			"INSERT INTO pupil VALUES (100, 'twins', 'Anna i twins', '')"));
+	$heir->safe_psql('postgres', 'SELECT nomp_crypt.adopt_keystore()');
+	is( $heir->safe_psql(
+			'postgres', "SELECT nomp_crypt.rewrap_tenant('twins')"),
+		5,
+		'the next KEK is neither of those');
+	is( $heir->safe_psql(
+			'postgres', "SELECT nomp_crypt.rotate_tenant('twins')"),
+		4,
+		'a version of that number is another key');
+	is(reading('twins', $heir), 'Anna i twins', 'its values are read');
+	$heir->stop;
+}
+
 done_testing();

@@ -35,20 +35,7 @@ $node->start;
 # One school per trouble: its keys are not in the server's memory, and will be
 # asked for while the trouble lasts.
 my @schools = map { "cold$_" } 1 .. 40;
-create_nomp($node, 'warm', @schools);
-$node->safe_psql('postgres',
-		'INSERT INTO pupil (id, school, name)'
-	  . " SELECT row_number() OVER (), id, nomp_crypt.encrypt('Anna i ' || id, id)"
-	  . ' FROM nomp_crypt.tenants');
-$node->restart;
-
-sub read_school
-{
-	my ($school) = @_;
-
-	return in_tenant($school,
-		"SELECT name FROM pupil WHERE school = '$school'");
-}
+cold_schools($node, 'warm', @schools);
 
 sub plaintext
 {
@@ -298,6 +285,22 @@ trouble(
 		state => 'the PIN is wrong',
 		log => qr/the token refused the PIN|refused before/);
 }
+
+# Its session goes on; the next login needs the new one.
+my $new_pin = sprintf 'nyhemlig%08x', int rand 2**32;
+trouble(
+	'PIN changed in the token',
+	break => sub {
+		NompTest::pkcs11_tool($dir, 'nomp', '--change-pin', '--new-pin',
+			$new_pin);
+		is( plaintext(shift @schools) =~ /^Anna/ ? 'reads' : 'does not read',
+			'reads',
+			'a changed PIN does not end the session that is open');
+		restart_helper($node);
+	},
+	repair => sub { write_pin("$new_pin\n", 0600); $pin = $new_pin },
+	state => 'the PIN is wrong',
+	log => qr/the token refused the PIN|refused before/);
 
 trouble(
 	'PIN locked',
@@ -554,5 +557,6 @@ for my $temperature ('cold', 'in use')
 		'nor its environment');
 }
 
+is(broken_rules(), '', "the helper keeps to PKCS#11's rules");
 $node->stop;
 done_testing();

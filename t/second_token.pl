@@ -53,14 +53,6 @@ sub labels
 	return $list =~ /(nomp_crypt:\S+)/g;
 }
 
-sub read_school
-{
-	my ($school) = @_;
-
-	return in_tenant($school,
-		"SELECT name FROM pupil WHERE school = '$school'");
-}
-
 sub reads
 {
 	my ($school, $name) = @_;
@@ -68,15 +60,6 @@ sub reads
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return is($node->safe_psql('postgres', read_school($school)),
 		"Anna i $school", $name);
-}
-
-sub label_of
-{
-	my ($school) = @_;
-
-	return $node->safe_psql('postgres',
-			'SELECT k.label FROM nomp_crypt.kek k, nomp_crypt.tenant t'
-		  . " WHERE k.tenant = t.uuid AND t.id = '$school'");
 }
 
 shim_says();
@@ -110,7 +93,8 @@ my %present = map { $_ => 1 } labels();
 is( scalar(keys %present),
 	@schools + 1,
 	'symkeyutil sees a key per school, and the canary');
-ok($present{ label_of($_) }, "that of $_ under its label") for @schools;
+ok($present{ kek_label($node, $_) }, "that of $_ under its label")
+  for @schools;
 
 # ---- an interrupted creation leaves a key that is found and removed ----
 
@@ -201,7 +185,7 @@ cold(
 
 # Somebody else deletes a key, and the helper holds a handle to it.
 {
-	my $label = label_of('deleted');
+	my $label = kek_label($node, 'deleted');
 
 	$node->restart;
 	is(keystore_state($node), 'ok', 'a helper knows all keys');
@@ -220,7 +204,7 @@ cold(
 # ---- erasure ----
 
 {
-	my $label = label_of('third');
+	my $label = kek_label($node, 'third');
 
 	reads('third', 'a school in use');
 	$node->safe_psql('postgres',
@@ -251,5 +235,6 @@ cold(
 	reads($_, "and $_ reads") for 'first', 'second', 'tampered';
 }
 
+is(broken_rules(), '', "the helper keeps to PKCS#11's rules");
 $node->stop;
 done_testing();

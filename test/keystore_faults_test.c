@@ -121,6 +121,10 @@ test_search_faults(DataKey *key)
 		   "a canary that is seen only afterwards is not enough");
 	tap_ok(unwrap_afresh("C_GetAttributeValue rv=0x5\n", absent, key) == KS_MODULE_ERROR,
 		   "labels that cannot be read prove nothing");
+	tap_ok(unwrap_afresh("C_GetAttributeValue rv=0x82\n", absent, key) == KS_MODULE_ERROR,
+		   "nor keys that are found and then not there: %s", reply.reason);
+	tap_ok(unwrap_afresh("C_GetAttributeValue rv=0x82 once\n", KEK1, key) == KS_OK,
+		   "one that was not there for a moment is looked for again");
 	tap_ok(unwrap_afresh("hide CKM_AES_GCM\n", KEK1, key) == KS_MECHANISM_MISSING &&
 		   strstr(reply.reason, "CKM_AES_GCM") != NULL, "no AES-GCM: %s", reply.reason);
 	tap_ok(unwrap_afresh("hide CKM_AES_KEY_GEN\n", KEK1, key) == KS_MECHANISM_MISSING &&

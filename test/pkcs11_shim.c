@@ -30,9 +30,15 @@
  *		find many				C_FindObjects claims more than it was asked for
  *		decrypt long			C_Decrypt claims more output than there is room
  *		serial other			the token shows another serial number
+ *		random SEED PERCENT		that share of all calls, chosen by the seed and
+ *								the length of the log, fails with one of many
+ *								errors, is late, hangs or crashes; with "errors"
+ *								at the end, only fails
  *
  * "once" at the end of a line: the line is taken out of the file before it
  * takes effect, so it works once, also if the process does not survive it.
+ *
+ * Whatever the file says, the shim enforces what pkcs11_rules.h has.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -45,6 +51,9 @@
 #include <unistd.h>
 
 #include <p11-kit/pkcs11.h>
+
+#include "pkcs11_chance.h"
+#include "pkcs11_rules.h"
 
 #define CONTROL_MAX 4096
 #define IV_LEN		12
@@ -128,17 +137,27 @@ told_to(const char *first, const char *second)
 	return told(first, b, sizeof(b)) && strcmp(b, second) == 0;
 }
 
-static void
-log_call(const char *function)
+/* Append a line to the log; its length then. */
+static off_t
+append_log(const char *line)
 {
 	const char *path = getenv("NOMP_SHIM_LOG");
 	int			fd = path != NULL ? open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
+	off_t		length;
 
 	if (fd < 0)
-		return;
-	if (dprintf(fd, "%s\n", function) < 0)
+		return 0;
+	if (dprintf(fd, "%s\n", line) < 0)
 		abort();
+	length = lseek(fd, 0, SEEK_END);
 	close(fd);
+	return length;
+}
+
+static void
+log_rule(const char *line)
+{
+	(void) append_log(line);
 }
 
 /* Do what the control file says about a function. */
@@ -146,9 +165,13 @@ static CK_RV
 before(const char *function)
 {
 	char		what[64];
+	char		text[CONTROL_MAX];
+	off_t		place = append_log(function);
 
-	log_call(function);
-	if (!told(function, what, sizeof(what)))
+	read_control(text);
+	/* a C_Finalize that failed would leave rules that nobody can keep */
+	if (!told(function, what, sizeof(what)) &&
+		(strcmp(function, "C_Finalize") == 0 || !chance(text, place, what, sizeof(what))))
 		return NOT_TOLD;
 	if (strcmp(what, "crash") == 0)
 		raise(SIGSEGV);
@@ -163,19 +186,26 @@ before(const char *function)
 	return NOT_TOLD;
 }
 
-#define BEFORE(function) \
+#define BEFORE(function, rule) \
 	do { \
-		CK_RV		rv_ = before(function); \
+		CK_RV		rv_ = (rule); \
+		if (rv_ != CKR_OK) \
+			return rv_; \
+		rv_ = before(function); \
 		if (rv_ != NOT_TOLD) \
 			return rv_; \
 	} while (0)
 
 /* As BEFORE, for functions that end an operation whatever they answer. */
-#define BEFORE_END(function, end) \
+#define BEFORE_END(function, operation, end) \
 	do { \
-		CK_RV		rv_ = before(function); \
 		unsigned char scrap_[4096]; \
 		unsigned long scrap_len_ = sizeof(scrap_); \
+		CK_RV		rv_ = rules_go_on(session, operation); \
+		if (rv_ != CKR_OK) \
+			return rv_; \
+		rules_set(session, operation, false); \
+		rv_ = before(function); \
 		if (rv_ != NOT_TOLD) \
 		{ \
 			(void) (end)(session, in, in_len, scrap_, &scrap_len_); \
@@ -242,22 +272,28 @@ report(void)
 static CK_RV
 shim_Initialize(void *args)
 {
+	CK_RV		rv;
+
 	report();
-	BEFORE("C_Initialize");
-	return real->C_Initialize(args);
+	BEFORE("C_Initialize", rules_initialize());
+	rv = real->C_Initialize(args);
+	if (rv == CKR_OK)
+		rules_initialized();
+	return rv;
 }
 
 static CK_RV
 shim_Finalize(void *reserved)
 {
-	BEFORE("C_Finalize");
+	BEFORE("C_Finalize", rules_call());
+	rules_forget();
 	return real->C_Finalize(reserved);
 }
 
 static CK_RV
 shim_GetSlotList(unsigned char present, CK_SLOT_ID *slots, unsigned long *n)
 {
-	BEFORE("C_GetSlotList");
+	BEFORE("C_GetSlotList", rules_call());
 	return real->C_GetSlotList(present, slots, n);
 }
 
@@ -266,7 +302,7 @@ shim_GetTokenInfo(CK_SLOT_ID slot, CK_TOKEN_INFO *info)
 {
 	CK_RV		rv;
 
-	BEFORE("C_GetTokenInfo");
+	BEFORE("C_GetTokenInfo", rules_call());
 	rv = real->C_GetTokenInfo(slot, info);
 	if (rv == CKR_OK && told_to("serial", "other"))
 		memcpy(info->serialNumber, "another one     ", 16);
@@ -279,7 +315,7 @@ shim_GetMechanismList(CK_SLOT_ID slot, CK_MECHANISM_TYPE *types, unsigned long *
 	CK_RV		rv;
 	unsigned long kept = 0;
 
-	BEFORE("C_GetMechanismList");
+	BEFORE("C_GetMechanismList", rules_call());
 	rv = real->C_GetMechanismList(slot, types, n);
 	if (rv != CKR_OK || types == NULL)
 		return rv;
@@ -295,7 +331,7 @@ shim_GetMechanismList(CK_SLOT_ID slot, CK_MECHANISM_TYPE *types, unsigned long *
 static CK_RV
 shim_GetMechanismInfo(CK_SLOT_ID slot, CK_MECHANISM_TYPE type, CK_MECHANISM_INFO *info)
 {
-	BEFORE("C_GetMechanismInfo");
+	BEFORE("C_GetMechanismInfo", rules_call());
 	return hidden(type) ? CKR_MECHANISM_INVALID : real->C_GetMechanismInfo(slot, type, info);
 }
 
@@ -303,14 +339,20 @@ static CK_RV
 shim_OpenSession(CK_SLOT_ID slot, CK_FLAGS flags, void *app, CK_NOTIFY notify,
 				 CK_SESSION_HANDLE *session)
 {
-	BEFORE("C_OpenSession");
-	return real->C_OpenSession(slot, flags, app, notify, session);
+	CK_RV		rv;
+
+	BEFORE("C_OpenSession", rules_call());
+	rv = real->C_OpenSession(slot, flags, app, notify, session);
+	if (rv == CKR_OK)
+		rules_opened(*session);
+	return rv;
 }
 
 static CK_RV
 shim_CloseSession(CK_SESSION_HANDLE session)
 {
-	BEFORE("C_CloseSession");
+	BEFORE("C_CloseSession", rules_session(session));
+	rules_closed(session);
 	return real->C_CloseSession(session);
 }
 
@@ -318,15 +360,19 @@ static CK_RV
 shim_Login(CK_SESSION_HANDLE session, CK_USER_TYPE user, unsigned char *pin,
 		   unsigned long len)
 {
-	BEFORE("C_Login");
+	BEFORE("C_Login", rules_session(session));
 	return real->C_Login(session, user, pin, len);
 }
 
 static CK_RV
 shim_FindObjectsInit(CK_SESSION_HANDLE session, CK_ATTRIBUTE *template, unsigned long n)
 {
-	BEFORE("C_FindObjectsInit");
-	return real->C_FindObjectsInit(session, template, n);
+	CK_RV		rv;
+
+	BEFORE("C_FindObjectsInit", rules_begin(session, RULES_FIND));
+	rv = real->C_FindObjectsInit(session, template, n);
+	rules_set(session, RULES_FIND, rv == CKR_OK);
+	return rv;
 }
 
 static CK_RV
@@ -335,7 +381,7 @@ shim_FindObjects(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects,
 {
 	CK_RV		rv;
 
-	BEFORE("C_FindObjects");
+	BEFORE("C_FindObjects", rules_go_on(session, RULES_FIND));
 	rv = real->C_FindObjects(session, objects, room, n);
 	if (rv == CKR_OK && told_to("find", "many"))
 		*n = room + 1000000;
@@ -345,7 +391,8 @@ shim_FindObjects(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects,
 static CK_RV
 shim_FindObjectsFinal(CK_SESSION_HANDLE session)
 {
-	BEFORE("C_FindObjectsFinal");
+	BEFORE("C_FindObjectsFinal", rules_go_on(session, RULES_FIND));
+	rules_set(session, RULES_FIND, false);
 	return real->C_FindObjectsFinal(session);
 }
 
@@ -368,7 +415,7 @@ shim_GetAttributeValue(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
 {
 	CK_RV		rv;
 
-	BEFORE("C_GetAttributeValue");
+	BEFORE("C_GetAttributeValue", rules_session(session));
 	rv = real->C_GetAttributeValue(session, object, attrs, n);
 	for (unsigned long i = 0; rv == CKR_OK && i < n; i++)
 		lie_about(&attrs[i]);
@@ -379,7 +426,7 @@ static CK_RV
 shim_SetAttributeValue(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
 					   CK_ATTRIBUTE *attrs, unsigned long n)
 {
-	BEFORE("C_SetAttributeValue");
+	BEFORE("C_SetAttributeValue", rules_session(session));
 	return real->C_SetAttributeValue(session, object, attrs, n);
 }
 
@@ -387,14 +434,14 @@ static CK_RV
 shim_GenerateKey(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism,
 				 CK_ATTRIBUTE *attrs, unsigned long n, CK_OBJECT_HANDLE *key)
 {
-	BEFORE("C_GenerateKey");
+	BEFORE("C_GenerateKey", rules_session(session));
 	return real->C_GenerateKey(session, mechanism, attrs, n, key);
 }
 
 static CK_RV
 shim_DestroyObject(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object)
 {
-	BEFORE("C_DestroyObject");
+	BEFORE("C_DestroyObject", rules_session(session));
 	return real->C_DestroyObject(session, object);
 }
 
@@ -418,16 +465,23 @@ shim_EncryptInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_H
 {
 	CK_MECHANISM changed = *mechanism;
 	CK_GCM_PARAMS params;
+	CK_RV		rv;
 
-	BEFORE("C_EncryptInit");
+	BEFORE("C_EncryptInit", rules_begin(session, RULES_ENCRYPT));
 	iv_out = NULL;
 	if (mechanism->mechanism != CKM_AES_GCM || !choose_iv())
-		return real->C_EncryptInit(session, mechanism, key);
+	{
+		rv = real->C_EncryptInit(session, mechanism, key);
+		rules_set(session, RULES_ENCRYPT, rv == CKR_OK);
+		return rv;
+	}
 	memcpy(&params, mechanism->pParameter, sizeof(params));
 	iv_out = params.pIv;
 	params.pIv = iv_now;
 	changed.pParameter = &params;
-	return real->C_EncryptInit(session, &changed, key);
+	rv = real->C_EncryptInit(session, &changed, key);
+	rules_set(session, RULES_ENCRYPT, rv == CKR_OK);
+	return rv;
 }
 
 static CK_RV
@@ -436,7 +490,7 @@ shim_Encrypt(CK_SESSION_HANDLE session, unsigned char *in, unsigned long in_len,
 {
 	CK_RV		rv;
 
-	BEFORE_END("C_Encrypt", real->C_Encrypt);
+	BEFORE_END("C_Encrypt", RULES_ENCRYPT, real->C_Encrypt);
 	rv = real->C_Encrypt(session, in, in_len, out, out_len);
 	if (rv == CKR_OK && iv_out != NULL && iv_told)
 		memcpy(iv_out, iv_now, IV_LEN);
@@ -446,8 +500,12 @@ shim_Encrypt(CK_SESSION_HANDLE session, unsigned char *in, unsigned long in_len,
 static CK_RV
 shim_DecryptInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
 {
-	BEFORE("C_DecryptInit");
-	return real->C_DecryptInit(session, mechanism, key);
+	CK_RV		rv;
+
+	BEFORE("C_DecryptInit", rules_begin(session, RULES_DECRYPT));
+	rv = real->C_DecryptInit(session, mechanism, key);
+	rules_set(session, RULES_DECRYPT, rv == CKR_OK);
+	return rv;
 }
 
 static CK_RV
@@ -456,7 +514,7 @@ shim_Decrypt(CK_SESSION_HANDLE session, unsigned char *in, unsigned long in_len,
 {
 	CK_RV		rv;
 
-	BEFORE_END("C_Decrypt", real->C_Decrypt);
+	BEFORE_END("C_Decrypt", RULES_DECRYPT, real->C_Decrypt);
 	rv = real->C_Decrypt(session, in, in_len, out, out_len);
 	if (rv == CKR_OK && told_to("decrypt", "long"))
 		*out_len = 1000000;
@@ -482,6 +540,7 @@ C_GetFunctionList(CK_FUNCTION_LIST **out)
 
 	if (rv != CKR_OK)
 		return rv;
+	rules_log = log_rule;
 	list = *real;
 	list.C_GetFunctionList = C_GetFunctionList;
 	list.C_Initialize = shim_Initialize;

@@ -23,6 +23,7 @@ our @EXPORT = qw(
   shim_module shim_says shim_calls set_keystore keystore_state failure
   start_query end_query open_session says starts libpq_calls
   restart_helper tampered flips outcome
+  cold_schools read_school school_reads kek_label broken_rules
 );
 
 our $softhsm = '/usr/lib/softhsm/libsofthsm2.so';
@@ -104,6 +105,16 @@ sub shim_calls
 	  PostgreSQL::Test::Utils::slurp_file($log);
 }
 
+# broken_rules(): which of PKCS#11's rules the shim has seen broken.
+sub broken_rules
+{
+	return '' unless -e "$shim_dir/shim.log";
+	my %seen = map { $_ => 1 } grep { /^RULE / } split /\n/,
+	  PostgreSQL::Test::Utils::slurp_file("$shim_dir/shim.log");
+
+	return join ', ', sort keys %seen;
+}
+
 # set_keystore(NODE, URI): by reload; the broker follows in its own time.
 sub set_keystore
 {
@@ -175,6 +186,48 @@ CREATE TABLE pupil (id bigint PRIMARY KEY, school text NOT NULL,
 	name encrypted(text), notes encrypted(text));
 SQL
 	return;
+}
+
+# cold_schools(NODE, IDS...): as create_nomp, each school with a pupil "Anna i
+# ID", and none of their keys in the server's memory.
+sub cold_schools
+{
+	my ($node, @ids) = @_;
+
+	create_nomp($node, @ids);
+	$node->safe_psql('postgres',
+			'INSERT INTO pupil (id, school, name)'
+		  . " SELECT row_number() OVER (), id, nomp_crypt.encrypt('Anna i ' || id, id)"
+		  . ' FROM nomp_crypt.tenants');
+	$node->restart;
+	return;
+}
+
+# read_school(ID): SQL that reads a value of that school, inside it.
+sub read_school
+{
+	my ($id) = @_;
+
+	return in_tenant($id,
+		"SELECT name FROM pupil WHERE school = '$id' LIMIT 1");
+}
+
+# school_reads(NODE, ID): what that gives: plaintext, or an SQLSTATE.
+sub school_reads
+{
+	my ($node, $id) = @_;
+
+	return outcome($node, read_school($id));
+}
+
+# kek_label(NODE, ID): what the school's KEK is called in the token.
+sub kek_label
+{
+	my ($node, $id) = @_;
+
+	return $node->safe_psql('postgres',
+			'SELECT k.label FROM nomp_crypt.kek k, nomp_crypt.tenant t'
+		  . " WHERE k.tenant = t.uuid AND t.id = '$id'");
 }
 
 # sqlstate(NODE, SQL): the SQLSTATE of its first error, '' if there is none.

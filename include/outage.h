@@ -1,0 +1,24 @@
+/*
+ * outage.h
+ *		Leaves a keystore alone that takes its time to fail.
+ */
+#ifndef NOMP_OUTAGE_H
+#define NOMP_OUTAGE_H
+
+#include "postgres.h"
+
+#include "protocol.h"
+
+typedef struct Outage
+{
+	int			failures;		/* in a row; none: no outage */
+	int64		until;			/* CLOCK_BOOTTIME, us: nobody asks before */
+	KsStatus	status;			/* what the last failure was, for those refused */
+	char		reason[240];
+} Outage;
+
+extern void outage_note(Outage *outage, KsStatus status, const char *reason,
+						int64 took, int64 now);
+extern bool outage_pauses(const Outage *outage, int64 now);
+
+#endif							/* NOMP_OUTAGE_H */

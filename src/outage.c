@@ -1,0 +1,72 @@
+/*
+ * outage.c
+ *		Leaves a keystore alone that takes its time to fail.
+ *
+ * A keystore that hangs would otherwise collect waiting sessions, each for
+ * nomp_crypt.keystore_timeout, until no connection is left.  So after a
+ * request that failed slowly, and until one is answered, one request at a
+ * time is let through and all others are refused at once with its error.  The
+ * first is let through at once, for hangs that pass; the next ones after a
+ * pause as long as the failure took, with some jitter, because other nodes
+ * wait for the same keystore.  Failures that come quickly make nobody wait and
+ * begin no outage: they may be about one school only.
+ *
+ * Called by the broker alone.  No secrets here.
+ */
+#include "postgres.h"
+
+#include "common/pg_prng.h"
+#include "outage.h"
+
+#define SLOW_US			1000000
+#define MAX_PAUSE_US	5000000
+
+/* Was the keystore unavailable, whatever the request was about? */
+static bool
+unavailable(KsStatus status)
+{
+	switch (status)
+	{
+		case KS_MODULE_LOAD:
+		case KS_MODULE_ERROR:
+		case KS_TOKEN_MISSING:
+		case KS_TIMEOUT:
+		case KS_CRASHED:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/* A request that had been sent is over, after so many microseconds. */
+void
+outage_note(Outage *outage, KsStatus status, const char *reason, int64 took, int64 now)
+{
+	const bool	failed = unavailable(status) &&
+		(took >= SLOW_US || outage->failures > 0);
+
+	if (!failed)
+	{
+		if (outage->failures > 0)
+			ereport(LOG, (errmsg("the keystore answers again")));
+		outage->failures = 0;
+		return;
+	}
+	if (outage->failures == 0)
+		ereport(LOG,
+				(errmsg("the keystore does not answer; until it does, one request at a time is sent to it"),
+				 errdetail_log("status %d: %s", (int) status, reason)));
+	if (outage->failures++ == 0)
+		took = 0;
+	outage->until = now +
+		(int64) (Min(took, MAX_PAUSE_US) * (0.75 + pg_prng_double(&pg_global_prng_state) / 2));
+	outage->status = status;
+	strlcpy(outage->reason, reason, sizeof(outage->reason));
+}
+
+/* Is the next request to be refused? */
+bool
+outage_pauses(const Outage *outage, int64 now)
+{
+	return outage->failures > 0 && now < outage->until;
+}
