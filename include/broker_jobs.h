@@ -39,7 +39,6 @@ typedef struct Job
 extern void jobs_collect(Job *current);
 extern void jobs_add_check(KsOp op, const UnwrapRequest *what);
 extern bool jobs_empty(void);
-extern int	jobs_length(void);
 extern Job *jobs_pop(void);
 extern void jobs_put_first(Job *job);
 extern bool jobs_wanted(const Job *job);

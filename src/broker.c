@@ -28,17 +28,15 @@
 #include "keystat.h"
 #include "miscadmin.h"
 #include "outage.h"
-#include "pgstat.h"
-#include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "storage/sinval.h"
-#include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
 #include "warmer.h"
+#include "worker.h"
 
 #define TICK_MS			1000	/* leases are swept this often */
 #define START_RETRY_MS	10000	/* when nobody asks */
@@ -76,7 +74,7 @@ check_keystore(char **newval, void **extra, GucSource source)
 void
 broker_init(void)
 {
-	BackgroundWorker worker = {0};
+	BackgroundWorker worker = worker_of("nomp_crypt_broker_main", "nomp_crypt broker");
 
 	DefineCustomStringVariable("nomp_crypt.keystore",
 							   "URI of the HSM or key service that holds the keys.",
@@ -90,13 +88,7 @@ broker_init(void)
 							&key_check_interval, 300, 1, 24 * 60 * 60,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = 1;
-	strlcpy(worker.bgw_library_name, "nomp_crypt", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "nomp_crypt_broker_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, "nomp_crypt broker", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "nomp_crypt broker", BGW_MAXLEN);
 	RegisterBackgroundWorker(&worker);
 }
 
@@ -106,18 +98,13 @@ broker_keystore(void)
 	return keystore_uri;
 }
 
-/* Count a job, answer its waiters, and forget it. */
+/* Answer a job's waiters, and forget it. */
 static void
 finish(Job *job, KsStatus status, const char *reason,
 	   const uint8 *answer, size_t len, const WorkingKey *key)
 {
 	const int64 now = lease_boot_now();
 
-	if (job->sent_at != 0 &&
-		keystat_done(0, job->op, job->is_check, status, now - job->sent_at))
-		warmer_launch_soon();	/* it is back after an outage */
-	else if (job->sent_at == 0 && jobs_wanted(job))
-		keystat_not_sent(0, status);
 	if (job == current)
 		current = NULL;
 	if (job->sent_at != 0)
@@ -601,9 +588,7 @@ nomp_crypt_broker_main(Datum arg)
 		/* who comes in an outage does not wait with the one that tries */
 		jobs_collect(outage.failures > 0 ? NULL : current);
 		run_checks(now);
-		keystat_queue(0, jobs_length());
 		start_next_job();
-		keystat_queue(0, jobs_length());
 
 		if (helper_running())
 			events |= WL_SOCKET_READABLE;

@@ -10,8 +10,10 @@
 
 #include "broker_jobs.h"
 #include "cipher.h"
+#include "keystat.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
+#include "warmer.h"
 
 StaticAssertDecl(sizeof(CreateAnswer) <= REQUEST_BODY_MAX,
 				 "an answer must fit into a slot");
@@ -39,10 +41,17 @@ new_job(KsOp op, const void *body, uint32 len, uint64 epoch)
 }
 
 static void
+count_queue(int change)
+{
+	queue_length += change;
+	keystat_queue(0, queue_length);
+}
+
+static void
 put_last(Job *job)
 {
 	dlist_push_tail(&queue, &job->node);
-	queue_length++;
+	count_queue(1);
 }
 
 static void
@@ -56,13 +65,26 @@ add_waiter(Job *job, int slot, uint64 serial)
 	job->waiters = waiter;
 }
 
-/* Answer all who wait for a job, and forget it. */
+static void
+count_outcome(const Job *job, KsStatus status)
+{
+	if (job->sent_at != 0)
+	{
+		if (keystat_done(0, job->op, job->is_check, status, lease_boot_now() - job->sent_at))
+			warmer_launch_soon();	/* it is back after an outage */
+	}
+	else if (jobs_wanted(job))
+		keystat_not_sent(0, status);
+}
+
+/* Count a job, answer all who wait for it, and forget it. */
 void
 jobs_finish(Job *job, KsStatus status, const char *reason,
 			const uint8 *answer, size_t len, const WorkingKey *key)
 {
 	Waiter	   *waiter = job->waiters;
 
+	count_outcome(job, status);
 	while (waiter != NULL)
 	{
 		Waiter	   *next = waiter->next;
@@ -183,16 +205,10 @@ jobs_empty(void)
 	return dlist_is_empty(&queue);
 }
 
-int
-jobs_length(void)
-{
-	return queue_length;
-}
-
 Job *
 jobs_pop(void)
 {
-	queue_length--;
+	count_queue(-1);
 	return dlist_container(Job, node, dlist_pop_head_node(&queue));
 }
 
@@ -200,5 +216,5 @@ void
 jobs_put_first(Job *job)
 {
 	dlist_push_head(&queue, &job->node);
-	queue_length++;
+	count_queue(1);
 }

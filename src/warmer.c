@@ -26,13 +26,13 @@
 #include "lease.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "warmer.h"
+#include "worker.h"
 
 static int	warm_interval = 300;	/* seconds */
 
@@ -54,16 +54,10 @@ warmer_init(void)
 static BackgroundWorkerHandle *
 launch(Oid database, pid_t notify)
 {
-	BackgroundWorker worker = {0};
+	BackgroundWorker worker = worker_of("nomp_crypt_warmer_main", "nomp_crypt warmer");
 	BackgroundWorkerHandle *handle;
 
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, "nomp_crypt", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "nomp_crypt_warmer_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, "nomp_crypt warmer", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "nomp_crypt warmer", BGW_MAXLEN);
 	worker.bgw_main_arg = ObjectIdGetDatum(database);
 	worker.bgw_notify_pid = notify;
 	return RegisterDynamicBackgroundWorker(&worker, &handle) ? handle : NULL;
