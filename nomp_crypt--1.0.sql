@@ -1868,7 +1868,7 @@ CREATE FUNCTION nomp_crypt._health_check(name text, facts jsonb, max_pin_age int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-	reachable boolean := coalesce((facts ->> 'canary')::boolean, false);
+	reachable boolean := facts ->> 'state' = 'ok' AND coalesce((facts ->> 'canary')::boolean, false);
 	ring record;
 	found_row record;
 	n bigint;
@@ -2135,7 +2135,9 @@ DECLARE
 BEGIN
 	BEGIN
 		SELECT to_jsonb(f) INTO facts FROM nomp_crypt._server_facts() f;
-		SELECT facts || to_jsonb(s) INTO facts FROM nomp_crypt.keystore_status() s;
+		SELECT facts || jsonb_build_object('state', coalesce(string_agg(s.state, '; ') FILTER (WHERE s.state <> 'ok'), 'ok'),
+			'canary', bool_and(s.canary), 'software', bool_or(s.software), 'installation', max(s.installation::text))
+		INTO facts FROM nomp_crypt.keystore_status() s;
 	EXCEPTION WHEN OTHERS THEN
 		-- without the library nothing else can be known
 		name := 'library';
