@@ -2089,6 +2089,491 @@ LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_postgres_fdw_handler';
 REVOKE ALL ON FUNCTION nomp_crypt.postgres_fdw_handler() FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- Watching: statistics of this node, and health(). For superusers, for
+-- administrators and for members of pg_monitor; no secret, no path, no value.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION nomp_crypt._stat_keystore(OUT keystore text,
+	OUT unwraps bigint, OUT checks bigint, OUT creates bigint, OUT destroys bigint, OUT others bigint,
+	OUT renewals bigint, OUT timeouts bigint, OUT helper_failures bigint, OUT login_failures bigint,
+	OUT token_failures bigint, OUT module_failures bigint, OUT absent_keys bigint,
+	OUT damaged_keys bigint, OUT refusals bigint,
+	OUT p50_ms float8, OUT p95_ms float8, OUT p99_ms float8, OUT max_ms float8,
+	OUT queue bigint, OUT queue_longest bigint, OUT waiting bigint, OUT helper_restarts bigint,
+	OUT last_ok timestamptz, OUT last_failed timestamptz, OUT since timestamptz) RETURNS SETOF record
+LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'nc_stat_keystore';
+REVOKE ALL ON FUNCTION nomp_crypt._stat_keystore() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._stat_keyring(OUT entries bigint, OUT capacity bigint,
+	OUT hits bigint, OUT misses bigint, OUT evictions bigint, OUT expirations bigint,
+	OUT revocations bigint, OUT soonest_lease_end timestamptz)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_stat_keyring';
+REVOKE ALL ON FUNCTION nomp_crypt._stat_keyring() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keyring_uses(OUT tenant uuid, OUT lease_end timestamptz,
+	OUT used_at timestamptz, OUT busyness bigint) RETURNS SETOF record
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_keyring_uses';
+REVOKE ALL ON FUNCTION nomp_crypt._keyring_uses() FROM PUBLIC;
+
+CREATE VIEW nomp_crypt.stat_keystore AS SELECT * FROM nomp_crypt._stat_keystore();
+COMMENT ON VIEW nomp_crypt.stat_keystore IS 'one row per keystore: what this node asked it and what became of it';
+CREATE VIEW nomp_crypt.stat_keyring AS SELECT * FROM nomp_crypt._stat_keyring();
+COMMENT ON VIEW nomp_crypt.stat_keyring IS 'the unwrapped keys in this node''s memory';
+
+-- Three sequential scans and hash joins, whatever the number of schools.
+CREATE VIEW nomp_crypt.stat_tenants AS
+SELECT t.id, t.uuid, t.state, coalesce(u.keys, 0) AS cached_keys, u.lease_end, u.last_used,
+	k.version AS key_version, now() - k.created_at AS key_age,
+	g.generation AS kek_generation, now() - g.created_at AS kek_age,
+	a.read, a.written, a.searched
+FROM nomp_crypt.tenant t
+LEFT JOIN (SELECT tenant, count(*) AS keys, min(lease_end) AS lease_end, max(used_at) AS last_used
+		   FROM nomp_crypt._keyring_uses() GROUP BY tenant) u ON u.tenant = t.uuid
+LEFT JOIN (SELECT DISTINCT ON (tenant) tenant, version, created_at FROM nomp_crypt.tenant_key
+		   WHERE purpose = 'values' AND state = 'active' ORDER BY tenant, version DESC) k ON k.tenant = t.uuid
+LEFT JOIN (SELECT DISTINCT ON (tenant) tenant, generation, created_at FROM nomp_crypt.kek
+		   WHERE state = 'active' ORDER BY tenant, generation DESC) g ON g.tenant = t.uuid
+LEFT JOIN (SELECT tenant, sum(read)::bigint AS read, sum(written)::bigint AS written,
+				  sum(searched)::bigint AS searched
+		   FROM nomp_crypt._access() GROUP BY tenant) a ON a.tenant = t.id AND t.state <> 'erased';
+COMMENT ON VIEW nomp_crypt.stat_tenants IS 'one row per school: its keys, and their use on this node';
+
+CREATE FUNCTION nomp_crypt._server_facts(OUT library text, OUT broker boolean, OUT protected boolean,
+	OUT cores boolean, OUT swap boolean, OUT register_beside_data boolean)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_server_facts';
+REVOKE ALL ON FUNCTION nomp_crypt._server_facts() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._pin_file(OUT trouble text, OUT changed timestamptz) RETURNS SETOF record
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_pin_file';
+REVOKE ALL ON FUNCTION nomp_crypt._pin_file() FROM PUBLIC;
+
+-- The server's settings and those of roles and databases: what can be in force
+-- somewhere.
+CREATE FUNCTION nomp_crypt._settings_anywhere(OUT name text, OUT value text) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT s.name, s.reset_val FROM pg_settings s
+	UNION
+	SELECT split_part(c, '=', 1), substr(c, strpos(c, '=') + 1)
+	FROM pg_db_role_setting d, unnest(d.setconfig) c
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._settings_anywhere() FROM PUBLIC;
+
+-- One check of health(); what it needs to know of server and keystore is in
+-- facts, so that the keystore is asked once. Leaves severity NULL if all is well.
+CREATE FUNCTION nomp_crypt._health_check(name text, facts jsonb, max_pin_age interval,
+	max_key_age interval, OUT severity text, OUT detail text, OUT advice text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	reachable boolean := facts ->> 'state' = 'ok' AND coalesce((facts ->> 'canary')::boolean, false);
+	ring record;
+	found_row record;
+	n bigint;
+	names text;
+BEGIN
+	CASE _health_check.name
+	WHEN 'library' THEN
+		SELECT e.extversion INTO names FROM pg_extension e WHERE e.extname = 'nomp_crypt';
+		IF names <> facts ->> 'library' THEN
+			severity := 'critical';
+			detail := format('the library is for version %s, this database has version %s', facts ->> 'library', names);
+			advice := 'Install the same version of both, then ALTER EXTENSION nomp_crypt UPDATE.';
+		END IF;
+	WHEN 'broker' THEN
+		IF NOT (facts ->> 'broker')::boolean THEN
+			severity := 'critical';
+			detail := 'the broker is not running';
+			advice := 'It is started again after a second. If not, the server log says why; a restart starts it.';
+		END IF;
+	WHEN 'keystore' THEN
+		IF facts ->> 'state' <> 'ok' AND facts ->> 'canary' IS DISTINCT FROM 'false' THEN
+			severity := 'critical';
+			detail := facts ->> 'state';
+			advice := 'See "Keystore trouble" in docs/operations.md. Schools whose keys are in memory go on until their lease ends.';
+		END IF;
+	WHEN 'canary' THEN
+		IF facts ->> 'canary' = 'false' THEN
+			severity := 'critical';
+			detail := 'the token is not this installation''s: its canary is missing';
+			advice := 'Correct nomp_crypt.keystore, or restore the token. Do not adopt it: the schools'' keys are not in it.';
+		ELSIF facts ->> 'installation' IS NULL THEN
+			severity := 'info';
+			detail := 'no school has been created yet';
+		END IF;
+	WHEN 'keystore_software' THEN
+		IF (facts ->> 'software')::boolean THEN
+			severity := 'warning';
+			detail := 'the keystore is software: whoever has its files has the keys, and a copy brings a destroyed key back';
+			advice := 'Use it for trying and for tests; in production, an HSM.';
+		END IF;
+	WHEN 'leases' THEN
+		SELECT * INTO ring FROM nomp_crypt._stat_keyring();
+		IF ring.entries > 0 AND NOT reachable THEN
+			severity := 'critical';
+			detail := format('the keystore does not confirm the %s keys in memory; the first lease ends at %s',
+				ring.entries, ring.soonest_lease_end);
+			advice := 'Bring the keystore back before that: nothing else renews a lease.';
+		ELSIF current_setting('nomp_crypt.key_check_interval')::interval >= current_setting('nomp_crypt.key_lease')::interval THEN
+			severity := 'warning';
+			detail := 'leases end before they are renewed: nomp_crypt.key_check_interval is not shorter than nomp_crypt.key_lease';
+			advice := 'Make the interval a small part of the lease.';
+		ELSIF current_setting('nomp_crypt.key_lease')::interval > '8 hours' THEN
+			severity := 'info';
+			detail := 'a node that cannot ask the keystore can read an erased school for up to ' || current_setting('nomp_crypt.key_lease');
+			advice := 'Shorten nomp_crypt.key_lease, unless outages that long must be survived.';
+		END IF;
+	WHEN 'keyring' THEN
+		SELECT * INTO ring FROM nomp_crypt._stat_keyring();
+		SELECT count(*), count(DISTINCT k.tenant) INTO n, names FROM nomp_crypt.tenant_key k
+		JOIN nomp_crypt.tenant t ON t.uuid = k.tenant WHERE t.state = 'active' AND k.wrapped IS NOT NULL;
+		IF ring.evictions > 0 OR ring.entries > 0.95 * ring.capacity THEN
+			severity := 'warning';
+			detail := format('%s of %s places are taken, %s keys were evicted since the server started',
+				ring.entries, ring.capacity, ring.evictions);
+			advice := 'Raise nomp_crypt.max_cached_keys (restart).';
+		ELSIF ring.capacity < n THEN
+			severity := 'info';
+			detail := format('%s places for the %s keys of %s active schools', ring.capacity, n, names);
+			advice := 'Raise nomp_crypt.max_cached_keys (restart), unless few of the schools are in use at a time.';
+		END IF;
+	WHEN 'credentials' THEN
+		SELECT * INTO found_row FROM nomp_crypt._pin_file() p ORDER BY p.trouble NULLS LAST, p.changed LIMIT 1;
+		IF found_row.trouble IS NOT NULL THEN
+			severity := 'critical';
+			detail := 'the PIN file ' || found_row.trouble;
+			advice := 'It must belong to the server''s user or root, mode 600. If others could read it, change the PIN.';
+		ELSIF clock_timestamp() - found_row.changed > max_pin_age THEN
+			severity := 'warning';
+			detail := 'the PIN file has not changed since ' || found_row.changed::date;
+			advice := 'Change the PIN, see "Changing the PIN" in docs/operations.md.';
+		END IF;
+	WHEN 'memory' THEN
+		IF NOT (facts ->> 'protected')::boolean THEN
+			severity := 'warning';
+			detail := 'the pages that hold keys could not be locked, or not be kept out of core dumps';
+			advice := 'Raise the server''s limit of locked memory (LimitMEMLOCK) and restart.';
+		END IF;
+	WHEN 'core_dumps' THEN
+		IF (facts ->> 'cores')::boolean THEN
+			severity := 'info';
+			detail := 'a crash can leave a core dump, with the plaintext that the process worked on';
+			advice := 'Start the server with LimitCORE=0, and let kernel.core_pattern name no program.';
+		END IF;
+	WHEN 'swap' THEN
+		IF (facts ->> 'swap')::boolean THEN
+			severity := 'info';
+			detail := 'the machine swaps: plaintext that a process works on can get to disk';
+			advice := 'Encrypt the swap space, or switch it off.';
+		END IF;
+	WHEN 'register' THEN
+		-- raises what is wrong with the directory
+		SELECT * INTO found_row FROM nomp_crypt._register_read();
+		IF facts ->> 'installation' IS NULL THEN
+			NULL;
+		ELSIF found_row.installation IS NOT NULL AND found_row.installation::text <> facts ->> 'installation' THEN
+			severity := 'critical';
+			detail := 'the register directory belongs to another installation';
+			advice := 'Set nomp_crypt.register_directory to this node''s own.';
+		ELSIF NOT found_row.ours AND NOT pg_is_in_recovery() THEN
+			severity := 'warning';
+			detail := 'the register directory does not name this database: schools can neither be created nor erased here';
+			advice := 'If this server has taken the original''s place: SELECT nomp_crypt.adopt_keystore(); in a copy, leave it.';
+		ELSIF (facts ->> 'register_beside_data')::boolean THEN
+			severity := 'info';
+			detail := 'the register directory is on the data directory''s file system';
+			advice := 'A snapshot or an image of that file system carries it along: move it elsewhere, or see that copies are not started with it.';
+		END IF;
+	WHEN 'grants' THEN
+		SELECT count(*), string_agg(DISTINCT quote_ident(r.role), ', ') INTO n, names FROM nomp_crypt.tenant_right r
+		WHERE NOT EXISTS (SELECT FROM pg_roles p WHERE p.rolname = r.role);
+		IF n > 0 THEN
+			severity := 'warning';
+			detail := format('%s rights are held by roles that are gone: %s', n, names);
+			advice := 'Revoke them with nomp_crypt.revoke_tenant and nomp_crypt.revoke_all_tenants: a new role of the name would have them.';
+		ELSE
+			SELECT count(*), string_agg(DISTINCT quote_ident(r.role), ', ') INTO n, names FROM nomp_crypt.tenant_right r
+			JOIN pg_roles p ON p.rolname = r.role WHERE starts_with(r.role, 'pg_') OR p.rolsuper;
+			IF n > 0 THEN
+				severity := CASE WHEN EXISTS (SELECT FROM nomp_crypt.tenant_right r WHERE starts_with(r.role, 'pg_'))
+					THEN 'warning' ELSE 'info' END;
+				detail := format('%s rights are held by superusers or predefined roles: %s', n, names);
+				advice := 'Give rights to the applications'' own roles.';
+			END IF;
+		END IF;
+	WHEN 'public' THEN
+		-- what PUBLIC may do beyond what the extension gave it
+		SELECT count(*), string_agg(p.oid::regprocedure::text, ', ') INTO n, names
+		FROM pg_proc p JOIN pg_init_privs i ON i.classoid = 'pg_proc'::regclass AND i.objoid = p.oid,
+			aclexplode(p.proacl) a
+		WHERE p.pronamespace = 'nomp_crypt'::regnamespace AND a.grantee = 0
+			AND NOT EXISTS (SELECT FROM aclexplode(i.initprivs) b WHERE b.grantee = 0);
+		IF n = 0 THEN
+			SELECT count(*), string_agg(c.oid::regclass::text, ', ') INTO n, names
+			FROM pg_class c, aclexplode(c.relacl) a
+			WHERE c.relnamespace = 'nomp_crypt'::regnamespace AND a.grantee = 0;
+		END IF;
+		IF n > 0 THEN
+			severity := 'critical';
+			detail := 'everybody has been given rights on ' || names;
+			advice := 'REVOKE them FROM PUBLIC.';
+		END IF;
+	WHEN 'old_keks' THEN
+		SELECT count(*), min(k.destroy_after) INTO n, names FROM nomp_crypt.kek k
+		WHERE k.state = 'retired' AND k.destroy_after < clock_timestamp();
+		IF n > 0 THEN
+			severity := 'warning';
+			detail := format('%s retired keys in the keystore could be destroyed, the first since %s', n, names);
+			advice := 'CALL nomp_crypt.destroy_expired_keks(), at best regularly.';
+		END IF;
+	WHEN 'erasures' THEN
+		SELECT count(*), string_agg(quote_literal(t.id), ', ') INTO n, names
+		FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+		WHERE e.state IN ('fenced', 'submitted')
+			OR (e.state = 'requested' AND e.requested_at + nomp_crypt._erasure_grace() < clock_timestamp());
+		IF n > 0 THEN
+			severity := 'warning';
+			detail := format('%s erasures are due or were interrupted: %s', n, names);
+			advice := 'Unless a session is at it, CALL nomp_crypt.erase_tenant again; it goes on where it was.';
+		END IF;
+	WHEN 'provisional_keys' THEN
+		IF reachable THEN
+			SELECT count(*) INTO n FROM nomp_crypt._keystore_list((facts ->> 'installation')::uuid) l
+			WHERE l.created < clock_timestamp() - interval '1 hour';
+			IF n > 0 THEN
+				severity := 'info';
+				detail := format('%s keys in the keystore were made more than an hour ago and not confirmed', n);
+				advice := 'SELECT * FROM nomp_crypt.reconcile_keystore();';
+			END IF;
+		END IF;
+	WHEN 'data_keys' THEN
+		SELECT count(*) INTO n FROM nomp_crypt.tenant t
+		WHERE t.state = 'active' AND (SELECT max(k.created_at) FROM nomp_crypt.tenant_key k
+			WHERE k.tenant = t.uuid AND k.purpose = 'values') < clock_timestamp() - max_key_age;
+		IF n > 0 THEN
+			severity := 'info';
+			detail := format('%s schools write with a key that is older than %s', n, max_key_age);
+			advice := 'CALL nomp_crypt.rotate_all.';
+		END IF;
+	WHEN 'tls' THEN
+		IF current_setting('ssl') = 'off' AND EXISTS (SELECT FROM nomp_crypt._settings_anywhere() s
+			WHERE s.name = 'nomp_crypt.require_tls' AND s.value IN ('on', 'true', 'yes', '1')) THEN
+			severity := 'warning';
+			detail := 'nomp_crypt.require_tls is on and ssl is off: clients over TCP are refused';
+			advice := 'Set ssl = on, with a certificate, and hostssl in pg_hba.conf.';
+		END IF;
+	WHEN 'log' THEN
+		SELECT string_agg(DISTINCT s.name, ', ' ORDER BY s.name) INTO names FROM nomp_crypt._settings_anywhere() s
+		WHERE (s.name = 'log_statement' AND s.value IN ('mod', 'all'))
+			OR (s.name IN ('log_min_duration_statement', 'log_min_duration_sample', 'auto_explain.log_min_duration')
+				AND s.value !~ '^\s*-')
+			OR (s.name = 'log_transaction_sample_rate' AND s.value !~ '^[0.]*$')
+			OR (s.name IN ('debug_print_parse', 'debug_print_rewritten', 'debug_print_plan')
+				AND s.value IN ('on', 'true', 'yes', '1'));
+		IF names IS NOT NULL THEN
+			IF EXISTS (SELECT FROM nomp_crypt._settings_anywhere() s
+				WHERE s.name = 'log_parameter_max_length' AND s.value <> '0') THEN
+				severity := 'warning';
+				detail := 'statements are logged with the values in them and in their parameters: ' || names;
+				advice := 'Switch it off for roles that send personal data, or set log_parameter_max_length = 0 and send values as parameters only.';
+			ELSE
+				severity := 'info';
+				detail := 'statements are logged with the values that are written in them as literals: ' || names;
+				advice := 'Send values as parameters only.';
+			END IF;
+		END IF;
+	WHEN 'tenant_setting' THEN
+		SELECT count(*) INTO n FROM pg_db_role_setting d, unnest(d.setconfig) c
+		WHERE starts_with(c, 'nomp_crypt.tenant=');
+		IF n > 0 THEN
+			severity := 'critical';
+			detail := format('nomp_crypt.tenant is among the settings of %s roles or databases', n);
+			advice := 'ALTER ROLE ... RESET nomp_crypt.tenant; it belongs into the session.';
+		END IF;
+	WHEN 'replication' THEN
+		IF pg_is_in_recovery() THEN
+			IF pg_is_wal_replay_paused() THEN
+				severity := 'warning';
+				detail := 'replay is paused: erasures and rights of the primary are not followed';
+				advice := 'SELECT pg_wal_replay_resume();';
+			ELSIF NOT EXISTS (SELECT FROM pg_stat_wal_receiver w WHERE w.status = 'streaming') THEN
+				severity := 'warning';
+				detail := 'this standby does not stream from its primary';
+				advice := 'See primary_conninfo and the server log.';
+			ELSIF pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn() AND
+				clock_timestamp() - pg_last_xact_replay_timestamp() > interval '1 minute' THEN
+				severity := 'warning';
+				detail := 'this standby is at ' || pg_last_xact_replay_timestamp();
+				advice := 'Long queries here can hold replay up: see max_standby_streaming_delay.';
+			END IF;
+		ELSE
+			SELECT count(*), string_agg(quote_ident(r.application_name), ', ') INTO n, names
+			FROM pg_stat_replication r WHERE r.replay_lag > interval '1 minute';
+			IF n > 0 THEN
+				severity := 'warning';
+				detail := 'standbys are more than a minute behind: ' || names;
+				advice := 'An erased or suspended school is readable there until they have replayed it.';
+			END IF;
+		END IF;
+	END CASE;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._health_check(text, jsonb, interval, interval) FROM PUBLIC;
+
+-- Is all well? One row per check. Never raises because something is in
+-- trouble; writes nothing, so it runs on standbys. Asks the keystore, which
+-- takes up to nomp_crypt.keystore_timeout while it hangs.
+CREATE FUNCTION nomp_crypt.health(max_pin_age interval DEFAULT '1 year', max_key_age interval DEFAULT '1 year',
+	OUT name text, OUT severity text, OUT detail text, OUT advice text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	facts jsonb;
+	register text := current_setting('nomp_crypt.register_directory', true);
+BEGIN
+	BEGIN
+		SELECT to_jsonb(f) INTO facts FROM nomp_crypt._server_facts() f;
+		SELECT facts || jsonb_build_object('state', coalesce(string_agg(s.state, '; ') FILTER (WHERE s.state <> 'ok'), 'ok'),
+			'canary', bool_and(s.canary), 'software', bool_or(s.software), 'installation', max(s.installation::text))
+		INTO facts FROM nomp_crypt.keystore_status() s;
+	EXCEPTION WHEN OTHERS THEN
+		-- without the library nothing else can be known
+		name := 'library';
+		severity := 'critical';
+		GET STACKED DIAGNOSTICS detail = MESSAGE_TEXT, advice = PG_EXCEPTION_HINT;
+		RETURN NEXT;
+		RETURN;
+	END;
+	FOREACH name IN ARRAY '{library,broker,keystore,canary,keystore_software,leases,keyring,credentials,
+		memory,core_dumps,swap,register,grants,public,old_keks,erasures,provisional_keys,data_keys,
+		tls,log,tenant_setting,replication}'::text[] LOOP
+		BEGIN
+			SELECT c.severity, left(c.detail, 400), c.advice INTO severity, detail, advice
+			FROM nomp_crypt._health_check(name, facts, max_pin_age, max_key_age) c;
+		EXCEPTION WHEN OTHERS THEN
+			severity := 'warning';
+			GET STACKED DIAGNOSTICS detail = MESSAGE_TEXT, advice = PG_EXCEPTION_HINT;
+			detail := replace(detail, register, '...');
+		END;
+		severity := coalesce(severity, 'ok');
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.health(interval, interval) FROM PUBLIC;
+
+-- Functions in a view are called with the rights of whoever selects from it.
+GRANT EXECUTE ON FUNCTION nomp_crypt.health(interval, interval), nomp_crypt._stat_keystore(),
+	nomp_crypt._stat_keyring(), nomp_crypt._keyring_uses(), nomp_crypt._access() TO pg_monitor;
+GRANT SELECT ON nomp_crypt.stat_keystore, nomp_crypt.stat_keyring, nomp_crypt.stat_tenants TO pg_monitor;
+
+-- ---------------------------------------------------------------------------
+-- Warming up: the busiest schools' keys are in memory before they are needed
+-- ---------------------------------------------------------------------------
+
+-- The schools that were in use, the busiest first, and when each last was, by
+-- the system identifier of the cluster that wrote it down: a row per cluster,
+-- so that clusters that replicate to each other do not collide. Ids only.
+-- Standbys read it.
+CREATE TABLE nomp_crypt.busy (
+	cluster		text PRIMARY KEY,
+	tenants		uuid[] NOT NULL,
+	used_on		date[] NOT NULL DEFAULT '{}',
+	at			timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE nomp_crypt.busy IS 'schools whose keys are loaded ahead, the busiest first; written by the server';
+
+CREATE FUNCTION nomp_crypt._load_keys(tenant uuid) RETURNS int
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_load_keys';
+REVOKE ALL ON FUNCTION nomp_crypt._load_keys(uuid) FROM PUBLIC;
+
+-- This cluster's schools that were in use, and those of others that still
+-- write theirs down; the busiest first.
+CREATE FUNCTION nomp_crypt._remembered(OUT tenant uuid, OUT place bigint, OUT used_on date) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT u.tenant, min(u.n), max(u.used_on) FILTER (WHERE b.cluster = c.system_identifier::text)
+	FROM pg_control_system() c, nomp_crypt.busy b,
+		unnest(b.tenants, b.used_on) WITH ORDINALITY u(tenant, used_on, n)
+	WHERE b.cluster = c.system_identifier::text OR b.at > now() - interval '30 days'
+	GROUP BY u.tenant
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._remembered() FROM PUBLIC;
+
+-- Load the keys of schools in that order, as far as there is room; how many
+-- keys that is. Raises NC004.
+CREATE FUNCTION nomp_crypt._load_all(tenants uuid[]) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	tenant uuid;
+	keys int;
+	loaded int := 0;
+BEGIN
+	FOREACH tenant IN ARRAY coalesce(tenants, '{}') LOOP
+		keys := nomp_crypt._load_keys(tenant);
+		EXIT WHEN keys IS NULL AND tenant IS NOT NULL;
+		loaded := loaded + coalesce(keys, 0);
+	END LOOP;
+	RETURN loaded;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._load_all(uuid[]) FROM PUBLIC;
+
+-- Load the keys of these schools into this node's memory, or of the busiest
+-- and then of all others; of at most "max" schools, and as far as there is
+-- room. Returns the number of keys loaded. Raises 42704, NC004.
+CREATE FUNCTION nomp_crypt.prewarm(tenants text[] DEFAULT NULL, max int DEFAULT NULL) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF tenants IS NOT NULL THEN
+		RETURN nomp_crypt._load_all(ARRAY(SELECT nomp_crypt._tenant_uuid(u.id)
+			FROM unnest(tenants) WITH ORDINALITY u(id, n) ORDER BY u.n LIMIT max));
+	END IF;
+	RETURN nomp_crypt._load_all(ARRAY(
+		SELECT t.uuid FROM nomp_crypt.tenant t LEFT JOIN nomp_crypt._remembered() r ON r.tenant = t.uuid
+		WHERE t.state = 'active' ORDER BY r.place NULLS LAST, t.created_at LIMIT max));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.prewarm(text[], int) FROM PUBLIC;
+
+-- The warmer's work in one database: load what is remembered and not here;
+-- then, on a primary, remember who is busy. In this order, so that a node that
+-- is still loading does not forget the rest. A school that nobody used for a
+-- week is forgotten. Written when the schools have changed, or once a day.
+CREATE FUNCTION nomp_crypt._keep_warm() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	mine text := (SELECT system_identifier::text FROM pg_control_system());
+	before nomp_crypt.busy;
+	after nomp_crypt.busy;
+BEGIN
+	PERFORM nomp_crypt._load_all(ARRAY(
+		SELECT r.tenant FROM nomp_crypt._remembered() r
+		WHERE r.tenant NOT IN (SELECT u.tenant FROM nomp_crypt._keyring_uses() u) ORDER BY r.place));
+	IF pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean THEN
+		RETURN;
+	END IF;
+	SELECT array_agg(k.tenant ORDER BY k.busyness DESC, k.used_on DESC),
+		array_agg(k.used_on ORDER BY k.busyness DESC, k.used_on DESC)
+	INTO after.tenants, after.used_on
+	FROM (SELECT u.tenant, max(u.busyness) AS busyness,
+				 coalesce(greatest(max(u.used_at)::date, max(r.used_on)), current_date) AS used_on
+		  FROM nomp_crypt._keyring_uses() u
+		  JOIN nomp_crypt.tenant t ON t.uuid = u.tenant AND t.state = 'active'
+		  LEFT JOIN nomp_crypt._remembered() r ON r.tenant = u.tenant
+		  GROUP BY u.tenant) k
+	WHERE k.used_on > current_date - 7;
+	SELECT b.* INTO before FROM nomp_crypt.busy b WHERE b.cluster = mine;
+	IF after.tenants IS NULL OR (before.at > now() - interval '1 day' AND
+		ARRAY(SELECT u FROM unnest(after.tenants) u ORDER BY u) =
+		ARRAY(SELECT u FROM unnest(before.tenants) u ORDER BY u)) THEN
+		RETURN;
+	END IF;
+	INSERT INTO nomp_crypt.busy (cluster, tenants, used_on) VALUES (mine, after.tenants, after.used_on)
+	ON CONFLICT (cluster) DO UPDATE
+	SET tenants = excluded.tenants, used_on = excluded.used_on, at = excluded.at;
+EXCEPTION WHEN SQLSTATE 'NC004' THEN
+	RETURN;	-- the next one tries again; health() says what is wrong
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._keep_warm() FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Administrators
 -- ---------------------------------------------------------------------------
 
@@ -2111,6 +2596,7 @@ BEGIN
 						   'add_keystore', 'migrate_tenant', 'migrate_tenants', '_migration_target',
 						   '_tenants_elsewhere')
 			 OR p.proname IN ('_progress_read', 'rotate_index_key')
+			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_submit', '_erase_destroy')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);

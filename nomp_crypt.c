@@ -13,6 +13,7 @@
 #include "guard.h"
 #include "holders.h"
 #include "keyring.h"
+#include "keystat.h"
 #include "lease.h"
 #include "miscadmin.h"
 #include "mykeys.h"
@@ -24,6 +25,7 @@
 #include "stores.h"
 #include "storage/ipc.h"
 #include "utils/guc.h"
+#include "warmer.h"
 
 PG_MODULE_MAGIC;
 
@@ -43,6 +45,7 @@ shmem_request(void)
 	session_shmem_request();
 	access_table_shmem_request();
 	progress_shmem_request();
+	keystat_shmem_request();
 }
 
 static void
@@ -56,6 +59,7 @@ shmem_startup(void)
 	session_shmem_startup();
 	access_table_shmem_startup();
 	progress_shmem_startup();
+	keystat_shmem_startup();
 }
 
 void
@@ -72,6 +76,7 @@ _PG_init(void)
 	request_init();
 	stores_init();
 	broker_init();
+	warmer_init();
 	register_init();
 	erase_init();
 	lifecycle_init();

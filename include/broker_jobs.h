@@ -34,7 +34,7 @@ typedef struct Job
 	char		reason[REQUEST_REASON_MAX];
 	uint8		step;			/* of KS_OP_WRAP, see broker_wrap.c */
 	uint8		dek[KS_DEK_LEN];	/* the data key between two steps */
-	int64		sent_at;		/* CLOCK_BOOTTIME, us */
+	int64		sent_at;		/* CLOCK_BOOTTIME, us; 0: not yet */
 	uint64		epoch;
 	Waiter	   *waiters;
 	uint32		len;

@@ -14,6 +14,8 @@
 #include "utils/uuid.h"
 #include "value.h"
 
+#define SQL_VERSION		"1.0"	/* of the SQL objects that this library is for */
+
 typedef enum TenantState
 {
 	TENANT_ACTIVE,

@@ -39,18 +39,48 @@ keyring_epoch(void)
 extern bool keyring_lookup(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
 						   bool own_transaction, WorkingKey *out);
 extern bool keyring_insert(const UnwrapRequest *from, int which,
-						   const WorkingKey *key, uint64 epoch);
+						   const WorkingKey *key, uint64 epoch, bool wanted);
 extern uint64 keyring_revoke(const uint8 tenant[16]);
 extern bool keyring_holds(const uint8 tenant[16]);
 
 /* For the broker: leases, background checks. */
+extern bool keyring_peek(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
+						 bool own_transaction, WorkingKey *out);
 extern void keyring_expire(void);
 extern void keyring_wipe_all(void);
 extern void keyring_forget_kek(const char *label);
 extern bool keyring_next_check(int *cursor, int64 checked_before,
 							   bool (*wanted) (const char *serial, void *arg), void *arg,
 							   UnwrapRequest *out);
-extern void keyring_renew(const char *label, Lease lease);
-extern int	keyring_count(void);
+extern int	keyring_renew(const char *label, Lease lease);
+
+/* For whoever loads keys ahead. */
+extern bool keyring_has(const KeySpec *spec);
+extern int	keyring_room(void);
+
+/* For whoever watches. */
+typedef struct KeyringView
+{
+	int			entries;
+	int			capacity;
+	uint64		hits;
+	uint64		misses;
+	uint64		evictions;
+	uint64		expirations;
+	uint64		revocations;
+	int64		soonest_end;	/* of a lease, in us from now; 0: no entries */
+} KeyringView;
+
+typedef struct KeyringUse
+{
+	uint8		tenant[16];
+	int64		lease_left;		/* us */
+	int64		used_at;		/* seconds of the wall clock; 0: never */
+	int64		busyness;		/* seconds in which it was used, of late */
+} KeyringUse;
+
+extern void keyring_count_miss(void);
+extern void keyring_view(KeyringView *out);
+extern KeyringUse *keyring_uses(int *n);
 
 #endif							/* NOMP_KEYRING_H */

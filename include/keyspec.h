@@ -36,6 +36,7 @@ typedef struct UnwrapRequest
 	char		serial[KEYSPEC_SERIAL_MAX]; /* of the token that has it */
 	bool		own_transaction;	/* the rows are not committed yet: leave the
 									 * KEK provisional */
+	bool		ahead;			/* nobody needs them yet */
 	uint8		nkeys;
 	KeySpec		keys[KS_MAX_KEYS];
 } UnwrapRequest;

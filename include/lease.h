@@ -20,6 +20,8 @@ typedef struct Lease
 extern void lease_init(void);
 extern Lease lease_start(void);
 extern bool lease_valid(const Lease *lease);
+extern bool lease_valid_at(const Lease *lease, int64 *wall);
+extern int64 lease_left(const Lease *lease);
 extern bool lease_valid_coarse(const Lease *lease, int64 *checked);
 extern int64 lease_boot_now(void);
 

@@ -9,6 +9,8 @@
 
 extern void register_init(void);
 
+extern bool register_beside_data(bool *beside);
+
 /*
  * False if there is no file yet.  *ours: it names this database; *neighbour:
  * it names some database of this data directory.

@@ -36,12 +36,18 @@ extern void request_shmem_startup(void);
 /* Backends. */
 extern KsStatus request_key(const UnwrapRequest *what, uint64 epoch,
 							WorkingKey *out, char *reason);
+extern KsStatus request_ahead(UnwrapRequest *what, uint64 epoch,
+							  WorkingKey *out, char *reason);
 extern KsStatus request_keystore(KsOp op, const KeystoreRef *store,
 								 const uint8 *body, size_t len,
 								 uint8 *answer, size_t size, size_t *answer_len,
 								 char *reason);
 extern void request_post(KsOp op, const KeystoreRef *store,
 						 const uint8 *body, size_t len);
+
+/* For whoever watches. */
+extern int	request_num_waiting(void);
+extern bool request_broker_running(void);
 
 /* The broker. */
 extern int	request_timeout_ms(void);

@@ -11,6 +11,7 @@
 
 /* Best effort; false if the system refuses one of the two.  Whole pages. */
 extern bool secret_protect(void *start, Size size);
+extern bool secret_all_protected(void);
 
 /* Shared memory for secrets: to request, and to find on whole pages. */
 extern void secret_shmem_request(Size size);

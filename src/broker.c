@@ -27,17 +27,16 @@
 #include "cipher.h"
 #include "holders.h"
 #include "miscadmin.h"
-#include "pgstat.h"
-#include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
 #include "storage/sinval.h"
 #include "stores.h"
-#include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
+#include "warmer.h"
+#include "worker.h"
 
 #define TICK_MS			1000	/* leases are swept this often */
 
@@ -50,7 +49,7 @@ static int64 cycle_start = 0;
 void
 broker_init(void)
 {
-	BackgroundWorker worker = {0};
+	BackgroundWorker worker = worker_of("nomp_crypt_broker_main", "nomp_crypt broker");
 
 	DefineCustomIntVariable("nomp_crypt.key_check_interval",
 							"How often the keystore is asked again for keys in use.",
@@ -58,13 +57,7 @@ broker_init(void)
 							&key_check_interval, 300, 1, 24 * 60 * 60,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_ConsistentState;
 	worker.bgw_restart_time = 1;
-	strlcpy(worker.bgw_library_name, "nomp_crypt", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "nomp_crypt_broker_main", BGW_MAXLEN);
-	strlcpy(worker.bgw_name, "nomp_crypt broker", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "nomp_crypt broker", BGW_MAXLEN);
 	RegisterBackgroundWorker(&worker);
 }
 
@@ -246,6 +239,7 @@ run_checks(int64 now)
 		keyring_expire();
 		holders_end_stragglers();
 		access_table_write_due();
+		warmer_launch_due(now);
 		next_tick = now + TICK_MS * INT64CONST(1000);
 	}
 	if (now >= next_cycle)

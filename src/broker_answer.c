@@ -14,6 +14,7 @@
 #include "broker_wrap.h"
 #include "cipher.h"
 #include "holders.h"
+#include "keystat.h"
 
 /* A request that had been sent is over.  That a token says which it is ends no outage. */
 void
@@ -88,7 +89,7 @@ unwrap_answered(Job *job, WireReader *r)
 			status = KS_INTEGRITY;
 		if (i == 0)
 			wanted = status;
-		if (status == KS_OK && !keyring_insert(what, i, &key, job->epoch))
+		if (status == KS_OK && !keyring_insert(what, i, &key, job->epoch, i == 0 && !what->ahead))
 			stale = true;
 		if (status == KS_OK && i == 0)
 			first = key;
@@ -108,18 +109,19 @@ static void
 check_answered(Job *job, WireReader *r)
 {
 	const UnwrapRequest *what = &job->body.unwrap;
+	KsStatus	status = (KsStatus) wire_get_uint(r, 1);
 	WorkingKey	key = {0};
 	const uint8 *dek;
-	size_t		len;
+	size_t		len = wire_get_str(r, &dek);
 
-	if (wire_get_uint(r, 1) == KS_OK)
-	{
-		len = wire_get_str(r, &dek);
-		if (wire_done(r) && codec_working_key(&what->keys[0], dek, len, &key))
-			keyring_renew(what->label, key.lease);
-		cipher_wipe(&key, sizeof(key));
-	}
-	jobs_finish(job, KS_OK, "", NULL, 0, NULL);
+	if (!wire_done(r))
+		status = KS_MODULE_ERROR;
+	else if (status == KS_OK && !codec_working_key(&what->keys[0], dek, len, &key))
+		status = KS_INTEGRITY;
+	if (status == KS_OK)
+		keystat_renewed(job->store->place, keyring_renew(what->label, key.lease));
+	cipher_wipe(&key, sizeof(key));
+	jobs_finish(job, status, "", NULL, 0, NULL);
 }
 
 static void

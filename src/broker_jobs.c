@@ -11,10 +11,13 @@
 
 #include "broker_jobs.h"
 #include "cipher.h"
+#include "keystat.h"
 #include "miscadmin.h"
 #include "stores.h"
 #include "utils/memutils.h"
+#include "warmer.h"
 
+StaticAssertDecl(KEYSTAT_KEYSTORES == MAX_KEYSTORES, "a row for each");
 StaticAssertDecl(sizeof(CreateAnswer) <= REQUEST_BODY_MAX,
 				 "an answer must fit into a slot");
 StaticAssertDecl(sizeof(CreateRequest) <= REQUEST_BODY_MAX,
@@ -53,13 +56,38 @@ add_waiter(Job *job, int slot, uint64 serial)
 	job->waiters = waiter;
 }
 
-/* Answer all who wait for a job, and forget it. */
+/* The place of the keystore that a job is for, as far as is known. */
+static int
+place_of(const Job *job)
+{
+	const Store *store = stores_holder(job->ref.serial);
+
+	if (store != NULL)
+		return store->place;
+	return job->ref.serial[0] == '\0' ? Min(job->ref.place, MAX_KEYSTORES - 1) : 0;
+}
+
+static void
+count_outcome(const Job *job, KsStatus status)
+{
+	if (job->store != NULL && job->sent_at != 0)
+	{
+		if (keystat_done(job->store->place, job->op, job->is_check, status,
+						 lease_boot_now() - job->sent_at))
+			warmer_launch_soon();	/* it is back after an outage */
+	}
+	else if (jobs_wanted(job))
+		keystat_not_sent(place_of(job), status);
+}
+
+/* Count a job, answer all who wait for it, and forget it. */
 void
 jobs_finish(Job *job, KsStatus status, const char *reason,
 			const uint8 *answer, size_t len, const WorkingKey *key)
 {
 	Waiter	   *waiter = job->waiters;
 
+	count_outcome(job, status);
 	while (waiter != NULL)
 	{
 		Waiter	   *next = waiter->next;
@@ -137,8 +165,8 @@ enqueue(int slot, const TakenRequest *taken)
 			return;
 		}
 		if (taken->epoch == keyring_epoch() &&
-			keyring_lookup(&what->keys[0].place, what->keys[0].key_check,
-						   what->own_transaction, &key))
+			keyring_peek(&what->keys[0].place, what->keys[0].key_check,
+						 what->own_transaction, &key))
 		{
 			request_answer(slot, taken->serial, KS_OK, "", NULL, 0, &key);
 			cipher_wipe(&key, sizeof(key));
@@ -159,6 +187,19 @@ enqueue(int slot, const TakenRequest *taken)
 	add_waiter(job, slot, taken->serial);
 }
 
+/* How many jobs wait for each keystore. */
+static void
+count_waiting(void)
+{
+	int			waiting[MAX_KEYSTORES] = {0};
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &jobs_waiting)
+		waiting[place_of(dlist_container(Job, node, iter.cur))]++;
+	for (int i = 0; i < MAX_KEYSTORES; i++)
+		keystat_queue(i, waiting[i]);
+}
+
 /* Take every submitted request. */
 void
 jobs_collect(void)
@@ -170,6 +211,7 @@ jobs_collect(void)
 		if (request_take(i, &taken))
 			enqueue(i, &taken);
 	}
+	count_waiting();
 }
 
 /* Ask for a key in use again, on behalf of one keystore's background check. */

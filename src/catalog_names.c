@@ -24,7 +24,6 @@
 #include "utils/syscache.h"
 
 #define SCHEMA_NAME		"nomp_crypt"
-#define SQL_VERSION		"1.0"
 
 static bool version_checked = false;
 static Oid	type_oid = InvalidOid;	/* of "encrypted" */

@@ -23,6 +23,7 @@
 #include "port/atomics.h"
 #include "secret.h"
 #include "storage/lwlock.h"
+#include "storage/proc.h"
 #include "storage/shmem.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
@@ -32,6 +33,8 @@ typedef struct KeyringSlot
 	bool		in_use;
 	bool		own_transaction;	/* KEK was still provisional when unwrapped */
 	pg_atomic_uint32 used;		/* second chance */
+	pg_atomic_uint64 used_at;	/* in ticks of the wall clock */
+	uint32		busyness;		/* seconds in which it was used, older ones count less */
 	Lease		lease;
 	int64		checked_at;		/* CLOCK_BOOTTIME of the last good unwrap */
 	char		installation[37];
@@ -46,13 +49,27 @@ typedef struct KeyringIndex
 	int			slot;
 } KeyringIndex;
 
+/* One process's counts, on a cache line of its own: nobody else writes them. */
+typedef struct LookupCounts
+{
+	pg_atomic_uint64 hits;
+	pg_atomic_uint64 misses;
+	char		padding[PG_CACHE_LINE_SIZE - 2 * sizeof(pg_atomic_uint64)];
+} LookupCounts;
+
 typedef struct KeyringShared
 {
 	pg_atomic_uint64 epoch;
 	int			count;
 	int			hand;			/* where eviction looks next */
+	int64		aged_at;		/* when busyness was halved; CLOCK_BOOTTIME */
+	uint64		evictions;
+	uint64		expirations;
+	uint64		revocations;
 	KeyringSlot slots[FLEXIBLE_ARRAY_MEMBER];
 } KeyringShared;
+
+#define HALF_LIFE		(INT64CONST(3600) * 1000000)	/* of busyness */
 
 static int	max_cached_keys = 20000;
 
@@ -62,6 +79,7 @@ static KeyringShared *keyring = NULL;
 static HTAB *keyring_index = NULL;
 static uint8 (*keyring_secrets)[WORKING_KEY_LEN] = NULL;
 static LWLock *keyring_lock = NULL;
+static LookupCounts *lookup_counts = NULL;	/* one per PGPROC, never reset */
 
 void
 keyring_init(void)
@@ -81,6 +99,12 @@ shared_size(void)
 }
 
 static Size
+counts_size(void)
+{
+	return mul_size(MaxBackends + 1, sizeof(LookupCounts));
+}
+
+static Size
 secrets_size(void)
 {
 	return mul_size(max_cached_keys, WORKING_KEY_LEN);
@@ -90,6 +114,7 @@ void
 keyring_shmem_request(void)
 {
 	RequestAddinShmemSpace(shared_size());
+	RequestAddinShmemSpace(counts_size());
 	secret_shmem_request(secrets_size());
 	RequestAddinShmemSpace(hash_estimate_size(max_cached_keys,
 											  sizeof(KeyringIndex)));
@@ -105,6 +130,8 @@ keyring_shmem_startup(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	keyring = ShmemInitStruct("nomp_crypt keyring", shared_size(), &found);
 	keyring_epoch_word = &keyring->epoch;
+	lookup_counts = (LookupCounts *)
+		CACHELINEALIGN(ShmemInitStruct("nomp_crypt lookup counts", counts_size(), &found));
 	keyring_secrets = secret_shmem_startup("nomp_crypt keyring secrets", secrets_size(), &found);
 	keyring_lock = &GetNamedLWLockTranche("nomp_crypt_keyring")->lock;
 	ctl.keysize = KEY_CHECK_LEN;
@@ -116,20 +143,13 @@ keyring_shmem_startup(void)
 		memset(keyring, 0, shared_size());
 		pg_atomic_init_u64(&keyring->epoch, 1);
 		for (int i = 0; i < max_cached_keys; i++)
+		{
 			pg_atomic_init_u32(&keyring->slots[i].used, 0);
+			pg_atomic_init_u64(&keyring->slots[i].used_at, 0);
+		}
+		memset(lookup_counts, 0, mul_size(MaxBackends, sizeof(LookupCounts)));
 	}
 	LWLockRelease(AddinShmemInitLock);
-}
-
-int
-keyring_count(void)
-{
-	int			count;
-
-	LWLockAcquire(keyring_lock, LW_SHARED);
-	count = keyring->count;
-	LWLockRelease(keyring_lock);
-	return count;
 }
 
 /* Wipe one slot and forget it.  Caller holds the lock exclusively. */
@@ -144,16 +164,41 @@ drop_slot(int i)
 	keyring->count--;
 }
 
+/* Only this process writes them: neither lock nor atomic addition. */
+static inline void
+count(pg_atomic_uint64 *mine)
+{
+	pg_atomic_write_u64(mine, pg_atomic_read_u64(mine) + 1);
+}
+
+/* When is it, roughly: ticks of about a second, 2^20 us. */
+static inline uint64
+tick_of(int64 wall)
+{
+	return (uint64) wall >> 20;
+}
+
+/* Leave alone what says so already: others may have the cache line. */
+static inline void
+mark_used(KeyringSlot *slot, uint64 tick)
+{
+	if (pg_atomic_read_u32(&slot->used) == 0)
+		pg_atomic_write_u32(&slot->used, 1);
+	if (pg_atomic_read_u64(&slot->used_at) != tick)
+		pg_atomic_write_u64(&slot->used_at, tick);
+}
+
 /*
  * Copy a key out.  The place must match too: key_check binds it, and a row
  * that claims otherwise is somebody's forgery.  A key that was unwrapped for
  * the transaction that creates its tenant is for that transaction only.
  */
-bool
-keyring_lookup(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
-			   bool own_transaction, WorkingKey *out)
+static inline bool
+copy_out(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
+		 bool own_transaction, WorkingKey *out)
 {
 	KeyringIndex *entry;
+	int64		wall;
 	bool		found = false;
 
 	LWLockAcquire(keyring_lock, LW_SHARED);
@@ -166,18 +211,43 @@ keyring_lookup(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
 			slot->spec.place.is_index == place->is_index &&
 			slot->spec.place.version == place->version &&
 			(!slot->own_transaction || own_transaction) &&
-			lease_valid(&slot->lease))
+			lease_valid_at(&slot->lease, &wall))
 		{
 			memcpy(out->bytes, keyring_secrets[entry->slot], WORKING_KEY_LEN);
 			out->lease = slot->lease;
-			/* others may be reading here: write only what is news */
-			if (pg_atomic_read_u32(&slot->used) == 0)
-				pg_atomic_write_u32(&slot->used, 1);
+			mark_used(slot, tick_of(wall));
 			found = true;
 		}
 	}
 	LWLockRelease(keyring_lock);
 	return found;
+}
+
+/* For a session.  What is not found is counted when it is asked for. */
+bool
+keyring_lookup(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
+			   bool own_transaction, WorkingKey *out)
+{
+	bool		found = copy_out(place, key_check, own_transaction, out);
+
+	if (found)
+		count(&lookup_counts[MyProc->pgprocno].hits);
+	return found;
+}
+
+/* For the broker, on behalf of a session that did not find it. */
+bool
+keyring_peek(const KeyPlace *place, const uint8 key_check[KEY_CHECK_LEN],
+			 bool own_transaction, WorkingKey *out)
+{
+	return copy_out(place, key_check, own_transaction, out);
+}
+
+/* A session asks the broker for a key. */
+void
+keyring_count_miss(void)
+{
+	count(&lookup_counts[MyProc->pgprocno].misses);
 }
 
 /* A free slot, by eviction if need be.  Caller holds the lock exclusively. */
@@ -195,6 +265,7 @@ free_slot(void)
 		if (pg_atomic_exchange_u32(&slot->used, 0) == 0)
 		{
 			drop_slot(i);
+			keyring->evictions++;
 			return i;
 		}
 	}
@@ -202,15 +273,16 @@ free_slot(void)
 
 /*
  * Put in key number "which" of a request, unless keys were revoked since
- * "epoch", when its rows were read.
+ * "epoch", when its rows were read.  wanted: somebody waits for this one.
  */
 bool
 keyring_insert(const UnwrapRequest *from, int which, const WorkingKey *key,
-			   uint64 epoch)
+			   uint64 epoch, bool wanted)
 {
 	const KeySpec *spec = &from->keys[which];
 	KeyringIndex *entry;
 	KeyringSlot *slot;
+	int64		wall;
 
 	LWLockAcquire(keyring_lock, LW_EXCLUSIVE);
 	if (pg_atomic_read_u64(&keyring->epoch) != epoch)
@@ -226,6 +298,8 @@ keyring_insert(const UnwrapRequest *from, int which, const WorkingKey *key,
 		entry = hash_search(keyring_index, spec->key_check, HASH_ENTER, NULL);
 		entry->slot = i;
 		keyring->count++;
+		pg_atomic_write_u64(&keyring->slots[i].used_at, 0);
+		keyring->slots[i].busyness = 0;
 	}
 	slot = &keyring->slots[entry->slot];
 	slot->in_use = true;
@@ -238,6 +312,8 @@ keyring_insert(const UnwrapRequest *from, int which, const WorkingKey *key,
 	slot->spec = *spec;
 	memcpy(keyring_secrets[entry->slot], key->bytes, WORKING_KEY_LEN);
 	pg_atomic_write_u32(&slot->used, 1);
+	if (wanted && lease_valid_at(&key->lease, &wall))
+		pg_atomic_write_u64(&slot->used_at, tick_of(wall));
 	LWLockRelease(keyring_lock);
 	return true;
 }
@@ -254,6 +330,7 @@ keyring_revoke(const uint8 tenant[16])
 
 	LWLockAcquire(keyring_lock, LW_EXCLUSIVE);
 	epoch = pg_atomic_add_fetch_u64(&keyring->epoch, 1);
+	keyring->revocations++;
 	for (int i = 0; i < max_cached_keys; i++)
 	{
 		KeyringSlot *slot = &keyring->slots[i];
@@ -278,15 +355,34 @@ keyring_holds(const uint8 tenant[16])
 	return found;
 }
 
-/* Wipe what has outlived its lease. */
+/* Once a second: wipe what has outlived its lease, note what is in use. */
 void
 keyring_expire(void)
 {
+	int64		boot_now = lease_boot_now();
+	bool		age;
+
 	LWLockAcquire(keyring_lock, LW_EXCLUSIVE);
+	age = boot_now >= keyring->aged_at + HALF_LIFE;
+	if (age)
+		keyring->aged_at = boot_now;
 	for (int i = 0; i < max_cached_keys; i++)
 	{
-		if (keyring->slots[i].in_use && !lease_valid(&keyring->slots[i].lease))
+		KeyringSlot *slot = &keyring->slots[i];
+		int64		wall;
+
+		if (!slot->in_use)
+			continue;
+		if (!lease_valid_at(&slot->lease, &wall))
+		{
 			drop_slot(i);
+			keyring->expirations++;
+			continue;
+		}
+		if (age)
+			slot->busyness /= 2;
+		if (pg_atomic_read_u64(&slot->used_at) + 1 >= tick_of(wall))
+			slot->busyness++;
 	}
 	LWLockRelease(keyring_lock);
 }
@@ -353,11 +449,12 @@ keyring_next_check(int *cursor, int64 checked_before,
 	return found;
 }
 
-/* The KEK of that label opened a key just now: renew what it wraps. */
-void
+/* The KEK of that label opened a key just now: renew what it wraps; how many. */
+int
 keyring_renew(const char *label, Lease lease)
 {
 	int64		now = lease_boot_now();
+	int			renewed = 0;
 
 	LWLockAcquire(keyring_lock, LW_EXCLUSIVE);
 	for (int i = 0; i < max_cached_keys; i++)
@@ -368,7 +465,91 @@ keyring_renew(const char *label, Lease lease)
 		{
 			slot->lease = lease;
 			slot->checked_at = now;
+			renewed++;
 		}
 	}
 	LWLockRelease(keyring_lock);
+	return renewed;
+}
+
+/* ---- for whoever loads keys ahead ---- */
+
+bool
+keyring_has(const KeySpec *spec)
+{
+	KeyringIndex *entry;
+	bool		has;
+
+	LWLockAcquire(keyring_lock, LW_SHARED);
+	entry = hash_search(keyring_index, spec->key_check, HASH_FIND, NULL);
+	has = entry != NULL && lease_valid(&keyring->slots[entry->slot].lease);
+	LWLockRelease(keyring_lock);
+	return has;
+}
+
+/* How many keys fit in without evicting others. */
+int
+keyring_room(void)
+{
+	int			room;
+
+	LWLockAcquire(keyring_lock, LW_SHARED);
+	room = max_cached_keys - keyring->count;
+	LWLockRelease(keyring_lock);
+	return room;
+}
+
+/* ---- for whoever watches ---- */
+
+void
+keyring_view(KeyringView *out)
+{
+	int64		soonest = PG_INT64_MAX;
+
+	memset(out, 0, sizeof(*out));
+	out->capacity = max_cached_keys;
+	LWLockAcquire(keyring_lock, LW_SHARED);
+	out->entries = keyring->count;
+	out->evictions = keyring->evictions;
+	out->expirations = keyring->expirations;
+	out->revocations = keyring->revocations;
+	for (int i = 0; i < max_cached_keys; i++)
+	{
+		if (keyring->slots[i].in_use)
+			soonest = Min(soonest, lease_left(&keyring->slots[i].lease));
+	}
+	LWLockRelease(keyring_lock);
+	if (out->entries > 0)
+		out->soonest_end = soonest;
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		out->hits += pg_atomic_read_u64(&lookup_counts[i].hits);
+		out->misses += pg_atomic_read_u64(&lookup_counts[i].misses);
+	}
+}
+
+/* A palloc'd list of the keys that are there, no bytes of theirs in it. */
+KeyringUse *
+keyring_uses(int *n)
+{
+	KeyringUse *uses = MemoryContextAllocHuge(CurrentMemoryContext,
+											  mul_size(max_cached_keys, sizeof(KeyringUse)));
+
+	*n = 0;
+	LWLockAcquire(keyring_lock, LW_SHARED);
+	for (int i = 0; i < max_cached_keys; i++)
+	{
+		KeyringSlot *slot = &keyring->slots[i];
+		KeyringUse *use = &uses[*n];
+
+		if (!slot->in_use)
+			continue;
+		memcpy(use->tenant, slot->spec.place.tenant, 16);
+		use->lease_left = lease_left(&slot->lease);
+		use->used_at = (int64) (pg_atomic_read_u64(&slot->used_at) << 20) / 1000000;
+		use->busyness = slot->busyness;
+		(*n)++;
+	}
+	LWLockRelease(keyring_lock);
+	return uses;
 }

@@ -51,11 +51,28 @@ lease_start(void)
 	return lease;
 }
 
+/* Is it valid, and what time is it by the wall clock, in us? */
+bool
+lease_valid_at(const Lease *lease, int64 *wall)
+{
+	*wall = clock_us(CLOCK_REALTIME);
+	return *wall < lease->wall_end && clock_us(CLOCK_BOOTTIME) < lease->boot_end;
+}
+
 bool
 lease_valid(const Lease *lease)
 {
-	return clock_us(CLOCK_BOOTTIME) < lease->boot_end &&
-		clock_us(CLOCK_REALTIME) < lease->wall_end;
+	int64		wall;
+
+	return lease_valid_at(lease, &wall);
+}
+
+/* Microseconds until it ends, none or fewer if it has. */
+int64
+lease_left(const Lease *lease)
+{
+	return Min(lease->boot_end - clock_us(CLOCK_BOOTTIME),
+			   lease->wall_end - clock_us(CLOCK_REALTIME));
 }
 
 /*

@@ -87,6 +87,20 @@ check_directory(void)
 				 errhint("It must be outside, so that a copy of the data does not carry it along.")));
 }
 
+/* Is it on the data's file system, whose snapshot has both?  False: not known. */
+bool
+register_beside_data(bool *beside)
+{
+	struct stat data;
+	struct stat dir;
+
+	*beside = false;
+	if (stat(DataDir, &data) != 0 || stat(register_directory, &dir) != 0)
+		return false;
+	*beside = data.st_dev == dir.st_dev;
+	return true;
+}
+
 static void
 file_path(char out[MAXPGPATH], const char *suffix)
 {

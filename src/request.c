@@ -175,6 +175,32 @@ request_waiting(int i, uint64 serial)
 	return waiting;
 }
 
+/* How many sessions wait for an answer, about. */
+int
+request_num_waiting(void)
+{
+	int			waiting = 0;
+
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		SlotState	state = slots[i].state; /* racy look: it is for people */
+
+		waiting += state == SLOT_SUBMITTED || state == SLOT_TAKEN;
+	}
+	return waiting;
+}
+
+bool
+request_broker_running(void)
+{
+	bool		running;
+
+	SpinLockAcquire(&shared->mutex);
+	running = shared->broker != NULL;
+	SpinLockRelease(&shared->mutex);
+	return running;
+}
+
 /* Answer, unless the backend has given up. */
 void
 request_answer(int i, uint64 serial, KsStatus status, const char *reason,
@@ -335,13 +361,9 @@ ask(RequestSlot *slot, KsOp op, const KeystoreRef *store,
 	return status;
 }
 
-/*
- * Have a school's keys unwrapped and put into the keyring; copies out the
- * first one.  KS_RETRY: keys were revoked since "epoch", read the rows again.
- * reason has REQUEST_REASON_MAX bytes and is for the server log.
- */
-KsStatus
-request_key(const UnwrapRequest *what, uint64 epoch, WorkingKey *out, char *reason)
+/* Ask for keys; copies the first one out. */
+static KsStatus
+ask_for_key(const UnwrapRequest *what, uint64 epoch, WorkingKey *out, char *reason)
 {
 	RequestSlot *slot = &slots[MyProc->pgprocno];
 	KeystoreRef store = {{0}, 0};
@@ -355,6 +377,26 @@ request_key(const UnwrapRequest *what, uint64 epoch, WorkingKey *out, char *reas
 		*out = secrets[slot - slots];
 	release_slot(slot);
 	return status;
+}
+
+/*
+ * Have a school's keys unwrapped and put into the keyring; copies out the
+ * first one.  KS_RETRY: keys were revoked since "epoch", read the rows again.
+ * reason has REQUEST_REASON_MAX bytes and is for the server log.
+ */
+KsStatus
+request_key(const UnwrapRequest *what, uint64 epoch, WorkingKey *out, char *reason)
+{
+	keyring_count_miss();
+	return ask_for_key(what, epoch, out, reason);
+}
+
+/* The same before anybody needs it. */
+KsStatus
+request_ahead(UnwrapRequest *what, uint64 epoch, WorkingKey *out, char *reason)
+{
+	what->ahead = true;
+	return ask_for_key(what, epoch, out, reason);
 }
 
 /* Any other operation: bodies as in protocol.h. */

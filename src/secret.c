@@ -25,6 +25,7 @@ typedef struct SharedSecrets
 
 static SharedSecrets all[4];
 static int	num_all = 0;
+static bool all_protected = true;	/* of the postmaster, inherited */
 
 bool
 secret_protect(void *start, Size size)
@@ -32,6 +33,13 @@ secret_protect(void *start, Size size)
 	bool		locked = mlock(start, size) == 0;
 
 	return madvise(start, size, MADV_DONTDUMP) == 0 && locked;
+}
+
+/* Are all pages of shared secrets locked and kept out of core dumps? */
+bool
+secret_all_protected(void)
+{
+	return all_protected;
 }
 
 /* Room to start and end on a page boundary. */
@@ -53,6 +61,7 @@ wipe_at_exit(int code, Datum arg)
 	for (int i = 0; i < num_all; i++)
 		cipher_wipe(all[i].start, all[i].size);
 	num_all = 0;
+	all_protected = true;
 }
 
 /* Caller holds AddinShmemInitLock. */
@@ -62,10 +71,13 @@ secret_shmem_startup(const char *name, Size size, bool *found)
 	void	   *start = (void *) TYPEALIGN(SECRET_PAGE,
 										   ShmemInitStruct(name, padded(size), found));
 	Size		whole = TYPEALIGN(SECRET_PAGE, size);
+	bool		protected;
 
 	if (*found)
 		return start;
-	if (!secret_protect(start, whole))
+	protected = secret_protect(start, whole);
+	all_protected = all_protected && protected;
+	if (!protected)
 		ereport(LOG,
 				(errmsg("could not lock memory of %s: %m", name),
 				 errhint("Raise the server's limit of locked memory (LimitMEMLOCK) by %zu kB.",

@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include "keystat.h"
 #include "lease.h"
 #include "stores.h"
 #include "utils/guc.h"
@@ -246,7 +247,10 @@ store_ensure_helper(Store *store)
 	if (helper_running(&store->link))
 		return KS_OK;
 	store->next_start = lease_boot_now() + START_RETRY_MS * INT64CONST(1000);
-	return helper_start(&store->link, store->uri, store->pin_stamp) ? KS_OK : KS_NO_HELPER;
+	if (!helper_start(&store->link, store->uri, store->pin_stamp))
+		return KS_NO_HELPER;
+	keystat_helper_started(store->place);
+	return KS_OK;
 }
 
 /* End the helper: in peace, or at once.  The next one may find another token. */

@@ -148,7 +148,7 @@ sub keystore_state
 }
 
 # nomp_conf(NODE, DIR, LABEL): preload and settings; the register directory is
-# DIR/register-NAME.
+# DIR/register-NAME.  No key is loaded that nobody has asked for.
 sub nomp_conf
 {
 	my ($node, $dir, $label) = @_;
@@ -160,6 +160,7 @@ shared_preload_libraries = 'nomp_crypt'
 nomp_crypt.keystore = '@{[ keystore_uri($dir, $label) ]}'
 nomp_crypt.register_directory = '$register'
 nomp_crypt.erasure_grace = 0
+nomp_crypt.warm_interval = 0
 max_prepared_transactions = 10
 CONF
 	return;
