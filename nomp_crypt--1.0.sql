@@ -108,7 +108,8 @@ CREATE TABLE nomp_crypt.erasure (
 	keys_seen		text[],
 	keys_destroyed	text[],
 	checked_at		timestamptz,
-	submitted_lsn	pg_lsn
+	submitted_lsn	pg_lsn,
+	keystores		jsonb NOT NULL DEFAULT '{}'	-- by serial: seen, destroyed, when
 );
 CREATE UNIQUE INDEX erasure_one_per_tenant ON nomp_crypt.erasure (tenant) WHERE state <> 'withdrawn';
 
@@ -401,61 +402,83 @@ REVOKE ALL ON FUNCTION nomp_crypt._register_read() FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._register_write(installation uuid) RETURNS void
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_write';
 REVOKE ALL ON FUNCTION nomp_crypt._register_write(uuid) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_setup(installation uuid) RETURNS text
+-- "serial" is that of the keystore's token, '' for the first keystore
+CREATE FUNCTION nomp_crypt._keystore_setup(installation uuid, serial text DEFAULT '') RETURNS text
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_setup';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_setup(uuid) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int,
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_setup(uuid, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int, serial text DEFAULT '',
 	OUT label text, OUT keystore text, OUT purpose text, OUT version int,
 	OUT key_id bytea, OUT wrapped bytea, OUT key_check bytea) RETURNS SETOF record
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_create';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_create(uuid, uuid, int) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_create_kek(installation uuid, tenant uuid, generation int,
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_create(uuid, uuid, int, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_create_kek(installation uuid, tenant uuid, generation int, serial text,
 	OUT label text, OUT keystore text)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_create_kek';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_create_kek(uuid, uuid, int) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_fresh(installation uuid, label text, tenant uuid, purpose text, version int,
-	OUT wrapped bytea, OUT key_check bytea)
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_create_kek(uuid, uuid, int, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_fresh(installation uuid, keystore text, label text,
+	tenant uuid, purpose text, version int, OUT wrapped bytea, OUT key_check bytea)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_fresh';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_fresh(uuid, text, uuid, text, int) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_rewrap(installation uuid, from_label text, confirm boolean,
-	label text, tenant uuid, purpose text, version int, wrapped bytea, key_check bytea) RETURNS bytea
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_fresh(uuid, text, text, uuid, text, int) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_rewrap(installation uuid, from_keystore text, from_label text, confirm boolean,
+	keystore text, label text, tenant uuid, purpose text, version int, wrapped bytea, key_check bytea) RETURNS bytea
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_rewrap';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_rewrap(uuid, text, boolean, text, uuid, text, int, bytea, bytea)
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_rewrap(uuid, text, text, boolean, text, text, uuid, text, int, bytea, bytea)
 FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_destroy_kek(installation uuid, label text, serial text) RETURNS boolean
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy_kek';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy_kek(uuid, text, text) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean,
+CREATE FUNCTION nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean, serial text,
 	OUT keys int, OUT obeyed int)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_enable';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_enable(uuid, uuid, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_enable(uuid, uuid, boolean, text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._backup_retention() RETURNS interval
 LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_backup_retention';
 REVOKE ALL ON FUNCTION nomp_crypt._backup_retention() FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_confirm(installation uuid, label text) RETURNS void
+CREATE FUNCTION nomp_crypt._keystore_confirm(installation uuid, label text, serial text) RETURNS void
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_confirm';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_confirm(uuid, text) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_list(installation uuid,
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_confirm(uuid, text, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_list(installation uuid, serial text,
 	OUT label text, OUT created timestamptz) RETURNS SETOF record
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_list';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_list(uuid) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_remove(installation uuid, label text, seconds bigint)
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_list(uuid, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_remove(installation uuid, label text, seconds bigint, serial text)
 RETURNS boolean
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_remove';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_remove(uuid, text, bigint) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenant uuid,
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_remove(uuid, text, bigint, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenant uuid, keystore text DEFAULT '',
 	OUT serial text, OUT labels text[])
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_see';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_see(uuid, uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_see(uuid, uuid, text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text)
 RETURNS text[]
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy(uuid, uuid, text) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_status(installation uuid,
+CREATE FUNCTION nomp_crypt._keystore_status(installation uuid, place int DEFAULT 1,
 	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
 	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean)
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_keystore_status';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_status(uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_status(uuid, int) FROM PUBLIC;
+
+-- All keystores that are configured, the first one first.
+CREATE FUNCTION nomp_crypt._keystores(installation uuid,
+	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
+	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT s.keystore,
+		CASE WHEN s.state = 'ok' AND NOT s.canary THEN 'the token is not this installation''s' ELSE s.state END,
+		s.detail, s.token, s.serial, s.manufacturer, s.model, s.software, s.canary
+	FROM generate_series(1, 4) place, nomp_crypt._keystore_status($1, place) s
+	WHERE s.keystore IS NOT NULL
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._keystores(uuid) FROM PUBLIC;
+-- As nomp_crypt.kek names the keystore with a token of that serial.
+CREATE FUNCTION nomp_crypt._keystore_name(serial text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT 'pkcs11:serial=' || $1 $$;
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_name(text) FROM PUBLIC;
+-- And back.
+CREATE FUNCTION nomp_crypt._keystore_serial(keystore text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT regexp_replace($1, '^pkcs11:serial=', '') $$;
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_serial(text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Audit: what administrators did, and who used what
@@ -640,21 +663,53 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.adopt_keystore(boolean) FROM PUBLIC;
 
--- One row for the operator: what the keystore says now. Never raises for a
--- keystore in trouble.
+-- For the operator: what each keystore says now, the first one first, and one
+-- that is no longer configured though keys are in it. "keys" are those on
+-- record there that are not destroyed. Never raises for a keystore in trouble.
 CREATE FUNCTION nomp_crypt.keystore_status(
 	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
 	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean,
-	OUT installation uuid)
+	OUT installation uuid, OUT keys bigint) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	s record;
+	known text[] := '{}';
+	in_trouble boolean := false;
 BEGIN
 	SELECT i.uuid INTO installation FROM nomp_crypt.installation i;
-	SELECT s.keystore, s.state, s.detail, s.token, s.serial, s.manufacturer, s.model, s.software, s.canary
-	INTO keystore, state, detail, token, serial, manufacturer, model, software, canary
-	FROM nomp_crypt._keystore_status(installation) s;
-	IF state = 'ok' AND NOT canary THEN
-		state := 'the token is not this installation''s';
+	FOR s IN SELECT * FROM nomp_crypt._keystores(installation) LOOP
+		keystore := s.keystore;
+		state := s.state;
+		detail := s.detail;
+		token := s.token;
+		serial := s.serial;
+		manufacturer := s.manufacturer;
+		model := s.model;
+		software := s.software;
+		canary := s.canary;
+		SELECT count(*) INTO keys FROM nomp_crypt.kek k
+		WHERE k.keystore = nomp_crypt._keystore_name(s.serial) AND k.state <> 'destroyed';
+		known := known || nomp_crypt._keystore_name(s.serial);
+		in_trouble := in_trouble OR s.state <> 'ok';
+		RETURN NEXT;
+	END LOOP;
+	IF in_trouble THEN
+		RETURN;		-- it may be the one that others are missed in
 	END IF;
+	FOR s IN SELECT k.keystore AS name, count(*) AS n FROM nomp_crypt.kek k
+			 WHERE k.state <> 'destroyed' AND k.keystore <> ALL (known) GROUP BY 1 ORDER BY 1 LOOP
+		keystore := NULL;
+		state := 'the one that holds the key is not configured';
+		detail := '';
+		token := NULL;
+		serial := nomp_crypt._keystore_serial(s.name);
+		manufacturer := NULL;
+		model := NULL;
+		software := NULL;
+		canary := NULL;
+		keys := s.n;
+		RETURN NEXT;
+	END LOOP;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.keystore_status() FROM PUBLIC;
@@ -750,19 +805,33 @@ DECLARE
 	installation uuid;
 	leftover record;
 	base text;
+	store record;
+	serials text[] := '{}';
+	owner text;
 BEGIN
 	installation := nomp_crypt._require_owner();
 	PERFORM nomp_crypt._lock_keystore(true);
-	FOR leftover IN SELECT * FROM nomp_crypt._keystore_list(installation) LOOP
+	FOR store IN SELECT s.state, s.serial FROM nomp_crypt._keystores(installation) s LOOP
+		IF store.state <> 'ok' THEN
+			RAISE EXCEPTION 'the keystore is unavailable: %', store.state
+				USING ERRCODE = 'NC004', HINT = 'See nomp_crypt.keystore_status().';
+		END IF;
+		serials := serials || store.serial;
+	END LOOP;
+	FOR leftover IN SELECT serial, l.* FROM unnest(serials) serial,
+					nomp_crypt._keystore_list(installation, serial) l LOOP
 		base := regexp_replace(leftover.label, ':provisional@.*$', '');
 		label := base;
 		created := leftover.created;
-		IF EXISTS (SELECT FROM nomp_crypt.kek k WHERE k.label = base) THEN
-			PERFORM nomp_crypt._keystore_confirm(installation, base);
+		SELECT k.keystore INTO owner FROM nomp_crypt.kek k WHERE k.label = base;
+		-- one of that name in another keystore that is configured is a leftover here
+		IF FOUND AND (owner = nomp_crypt._keystore_name(leftover.serial) OR NOT EXISTS (
+				SELECT FROM unnest(serials) serial WHERE owner = nomp_crypt._keystore_name(serial))) THEN
+			PERFORM nomp_crypt._keystore_confirm(installation, base, leftover.serial);
 			action := 'confirmed';
 		ELSIF remove AND leftover.created < clock_timestamp() - older_than AND
 			nomp_crypt._keystore_remove(installation, leftover.label,
-				greatest(0, floor(extract(epoch FROM older_than)))::bigint) THEN
+				greatest(0, floor(extract(epoch FROM older_than)))::bigint, leftover.serial) THEN
 			action := 'removed';
 			PERFORM nomp_crypt._audit('reconcile_keystore', NULL, jsonb_build_object('removed', leftover.label));
 		ELSE
@@ -1011,6 +1080,56 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.withdraw_erasure(text) FROM PUBLIC;
 
+-- Every keystore with the school's keys that are seen there, by serial: those
+-- on record, and the others that are configured, where an interrupted call may
+-- have left one. Raises NC004 if one is not configured or in trouble, NC003 if
+-- a key is not where it should be.
+CREATE FUNCTION nomp_crypt._erase_see(installation uuid, tenant uuid) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	store record;
+	seen record;
+	k record;
+	found_in jsonb := '{}';
+BEGIN
+	FOR store IN SELECT * FROM nomp_crypt._keystores(_erase_see.installation) LOOP
+		IF store.state <> 'ok' AND store.canary IS NOT FALSE THEN
+			RAISE EXCEPTION 'the keystore is unavailable: %', store.state
+				USING ERRCODE = 'NC004', DETAIL = format('It is %s.', store.keystore),
+				HINT = 'Nothing was destroyed; every keystore that is configured must be seen. See nomp_crypt.keystore_status().';
+		END IF;
+		CONTINUE WHEN store.state <> 'ok';	-- never used: it lacks the canary
+		SELECT * INTO seen FROM nomp_crypt._keystore_see(_erase_see.installation, _erase_see.tenant, store.serial);
+		found_in := found_in || jsonb_build_object(seen.serial, jsonb_build_object('seen', to_jsonb(seen.labels)));
+	END LOOP;
+	FOR k IN SELECT e.label, nomp_crypt._keystore_serial(e.keystore) AS serial,
+				-- seen there to be destroyed, by a call that may have gone on or not
+				e.submitted_at IS NOT NULL AND e.keystore = nomp_crypt._keystore_name(e.keystore_serial) AS witnessed
+			 FROM nomp_crypt.kek e WHERE e.tenant = _erase_see.tenant AND e.state <> 'destroyed'
+			 ORDER BY e.generation LOOP
+		IF NOT found_in ? k.serial THEN
+			RAISE EXCEPTION 'the keystore is unavailable: the one with serial number % is not configured', k.serial
+				USING ERRCODE = 'NC004',
+				HINT = format('It has the school''s key %s. Nothing was destroyed. Name it in nomp_crypt.other_keystores.', k.label);
+		END IF;
+		IF NOT coalesce(k.witnessed, false) AND NOT EXISTS (
+					   SELECT FROM jsonb_array_elements_text(found_in -> k.serial -> 'seen') l
+					   WHERE l = k.label OR starts_with(l, k.label || ':provisional@')) THEN
+			RAISE EXCEPTION 'key % is not in the keystore, so its destruction cannot be witnessed', k.label
+				USING ERRCODE = 'NC003',
+				HINT = 'The school stays suspended. Find the keystore that holds the key, or its backup.';
+		END IF;
+	END LOOP;
+	IF found_in = '{}' THEN
+		RAISE EXCEPTION 'the keystore is unavailable: no token is this installation''s'
+			USING ERRCODE = 'NC004', HINT = 'Nothing was destroyed. See nomp_crypt.keystore_status().';
+	END IF;
+	RETURN found_in;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_see(uuid, uuid) FROM PUBLIC;
+
 -- The point of no return: every key that the school ever had is seen in the
 -- keystore, and the school is fenced. Repeated, it writes again, so that the
 -- caller has a commit to wait for.
@@ -1020,8 +1139,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_fence.case_id);
 	installation uuid := nomp_crypt._require_owner();
-	seen record;
-	missing text;
+	seen jsonb;
+	all_seen text[];
 BEGIN
 	IF c.state NOT IN ('requested', 'fenced') THEN
 		RETURN;
@@ -1032,24 +1151,16 @@ BEGIN
 			RAISE EXCEPTION 'erasure case % is not due yet', c.case_id
 				USING ERRCODE = 'object_not_in_prerequisite_state';
 		END IF;
-		SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, c.tenant);
-		SELECT k.label INTO missing FROM nomp_crypt.kek k
-		WHERE k.tenant = c.tenant AND k.state <> 'destroyed'
-			-- one that was seen there to be destroyed, by a call that may have gone on or not
-			AND (k.submitted_at IS NULL OR k.keystore_serial <> seen.serial)
-			AND NOT EXISTS (SELECT FROM unnest(seen.labels) l
-							WHERE l = k.label OR starts_with(l, k.label || ':provisional@'));
-		IF FOUND THEN
-			RAISE EXCEPTION 'key % is not in the keystore, so its destruction cannot be witnessed', missing
-				USING ERRCODE = 'NC003',
-				HINT = 'The school stays suspended. Find the keystore that holds the key, or its backup.';
-		END IF;
+		seen := nomp_crypt._erase_see(installation, c.tenant);
+		all_seen := ARRAY(SELECT l FROM jsonb_each(seen) k, jsonb_array_elements_text(k.value -> 'seen') l
+						  ORDER BY l);
 		UPDATE nomp_crypt.erasure e SET state = 'fenced', fenced_at = clock_timestamp(),
-			keystore_serial = seen.serial, keys_seen = seen.labels
+			keystore_serial = (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k),
+			keystores = seen, keys_seen = all_seen
 		WHERE e.case_id = c.case_id;
 		UPDATE nomp_crypt.tenant t SET state = 'fenced' WHERE t.uuid = c.tenant;
-		PERFORM nomp_crypt._audit_case('erase_fence', c,
-			jsonb_build_object('serial', seen.serial, 'keys', seen.labels));
+		PERFORM nomp_crypt._audit_case('erase_fence', c, jsonb_build_object('keys', all_seen,
+			'serial', (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k)));
 	END IF;
 	UPDATE nomp_crypt.erasure e SET checked_at = clock_timestamp() WHERE e.case_id = c.case_id;
 END
@@ -1075,18 +1186,22 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_submit(uuid) FROM PUBLIC;
 
--- Destroy every key of the school, on the token where they were seen, see
--- that none is left, and leave a tombstone.
-CREATE FUNCTION nomp_crypt._erase_destroy(case_id uuid) RETURNS void
+-- Destroy every key of the school in one of the keystores where they were
+-- seen, and see that none is left there; after the last one leave a tombstone.
+-- Returns how many keystores are left: each is a transaction of its own, so
+-- that what was witnessed in one stays on record whatever happens in another.
+CREATE FUNCTION nomp_crypt._erase_destroy(case_id uuid) RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_destroy.case_id);
 	installation uuid := nomp_crypt._require_owner();
+	next_serial text;
 	gone text[];
+	remaining int;
 BEGIN
 	IF c.state IN ('destroyed', 'certified') THEN
-		RETURN;
+		RETURN 0;
 	END IF;
 	IF c.state <> 'submitted' THEN
 		RAISE EXCEPTION 'erasure case % is not submitted', c.case_id
@@ -1095,15 +1210,23 @@ BEGIN
 	END IF;
 	PERFORM nomp_crypt._erase_committed(c.case_id);
 	PERFORM nomp_crypt._require_synced(c.submitted_lsn);
-	gone := nomp_crypt._keystore_destroy(installation, c.tenant, c.keystore_serial);
-	UPDATE nomp_crypt.erasure e SET state = 'destroyed', destroyed_at = clock_timestamp(), keys_destroyed = gone
+	SELECT min(k.key), count(*) - 1 INTO next_serial, remaining
+	FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed';
+	gone := nomp_crypt._keystore_destroy(installation, c.tenant, next_serial);
+	UPDATE nomp_crypt.erasure e SET keys_destroyed = coalesce(e.keys_destroyed, '{}') || gone,
+		keystores = jsonb_set(e.keystores, ARRAY[next_serial], e.keystores -> next_serial ||
+			jsonb_build_object('destroyed', to_jsonb(gone), 'at', clock_timestamp()))
 	WHERE e.case_id = c.case_id;
 	UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = clock_timestamp()
-	WHERE k.tenant = c.tenant AND k.state <> 'destroyed';
-	UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
-	UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
-	PERFORM nomp_crypt._audit_case('erase_destroy', c,
-		jsonb_build_object('serial', c.keystore_serial, 'keys', gone));
+	WHERE k.tenant = c.tenant AND k.state <> 'destroyed' AND k.keystore = nomp_crypt._keystore_name(next_serial);
+	PERFORM nomp_crypt._audit_case('erase_destroy', c, jsonb_build_object('serial', next_serial, 'keys', gone));
+	IF remaining = 0 THEN
+		UPDATE nomp_crypt.erasure e SET state = 'destroyed', destroyed_at = clock_timestamp()
+		WHERE e.case_id = c.case_id;
+		UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
+		UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
+	END IF;
+	RETURN remaining;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_destroy(uuid) FROM PUBLIC;
@@ -1171,7 +1294,7 @@ BEGIN
 		RAISE EXCEPTION 'the keys of tenant "%" are not known in this database', t.id USING ERRCODE = 'NC003',
 			HINT = 'Rows in nomp_crypt.tenant_key or nomp_crypt.kek are missing: restore the tables of schema nomp_crypt together.';
 	END IF;
-	SELECT * INTO fresh FROM nomp_crypt._keystore_fresh(installation, wraps.label, t.uuid, 'values',
+	SELECT * INTO fresh FROM nomp_crypt._keystore_fresh(installation, wraps.keystore, wraps.label, t.uuid, 'values',
 		newest.version + 1);
 	UPDATE nomp_crypt.tenant_key k SET state = 'closed'
 	WHERE k.tenant = t.uuid AND k.purpose = 'values' AND k.scope = '' AND k.state = 'active';
@@ -1185,7 +1308,9 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._rotate(text, timestamptz) FROM PUBLIC;
 
-CREATE FUNCTION nomp_crypt._rewrap(id text, made_before timestamptz) RETURNS int
+-- The new KEK is made in the keystore of that serial, '' for the first. For a
+-- move: unless the school's KEK is there.
+CREATE FUNCTION nomp_crypt._rewrap(id text, made_before timestamptz, serial text DEFAULT '') RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -1197,11 +1322,13 @@ DECLARE
 	keys int;
 	retired timestamptz;
 BEGIN
+	installation := nomp_crypt._require_owner();
 	-- the lock before the row's: reconcile_keystore must not take the new KEK for a leftover
 	PERFORM nomp_crypt._lock_keystore(false);
 	t := nomp_crypt._active_tenant(_rewrap.id);
 	IF NOT EXISTS (SELECT FROM nomp_crypt.kek k
-				   WHERE k.tenant = t.uuid AND k.state = 'active' AND k.created_at < made_before) THEN
+				   WHERE k.tenant = t.uuid AND k.state = 'active' AND k.created_at < made_before
+				   AND k.keystore <> nomp_crypt._keystore_name(_rewrap.serial)) THEN
 		RETURN NULL;
 	END IF;
 	-- a transaction that failed, or a site that was left, may have used a number that is not in the table
@@ -1209,14 +1336,14 @@ BEGIN
 		SELECT k.generation AS g FROM nomp_crypt.kek k WHERE k.tenant = t.uuid
 		UNION ALL
 		SELECT substring(l FROM '^(?:[^:]*:){3}([0-9]{1,9})(?![0-9])')::int
-		FROM nomp_crypt._keystore_see(installation, t.uuid) s, unnest(s.labels) l) numbers;
-	SELECT * INTO made FROM nomp_crypt._keystore_create_kek(installation, t.uuid, generation);
+		FROM nomp_crypt._keystore_see(installation, t.uuid, _rewrap.serial) s, unnest(s.labels) l) numbers;
+	SELECT * INTO made FROM nomp_crypt._keystore_create_kek(installation, t.uuid, generation, _rewrap.serial);
 	INSERT INTO nomp_crypt.kek (uuid, tenant, generation, keystore, label)
 	VALUES (new_kek, t.uuid, generation, made.keystore, made.label);
 	-- each key is unwrapped, compared with its key_check, wrapped, and unwrapped again
 	UPDATE nomp_crypt.tenant_key k SET kek = new_kek,
-		wrapped = nomp_crypt._keystore_rewrap(installation, e.label, nomp_crypt._committed(e.xmin), made.label,
-											  k.tenant, k.purpose, k.version, k.wrapped, k.key_check)
+		wrapped = nomp_crypt._keystore_rewrap(installation, e.keystore, e.label, nomp_crypt._committed(e.xmin),
+											  made.keystore, made.label, k.tenant, k.purpose, k.version, k.wrapped, k.key_check)
 	FROM nomp_crypt.kek e
 	WHERE e.uuid = k.kek AND k.tenant = t.uuid;
 	GET DIAGNOSTICS keys = ROW_COUNT;
@@ -1229,12 +1356,13 @@ BEGIN
 	UPDATE nomp_crypt.kek k SET state = 'retired', retired_at = retired,
 		destroy_after = retired + nomp_crypt._backup_retention()
 	WHERE k.tenant = t.uuid AND k.state = 'active' AND k.uuid <> new_kek;
-	PERFORM nomp_crypt._audit('rewrap_tenant', t.id,
-		jsonb_build_object('uuid', t.uuid, 'generation', generation, 'key', made.label, 'keys', keys));
+	PERFORM nomp_crypt._audit(CASE _rewrap.serial WHEN '' THEN 'rewrap_tenant' ELSE 'migrate_tenant' END, t.id,
+		jsonb_build_object('uuid', t.uuid, 'generation', generation, 'key', made.label, 'keys', keys,
+						   'serial', nullif(_rewrap.serial, '')));
 	RETURN generation;
 END
 $$;
-REVOKE ALL ON FUNCTION nomp_crypt._rewrap(text, timestamptz) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._rewrap(text, timestamptz, text) FROM PUBLIC;
 
 -- A new data key for the tenant's new values; its version. What is stored
 -- stays readable with the old ones. Raises 42704, NC001, NC002, NC004, 55000.
@@ -1342,6 +1470,16 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._suspend_wipe(uuid) FROM PUBLIC;
 
+-- Lets a tenant's keys be used, or not, in every keystore where it has any.
+CREATE FUNCTION nomp_crypt._enable_keys(installation uuid, tenant uuid, enable boolean,
+	OUT keys bigint, OUT obeyed bigint)
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce(sum(e.keys), 0), coalesce(sum(e.obeyed), 0)
+	FROM (SELECT DISTINCT k.keystore FROM nomp_crypt.kek k WHERE k.tenant = $2 AND k.state <> 'destroyed') k,
+		nomp_crypt._keystore_enable($1, $2, $3, nomp_crypt._keystore_serial(k.keystore)) e
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._enable_keys(uuid, uuid, boolean) FROM PUBLIC;
+
 -- Then the keystore, so that no backup and no node that has not got the news
 -- can read. Returns whether the token did it.
 CREATE FUNCTION nomp_crypt._suspend_keys(tenant uuid) RETURNS boolean
@@ -1359,7 +1497,7 @@ BEGIN
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'CALL nomp_crypt.suspend_tenant() goes through all steps.';
 	END IF;
-	SELECT * INTO done FROM nomp_crypt._keystore_enable(installation, school.uuid, false);
+	SELECT * INTO done FROM nomp_crypt._enable_keys(installation, school.uuid, false);
 	PERFORM nomp_crypt._audit('disable_keys', school.id,
 		jsonb_build_object('uuid', school.uuid, 'keys', done.keys, 'disabled', done.obeyed));
 	RETURN done.obeyed = done.keys;
@@ -1385,7 +1523,7 @@ BEGIN
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'See nomp_crypt.erasure; before the fence nomp_crypt.withdraw_erasure() takes it back.';
 	END IF;
-	SELECT * INTO done FROM nomp_crypt._keystore_enable(installation, t.uuid, true);
+	SELECT * INTO done FROM nomp_crypt._enable_keys(installation, t.uuid, true);
 	IF done.obeyed < done.keys THEN
 		RAISE EXCEPTION 'the keystore is unavailable: it does not enable % of % keys of tenant "%"',
 			done.keys - done.obeyed, done.keys, t.id USING ERRCODE = 'NC004',
@@ -1482,7 +1620,7 @@ BEGIN
 	IF k.state = 'destroyed' THEN
 		RETURN true;
 	END IF;
-	SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, k.tenant);
+	SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, k.tenant, nomp_crypt._keystore_serial(k.keystore));
 	-- one that was submitted before may have been destroyed since
 	IF NOT EXISTS (SELECT FROM unnest(seen.labels) l WHERE l = k.label OR starts_with(l, k.label || ':provisional@'))
 		AND k.keystore_serial IS DISTINCT FROM seen.serial THEN
@@ -1563,6 +1701,142 @@ REVOKE ALL ON FUNCTION nomp_crypt._expire_destroy(uuid) FROM PUBLIC;
 CREATE PROCEDURE nomp_crypt.destroy_expired_keks()
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_destroy_expired_keks';
 REVOKE ALL ON PROCEDURE nomp_crypt.destroy_expired_keks() FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Moving to another keystore
+-- ---------------------------------------------------------------------------
+
+-- Make a keystore that is configured, and whose token has that serial, one of
+-- the installation's: it gets a canary. Another configured one must have it
+-- already. Harmless when repeated. Raises 42704 if none is configured with that
+-- serial, 55000, NC004.
+CREATE FUNCTION nomp_crypt.add_keystore(serial text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	mine uuid;
+	stores jsonb;
+BEGIN
+	IF pg_is_in_recovery() THEN
+		RAISE EXCEPTION 'a keystore cannot be added on a standby'
+			USING ERRCODE = 'read_only_sql_transaction';
+	END IF;
+	PERFORM nomp_crypt._lock_keystore(true);
+	mine := nomp_crypt._require_owner();
+	SELECT jsonb_agg(to_jsonb(k)) INTO stores FROM nomp_crypt._keystores(mine) k;
+	CASE (SELECT count(*) FROM jsonb_array_elements(stores) k WHERE k ->> 'serial' = add_keystore.serial)
+		WHEN 0 THEN
+			RAISE EXCEPTION 'no configured keystore has a token with serial number "%"', add_keystore.serial
+				USING ERRCODE = 'undefined_object',
+				HINT = 'nomp_crypt.keystore_status() shows those that have.';
+		WHEN 1 THEN
+			NULL;
+		ELSE
+			RAISE EXCEPTION 'several configured keystores have a token with serial number "%"', add_keystore.serial
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				HINT = 'Keys are found by the serial number of their token, so each must have its own.';
+	END CASE;
+	IF NOT EXISTS (SELECT FROM jsonb_array_elements(stores) k WHERE k ->> 'state' = 'ok') THEN
+		RAISE EXCEPTION 'the keystore is unavailable: no token is this installation''s'
+			USING ERRCODE = 'NC004',
+			HINT = 'Configure the keystore that the keys are in, too; see nomp_crypt.keystore_status().';
+	END IF;
+	PERFORM nomp_crypt._keystore_setup(mine, add_keystore.serial);
+	PERFORM nomp_crypt._audit('add_keystore', NULL, jsonb_build_object('installation', mine,
+		'serial', add_keystore.serial));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.add_keystore(text) FROM PUBLIC;
+
+-- The serial of a keystore that schools may move to: that one, or for NULL the
+-- first. Raises 42704, NC004.
+CREATE FUNCTION nomp_crypt._migration_target(serial text) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target record;
+BEGIN
+	SELECT k.* INTO target FROM nomp_crypt._keystores((SELECT i.uuid FROM nomp_crypt.installation i)) k
+	WHERE _migration_target.serial IS NULL OR k.serial = _migration_target.serial LIMIT 1;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'no configured keystore has a token with serial number "%"', _migration_target.serial
+			USING ERRCODE = 'undefined_object',
+			HINT = 'nomp_crypt.keystore_status() shows those that have.';
+	ELSIF target.state <> 'ok' THEN
+		RAISE EXCEPTION 'the keystore is unavailable: %', target.state
+			USING ERRCODE = 'NC004', HINT = 'See nomp_crypt.keystore_status(), and nomp_crypt.add_keystore().';
+	END IF;
+	RETURN target.serial;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._migration_target(text) FROM PUBLIC;
+
+-- Move a tenant to another configured keystore, named by its token's serial,
+-- or to the first: a new KEK there, all data keys wrapped by it, unwrapped
+-- again, and used from the commit on. The old KEK stays in its keystore, for
+-- backups, until destroy_expired_keks. Returns the generation of the tenant's
+-- KEK; harmless when repeated. Raises as rewrap_tenant, and 42704.
+CREATE FUNCTION nomp_crypt.migrate_tenant(id text, keystore text DEFAULT NULL) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	RETURN coalesce(
+		nomp_crypt._rewrap(migrate_tenant.id, 'infinity', nomp_crypt._migration_target(keystore)),
+		(SELECT max(k.generation) FROM nomp_crypt.kek k
+		 WHERE k.tenant = nomp_crypt._tenant_uuid(migrate_tenant.id) AND k.state = 'active'));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.migrate_tenant(text, text) FROM PUBLIC;
+
+-- The tenants whose KEK in use is not in that keystore, by state.
+CREATE FUNCTION nomp_crypt._tenants_elsewhere(serial text, OUT id text, OUT state text) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT t.id, t.state FROM nomp_crypt.tenant t
+	WHERE t.state <> 'erased' AND EXISTS (SELECT FROM nomp_crypt.kek k WHERE k.tenant = t.uuid
+		AND k.state = 'active' AND k.keystore <> nomp_crypt._keystore_name($1))
+	ORDER BY t.id
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._tenants_elsewhere(text) FROM PUBLIC;
+
+-- The same for all active tenants, each in a transaction of its own; those that
+-- are there already are passed over, so a call that was interrupted is simply
+-- repeated. A tenant whose keys do not open is left where it is, with a
+-- warning. It commits, so its search_path is the caller's: every name is
+-- qualified.
+CREATE PROCEDURE nomp_crypt.migrate_tenants(keystore text DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+	target pg_catalog.text;
+	ids pg_catalog.text[];
+	one pg_catalog.text;
+	moved pg_catalog.int4 := 0;
+	failed pg_catalog.int4 := 0;
+	others pg_catalog.int8;
+BEGIN
+	COMMIT;		-- refuses a transaction block before anything was made
+	target := nomp_crypt._migration_target(keystore);
+	ids := ARRAY(SELECT e.id FROM nomp_crypt._tenants_elsewhere(target) e
+				 WHERE e.state OPERATOR(pg_catalog.=) 'active');
+	FOREACH one IN ARRAY ids LOOP
+		BEGIN
+			PERFORM nomp_crypt.migrate_tenant(one, target);
+			moved := moved OPERATOR(pg_catalog.+) 1;
+			IF moved OPERATOR(pg_catalog.%) 100 OPERATOR(pg_catalog.=) 0 THEN
+				RAISE NOTICE '% of % tenants moved', moved, pg_catalog.cardinality(ids);
+			END IF;
+		EXCEPTION
+			WHEN SQLSTATE 'NC001' OR SQLSTATE 'NC002' OR undefined_object THEN
+				NULL;		-- erased or suspended meanwhile
+			WHEN SQLSTATE 'NC003' OR SQLSTATE 'NC005' THEN
+				failed := failed OPERATOR(pg_catalog.+) 1;
+				RAISE WARNING 'tenant "%" was not moved: %', one, SQLERRM;
+		END;
+		COMMIT;
+	END LOOP;
+	SELECT pg_catalog.count(*) INTO others FROM nomp_crypt._tenants_elsewhere(target) e
+	WHERE e.state OPERATOR(pg_catalog.<>) 'active';
+	RAISE NOTICE '% tenants moved, % failed, % suspended ones left', moved, failed, others;
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.migrate_tenants(text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Values under other keys: re-encrypting, moving rows, verifying. For
@@ -1776,7 +2050,7 @@ BEGIN
 		RAISE EXCEPTION 'the keys of tenant "%" are not known in this database', t.id USING ERRCODE = 'NC003',
 			HINT = 'Rows in nomp_crypt.tenant_key or nomp_crypt.kek are missing: restore the tables of schema nomp_crypt together.';
 	END IF;
-	SELECT * INTO fresh FROM nomp_crypt._keystore_fresh(installation, wraps.label, t.uuid, 'index', newest + 1);
+	SELECT * INTO fresh FROM nomp_crypt._keystore_fresh(installation, wraps.keystore, wraps.label, t.uuid, 'index', newest + 1);
 	UPDATE nomp_crypt.tenant_key k SET state = 'closed'
 	WHERE k.tenant = t.uuid AND k.purpose = 'index' AND k.state = 'active';
 	INSERT INTO nomp_crypt.tenant_key (key_id, tenant, purpose, version, kek, wrapped, key_check)
@@ -2298,7 +2572,9 @@ BEGIN
 						   'rotate_tenant', 'rewrap_tenant', 'rotate_all', '_due_tenants', '_rotate', '_rewrap',
 						   'suspend_tenant', '_suspend', '_suspend_wipe', '_suspend_keys',
 						   'resume_tenant', '_resume_keys', '_resume', 'destroy_expired_keks', '_next_expired',
-						   '_expire_submit', '_expire_lsn', '_behind', '_expire_destroy')
+						   '_expire_submit', '_expire_lsn', '_behind', '_expire_destroy',
+						   'add_keystore', 'migrate_tenant', 'migrate_tenants', '_migration_target',
+						   '_tenants_elsewhere')
 			 OR p.proname IN ('_progress_read', 'rotate_index_key')
 			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',

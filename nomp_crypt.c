@@ -22,6 +22,7 @@
 #include "request.h"
 #include "rights.h"
 #include "session.h"
+#include "stores.h"
 #include "storage/ipc.h"
 #include "utils/guc.h"
 #include "warmer.h"
@@ -73,6 +74,7 @@ _PG_init(void)
 	lease_init();
 	keyring_init();
 	request_init();
+	stores_init();
 	broker_init();
 	warmer_init();
 	register_init();

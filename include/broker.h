@@ -8,7 +8,6 @@
 #include "postgres.h"
 
 extern void broker_init(void);
-extern const char *broker_keystore(void);
 extern PGDLLEXPORT void nomp_crypt_broker_main(Datum arg);
 
 #endif							/* NOMP_BROKER_H */

@@ -5,8 +5,8 @@
 #ifndef NOMP_BROKER_JOBS_H
 #define NOMP_BROKER_JOBS_H
 
-#include "request.h"
 #include "lib/ilist.h"
+#include "request.h"
 
 typedef struct Waiter
 {
@@ -20,9 +20,20 @@ typedef struct Job
 	dlist_node	node;
 	uint64		id;
 	KsOp		op;
-	bool		is_check;		/* the background check's own */
+	KeystoreRef ref;			/* the keystore that it is for */
+	struct Store *store;		/* where it was sent to, NULL while it waits */
+	struct Store *check_of;		/* the background check's own */
+	bool		is_check;
+	bool		is_probe;		/* asks for the token's serial */
 	bool		repeated;
+	bool		is_certain;		/* sent to the token that it is for */
+	bool		misled;			/* sent to a token that was another meanwhile */
+	uint32		tried;			/* places where it was of no use */
+	uint32		seen;			/* places where a check has looked for later keys */
+	KsStatus	trouble;		/* what was in the way there, and in words */
+	char		reason[REQUEST_REASON_MAX];
 	uint8		step;			/* of KS_OP_WRAP, see broker_wrap.c */
+	uint8		dek[KS_DEK_LEN];	/* the data key between two steps */
 	int64		sent_at;		/* CLOCK_BOOTTIME, us; 0: not yet */
 	uint64		epoch;
 	Waiter	   *waiters;
@@ -36,11 +47,15 @@ typedef struct Job
 	}			body;
 } Job;
 
-extern void jobs_collect(Job *current);
-extern void jobs_add_check(KsOp op, const UnwrapRequest *what);
-extern bool jobs_empty(void);
-extern Job *jobs_pop(void);
+extern dlist_head jobs_waiting; /* not sent, in order */
+
+extern void jobs_collect(void);
+extern void jobs_add_check(struct Store *store, KsOp op, const UnwrapRequest *what);
+extern Job *jobs_new_probe(struct Store *store);
+extern void jobs_take(Job *job);
 extern void jobs_put_first(Job *job);
+extern void jobs_redirect(Job *job, const char *serial);
+extern void jobs_count(void);
 extern bool jobs_wanted(const Job *job);
 extern void jobs_finish(Job *job, KsStatus status, const char *reason,
 						const uint8 *answer, size_t len, const WorkingKey *key);

@@ -8,9 +8,8 @@
 #include "broker_jobs.h"
 #include "wire.h"
 
-#define WRAP_BODY_MAX	2048	/* of any of those frames */
-
-extern KsOp wrap_begin(Job *job, WireWriter *w);
-extern KsStatus wrap_answered(Job *job, WireReader *r, KsOp *op, WireWriter *w);
+extern KsOp wrap_put(Job *job, WireWriter *w);
+extern KsStatus wrap_answered(Job *job, WireReader *r);
+extern bool wrap_done(const Job *job);
 
 #endif							/* NOMP_BROKER_WRAP_H */

@@ -39,6 +39,8 @@ typedef struct KeyRow
 	bool		has_wrapped;
 } KeyRow;
 
+#define KEYSTORE_PREFIX	"pkcs11:serial="	/* in column keystore of nomp_crypt.kek */
+
 #define RIGHT_ENCRYPT	1
 #define RIGHT_DECRYPT	2
 #define RIGHT_SEARCH	4
@@ -53,6 +55,8 @@ extern Oid	catalog_schema(void);
 extern Oid	catalog_relation(const char *name);
 extern Oid	catalog_type(void);
 
+extern bool catalog_keystore_serial(const char *keystore,
+									char serial[KEYSPEC_SERIAL_MAX]);
 extern bool catalog_installation(pg_uuid_t *uuid);
 extern bool catalog_tenant_by_id(const char *id, TenantRow *row);
 extern bool catalog_tenant_by_uuid(const pg_uuid_t *uuid, TenantRow *row);

@@ -1,6 +1,6 @@
 /*
  * helper_link.h
- *		The broker's hold on the keystore helper: start, frames, kill.
+ *		The broker's hold on a keystore helper: start, frames, kill.
  */
 #ifndef NOMP_HELPER_LINK_H
 #define NOMP_HELPER_LINK_H
@@ -10,12 +10,23 @@
 #include "protocol.h"
 #include "wire.h"
 
-extern bool helper_running(void);
-extern pgsocket helper_socket(void);
-extern bool helper_start(const char *uri, const char *pin_stamp);
-extern void helper_stop(void);
-extern void helper_kill(void);
-extern bool helper_send(uint64 id, KsOp op, const uint8 *body, size_t len);
+/* All zero but fd = -1: none runs. */
+typedef struct HelperLink
+{
+	pid_t		pid;
+	int			fd;
+	size_t		in_len;			/* bytes received */
+	size_t		in_used;		/* bytes of the frame handed out last */
+	uint8		in_buf[4 + KS_MAX_FRAME];	/* may hold data keys */
+} HelperLink;
+
+extern bool helper_running(const HelperLink *link);
+extern pgsocket helper_socket(const HelperLink *link);
+extern bool helper_start(HelperLink *link, const char *uri, const char *pin_stamp);
+extern void helper_stop(HelperLink *link);
+extern void helper_kill(HelperLink *link);
+extern bool helper_send(HelperLink *link, uint64 id, KsOp op, const char *serial,
+						const uint8 *body, size_t len);
 
 typedef enum HelperRead
 {
@@ -25,6 +36,7 @@ typedef enum HelperRead
 } HelperRead;
 
 /* body points into the link's buffer until the next call; wiped by then. */
-extern HelperRead helper_read(uint64 *id, KsStatus *status, WireReader *body);
+extern HelperRead helper_read(HelperLink *link, uint64 *id, KsStatus *status,
+							  WireReader *body);
 
 #endif							/* NOMP_HELPER_LINK_H */

@@ -50,6 +50,7 @@ extern void keyring_expire(void);
 extern void keyring_wipe_all(void);
 extern void keyring_forget_kek(const char *label);
 extern bool keyring_next_check(int *cursor, int64 checked_before,
+							   bool (*wanted) (const char *serial, void *arg), void *arg,
 							   UnwrapRequest *out);
 extern int	keyring_renew(const char *label, Lease lease);
 

@@ -19,19 +19,27 @@ typedef struct KeySpec
 	uint8		wrapped[KS_MAX_WRAPPED];
 } KeySpec;
 
+#define KEYSPEC_SERIAL_MAX		64
+
+/* Which of the configured keystores: by its token, or by its place. */
+typedef struct KeystoreRef
+{
+	char		serial[KEYSPEC_SERIAL_MAX]; /* "": the one at "place" */
+	int			place;			/* 0: where new keys are made */
+} KeystoreRef;
+
 /* A school's keys under one KEK, the wanted one first. */
 typedef struct UnwrapRequest
 {
 	char		installation[37];
 	char		label[KS_MAX_LABEL];	/* of the KEK */
+	char		serial[KEYSPEC_SERIAL_MAX]; /* of the token that has it */
 	bool		own_transaction;	/* the rows are not committed yet: leave the
 									 * KEK provisional */
 	bool		ahead;			/* nobody needs them yet */
 	uint8		nkeys;
 	KeySpec		keys[KS_MAX_KEYS];
 } UnwrapRequest;
-
-#define KEYSPEC_SERIAL_MAX		64
 
 /*
  * KS_OP_CREATE_KEK between backend and broker: the broker turns data keys
@@ -62,6 +70,7 @@ typedef struct WrapRequest
 {
 	char		installation[37];
 	char		label[KS_MAX_LABEL];	/* of the KEK that shall wrap it */
+	char		serial[KEYSPEC_SERIAL_MAX]; /* of the token that has that one */
 	char		from[KS_MAX_LABEL]; /* of the KEK that wraps it; "": make it */
 	bool		from_own_transaction;	/* leave that one provisional */
 	KeySpec		key;			/* of a key to be made: its place */

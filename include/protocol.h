@@ -7,10 +7,15 @@
  *		frame    := u32 length of what follows | u64 request id | u8 code | body
  *		str      := u16 length | bytes
  *
- * In a request the code is a KsOp, in a reply a KsStatus.  The broker may
- * send several requests before it reads a reply; the helper may answer in
- * any order.  A frame that does not parse ends the conversation: the broker
- * kills the helper, the helper exits.
+ * In a request the code is a KsOp, and the body begins with
+ *
+ *		str expected (the serial number of the token that it is for, "" for any)
+ *
+ * which a helper with another token answers with KS_OTHER_TOKEN; HELLO gives
+ * none.  In a reply the code is a KsStatus.  The broker may send several
+ * requests before it reads a reply; the helper may answer in any order.  A
+ * frame that does not parse ends the conversation: the broker kills the
+ * helper, the helper exits.
  *
  * Every reply whose status is not KS_OK has the body
  *
@@ -28,7 +33,7 @@
 #ifndef NOMP_PROTOCOL_H
 #define NOMP_PROTOCOL_H
 
-#define KS_PROTOCOL_VERSION		1
+#define KS_PROTOCOL_VERSION		2
 #define KS_MAX_FRAME			65536	/* after the length word */
 #define KS_HELPER_FD			3	/* the helper's end of the socketpair */
 
@@ -117,6 +122,8 @@ typedef enum KsStatus
 	KS_TOKEN_MISSING,			/* no token matches the URI */
 	KS_TOKEN_WRONG,				/* a token matches, but the canary is not in it
 								 * or its serial changed */
+	KS_OTHER_TOKEN,				/* not the token that the request is for; from the
+								 * broker: no keystore that is configured is it */
 	KS_PIN_FILE,				/* PIN file missing, unreadable, or readable by
 								 * group or others */
 	KS_PIN_INCORRECT,

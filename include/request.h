@@ -19,6 +19,7 @@ typedef struct TakenRequest
 {
 	uint64		serial;
 	KsOp		op;
+	KeystoreRef store;
 	uint64		epoch;
 	uint32		len;
 	union
@@ -37,10 +38,12 @@ extern KsStatus request_key(const UnwrapRequest *what, uint64 epoch,
 							WorkingKey *out, char *reason);
 extern KsStatus request_ahead(UnwrapRequest *what, uint64 epoch,
 							  WorkingKey *out, char *reason);
-extern KsStatus request_keystore(KsOp op, const uint8 *body, size_t len,
+extern KsStatus request_keystore(KsOp op, const KeystoreRef *store,
+								 const uint8 *body, size_t len,
 								 uint8 *answer, size_t size, size_t *answer_len,
 								 char *reason);
-extern void request_post(KsOp op, const uint8 *body, size_t len);
+extern void request_post(KsOp op, const KeystoreRef *store,
+						 const uint8 *body, size_t len);
 
 /* For whoever watches. */
 extern int	request_num_waiting(void);

@@ -87,6 +87,8 @@ typedef struct KeystoreProvider
 
 	Keystore   *(*create) (const char *uri, const char *pin_stamp);
 	void		(*close) (Keystore *ks);
+	/* the token that the next operation is for, by its serial; "" for any */
+	void		(*expect) (Keystore *ks, const char *serial);
 	KsStatus	(*status) (Keystore *ks, const char *inst, KsTokenStatus *out,
 						   KsFailure *why);
 	KsStatus	(*setup) (Keystore *ks, const char *inst, bool *created,

@@ -8,10 +8,30 @@
  *
  * Secrets: only the data keys in the callers' structs.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "pkcs11.h"
+
+static void
+expect(Keystore *ks, const char *serial)
+{
+	snprintf(ks->expected, sizeof(ks->expected), "%s", serial);
+}
+
+/* Is the token that was opened the one that the request is for? */
+static KsStatus
+check_expected(Keystore *ks)
+{
+	char		serial[KS_MAX_SERIAL + 1];
+
+	p11_serial(ks, serial);
+	if (ks->expected[0] == '\0' || strcmp(serial, ks->expected) == 0)
+		return KS_OK;
+	return p11_refuse(ks, KS_OTHER_TOKEN,
+					  "the token's serial number is \"%s\", not the one expected", serial);
+}
 
 /* Run an operation, if need be twice. */
 KsStatus
@@ -27,8 +47,10 @@ p11_run(Keystore *ks, P11Work work, void *arg, KsFailure *why)
 		ks->fresh = p11_is_new(ks);
 		status = p11_open(ks);
 		if (status == KS_OK)
+			status = check_expected(ks);
+		if (status == KS_OK)
 			status = work(ks, arg);
-		if (status == KS_TOKEN_WRONG && !ks->fresh)
+		if ((status == KS_TOKEN_WRONG || status == KS_OTHER_TOKEN) && !ks->fresh)
 			ks->lost = true;
 		if (status == KS_OK || !ks->lost)
 			return status;
@@ -446,6 +468,7 @@ const KeystoreProvider pkcs11_provider = {
 	},
 	.create = create,
 	.close = close_keystore,
+	.expect = expect,
 	.status = token_status,
 	.setup = setup,
 	.create_kek = create_kek,

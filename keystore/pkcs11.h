@@ -46,6 +46,7 @@ struct Keystore
 	CK_SLOT_ID	slot;
 	CK_SESSION_HANDLE session;
 	CK_TOKEN_INFO token;
+	char		expected[KS_MAX_SERIAL + 1];	/* serial it must have, or "" */
 
 	void	   *keys;			/* tree of KnownKey, by base label */
 	CK_OBJECT_HANDLE canary;	/* where it was last seen */

@@ -461,6 +461,7 @@ size_t
 request_run(const uint8_t *frame, size_t len, uint8_t *reply)
 {
 	Request		rq = {0};
+	char		expected[KS_MAX_SERIAL + 1];
 	uint64_t	id;
 	size_t		op;
 	KsStatus	status;
@@ -471,11 +472,14 @@ request_run(const uint8_t *frame, size_t len, uint8_t *reply)
 	rq.out = (WireWriter) {reply + 13, KS_MAX_FRAME - 9, 0, false};
 	id = wire_get_uint(&rq.in, 8);
 	op = (size_t) wire_get_uint(&rq.in, 1);
+	wire_get_cstr(&rq.in, expected, sizeof(expected));
 	if (rq.in.bad || op < KS_OP_HELLO || op >= sizeof(handlers) / sizeof(handlers[0]) ||
 		(op != KS_OP_HELLO && !greeted))
 		return 0;
 	handler = op != KS_OP_HELLO && keystore == NULL ? no_provider : handlers[op];
 
+	if (keystore != NULL)
+		provider->expect(keystore, expected);
 	status = handler(&rq);
 	explicit_bzero(new_keys, sizeof(new_keys));
 	explicit_bzero(wrapped_keys, sizeof(wrapped_keys));

@@ -4,7 +4,8 @@
  *
  * A job is one request to the helper, on behalf of any number of waiting
  * slots (single flight) or of the background check.  Private to the broker:
- * no lock.  Holds wrapped keys only.
+ * no lock.  Holds wrapped keys, and a data key while it is wrapped anew; jobs
+ * are wiped when they end.
  */
 #include "postgres.h"
 
@@ -12,6 +13,7 @@
 #include "cipher.h"
 #include "keystat.h"
 #include "miscadmin.h"
+#include "stores.h"
 #include "utils/memutils.h"
 #include "warmer.h"
 
@@ -20,38 +22,28 @@ StaticAssertDecl(sizeof(CreateAnswer) <= REQUEST_BODY_MAX,
 StaticAssertDecl(sizeof(CreateRequest) <= REQUEST_BODY_MAX,
 				 "a request must fit into a slot");
 
+StaticAssertDecl(KEYSTAT_KEYSTORES == MAX_KEYSTORES,
+				 "every keystore must be counted");
 StaticAssertDecl(sizeof(WrapRequest) <= REQUEST_BODY_MAX,
 				 "a request must fit into a slot");
 
-static dlist_head queue = DLIST_STATIC_INIT(queue);
-static int	queue_length = 0;
+dlist_head	jobs_waiting = DLIST_STATIC_INIT(jobs_waiting);
+
+static dlist_head sent = DLIST_STATIC_INIT(sent);
 static uint64 next_id = 1;
 
 static Job *
-new_job(KsOp op, const void *body, uint32 len, uint64 epoch)
+new_job(KsOp op, const KeystoreRef *ref, const void *body, uint32 len, uint64 epoch)
 {
 	Job		   *job = MemoryContextAllocZero(TopMemoryContext, sizeof(Job));
 
 	job->id = next_id++;
 	job->op = op;
+	job->ref = *ref;
 	job->epoch = epoch;
 	job->len = len;
 	memcpy(&job->body, body, len);
 	return job;
-}
-
-static void
-count_queue(int change)
-{
-	queue_length += change;
-	keystat_queue(0, queue_length);
-}
-
-static void
-put_last(Job *job)
-{
-	dlist_push_tail(&queue, &job->node);
-	count_queue(1);
 }
 
 static void
@@ -68,13 +60,28 @@ add_waiter(Job *job, int slot, uint64 serial)
 static void
 count_outcome(const Job *job, KsStatus status)
 {
+	int			place = job->store != NULL ? job->store->place : job->ref.place;
+
 	if (job->sent_at != 0)
 	{
-		if (keystat_done(0, job->op, job->is_check, status, lease_boot_now() - job->sent_at))
+		if (keystat_done(place, job->op, job->is_check, status,
+						 lease_boot_now() - job->sent_at))
 			warmer_launch_soon();	/* it is back after an outage */
 	}
 	else if (jobs_wanted(job))
-		keystat_not_sent(0, status);
+		keystat_not_sent(place, status);
+}
+
+/* Note how many wait to be sent. */
+void
+jobs_count(void)
+{
+	dlist_iter	iter;
+	int			n = 0;
+
+	dlist_foreach(iter, &jobs_waiting)
+		n++;
+	keystat_queue(n);
 }
 
 /* Count a job, answer all who wait for it, and forget it. */
@@ -94,6 +101,12 @@ jobs_finish(Job *job, KsStatus status, const char *reason,
 		pfree(waiter);
 		waiter = next;
 	}
+	if (job->store != NULL)
+		job->store->current = NULL;
+	if (job->check_of != NULL)
+		job->check_of->checking = false;
+	dlist_delete(&job->node);
+	cipher_wipe(job->dek, sizeof(job->dek));
 	pfree(job);
 }
 
@@ -102,7 +115,7 @@ bool
 jobs_wanted(const Job *job)
 {
 	/* a confirmation is posted: nobody waits for it, but it must be done */
-	if (job->is_check || job->op == KS_OP_CONFIRM)
+	if (job->is_check || job->is_probe || job->op == KS_OP_CONFIRM)
 		return true;
 	for (Waiter *waiter = job->waiters; waiter != NULL; waiter = waiter->next)
 	{
@@ -123,15 +136,13 @@ same_unwrap(const Job *job, const UnwrapRequest *what, uint64 epoch)
 		memcmp(have->keys[0].key_check, what->keys[0].key_check, KEY_CHECK_LEN) == 0;
 }
 
-/* The job that already asks for the same key, if any. */
+/* The job in a list that asks for the same key, if any. */
 static Job *
-find_same(Job *current, const UnwrapRequest *what, uint64 epoch)
+find_same(dlist_head *list, const UnwrapRequest *what, uint64 epoch)
 {
 	dlist_iter	iter;
 
-	if (current != NULL && same_unwrap(current, what, epoch))
-		return current;
-	dlist_foreach(iter, &queue)
+	dlist_foreach(iter, list)
 	{
 		Job		   *job = dlist_container(Job, node, iter.cur);
 
@@ -143,7 +154,7 @@ find_same(Job *current, const UnwrapRequest *what, uint64 epoch)
 
 /* Turn a taken request into a job, or a place beside one. */
 static void
-enqueue(Job *current, int slot, const TakenRequest *taken)
+enqueue(int slot, const TakenRequest *taken)
 {
 	Job		   *job = NULL;
 
@@ -165,56 +176,90 @@ enqueue(Job *current, int slot, const TakenRequest *taken)
 			cipher_wipe(&key, sizeof(key));
 			return;
 		}
-		job = find_same(current, what, taken->epoch);
+		job = find_same(&sent, what, taken->epoch);
+		/* who comes in an outage does not wait with the one that tries */
+		if (job != NULL && job->store->outage.failures > 0)
+			job = NULL;
+		else if (job == NULL)
+			job = find_same(&jobs_waiting, what, taken->epoch);
 	}
 	if (job == NULL)
 	{
-		job = new_job(taken->op, taken->body.bytes, taken->len, taken->epoch);
-		put_last(job);
+		job = new_job(taken->op, &taken->store, taken->body.bytes, taken->len, taken->epoch);
+		dlist_push_tail(&jobs_waiting, &job->node);
 	}
 	add_waiter(job, slot, taken->serial);
 }
 
-/* Take every submitted request; "current" is the job that was sent, or NULL. */
+/* Take every submitted request. */
 void
-jobs_collect(Job *current)
+jobs_collect(void)
 {
 	static TakenRequest taken;
 
 	for (int i = 0; i < MaxBackends; i++)
 	{
 		if (request_take(i, &taken))
-			enqueue(current, i, &taken);
+			enqueue(i, &taken);
 	}
 }
 
+/* Ask for a key in use again, on behalf of one keystore's background check. */
 void
-jobs_add_check(KsOp op, const UnwrapRequest *what)
+jobs_add_check(Store *store, KsOp op, const UnwrapRequest *what)
 {
-	Job		   *job = new_job(op, what,
-							  offsetof(UnwrapRequest, keys) + sizeof(KeySpec),
-							  keyring_epoch());
+	KeystoreRef ref = {{0}, 0};
+	Job		   *job;
 
+	strlcpy(ref.serial, what->serial, sizeof(ref.serial));
+	job = new_job(op, &ref, what,
+				  offsetof(UnwrapRequest, keys) + sizeof(KeySpec), keyring_epoch());
 	job->is_check = true;
-	put_last(job);
+	job->check_of = store;
+	store->checking = true;
+	dlist_push_tail(&jobs_waiting, &job->node);
 }
 
-bool
-jobs_empty(void)
-{
-	return dlist_is_empty(&queue);
-}
-
+/* A question for the serial of a keystore's token, to be sent at once. */
 Job *
-jobs_pop(void)
+jobs_new_probe(Store *store)
 {
-	count_queue(-1);
-	return dlist_container(Job, node, dlist_pop_head_node(&queue));
+	const KeystoreRef ref = {{0}, store->place};
+	static const uint8 no_installation[2] = {0, 0};
+	Job		   *job = new_job(KS_OP_STATUS, &ref, no_installation,
+							  sizeof(no_installation), 0);
+
+	job->is_probe = true;
+	dlist_push_tail(&sent, &job->node);
+	return job;
 }
 
+/* It waits no longer: it will be sent. */
+void
+jobs_take(Job *job)
+{
+	dlist_delete(&job->node);
+	dlist_push_tail(&sent, &job->node);
+}
+
+/* It must be sent again, before all others. */
 void
 jobs_put_first(Job *job)
 {
-	dlist_push_head(&queue, &job->node);
-	count_queue(1);
+	if (job->store != NULL)
+		job->store->current = NULL;
+	job->store = NULL;
+	dlist_delete(&job->node);
+	dlist_push_head(&jobs_waiting, &job->node);
+}
+
+/* Its next frame is for the token of that serial. */
+void
+jobs_redirect(Job *job, const char *serial)
+{
+	strlcpy(job->ref.serial, serial, sizeof(job->ref.serial));
+	job->tried = 0;
+	job->trouble = KS_OK;
+	job->reason[0] = '\0';
+	job->misled = job->repeated = false;
 }

@@ -6,9 +6,10 @@
  *		WRAP_NEW     under the KEK that shall
  *		UNWRAP_NEW   the proof: as everybody will have to open it from now on
  *
- * The data key goes from the frame that brings it into the frame that takes
- * it back, both wiped by broker.c and helper_link.c, and is compared with its
- * key_check each time.  A job that is repeated starts over.
+ * The two KEKs may be in different keystores: each frame is a request of its
+ * own, which goes where its KEK is.  Between the first two the data key stays
+ * in the job, wiped as soon as it has been wrapped, or with the job; it is
+ * compared with its key_check each time.  A frame that is repeated is the same.
  */
 #include "postgres.h"
 
@@ -38,17 +39,25 @@ put_unwrap(const WrapRequest *what, const char *label, bool leave_provisional,
 	return KS_OP_UNWRAP;
 }
 
-/* The first frame's operation and body. */
+/* The next frame's operation and body. */
 KsOp
-wrap_begin(Job *job, WireWriter *w)
+wrap_put(Job *job, WireWriter *w)
 {
 	const WrapRequest *what = &job->body.wrap;
 
-	job->step = what->from[0] != '\0' ? UNWRAP_OLD : WRAP_NEW;
-	if (job->step == UNWRAP_OLD)
-		return put_unwrap(what, what->from, what->from_own_transaction, w);
-	codec_put_wrap(w, what, NULL);
-	return KS_OP_WRAP;
+	/* a key to be made needs no unwrapping; the request names one keystore */
+	if (what->from[0] == '\0' && job->step == UNWRAP_OLD)
+		job->step = WRAP_NEW;
+	switch (job->step)
+	{
+		case UNWRAP_OLD:
+			return put_unwrap(what, what->from, what->from_own_transaction, w);
+		case WRAP_NEW:
+			codec_put_wrap(w, what, what->from[0] != '\0' ? job->dek : NULL);
+			return KS_OP_WRAP;
+		default:
+			return put_unwrap(what, what->label, true, w);
+	}
 }
 
 /* The key in an answer to UNWRAP, if it is the right one. */
@@ -78,12 +87,9 @@ take_wrapped(WrapRequest *what, WireReader *r)
 	return cipher_equal(check, what->key.key_check, KEY_CHECK_LEN) ? KS_OK : KS_MODULE_ERROR;
 }
 
-/*
- * Take a frame's answer, and put the next one's body into w.  KS_OK with
- * nothing in w: done, the key with its new wrapped form is in the job's body.
- */
+/* Take a frame's answer; if that is KS_OK and all is not done, the next frame is due. */
 KsStatus
-wrap_answered(Job *job, WireReader *r, KsOp *op, WireWriter *w)
+wrap_answered(Job *job, WireReader *r)
 {
 	WrapRequest *what = &job->body.wrap;
 	const uint8 *dek;
@@ -94,17 +100,21 @@ wrap_answered(Job *job, WireReader *r, KsOp *op, WireWriter *w)
 		case UNWRAP_OLD:
 			status = take_unwrapped(what, r, &dek);
 			if (status == KS_OK)
-				codec_put_wrap(w, what, dek);
-			*op = KS_OP_WRAP;
+				memcpy(job->dek, dek, KS_DEK_LEN);
+			jobs_redirect(job, what->serial);
 			return status;
 		case WRAP_NEW:
-			status = take_wrapped(what, r);
-			if (status == KS_OK)
-				*op = put_unwrap(what, what->label, true, w);
-			return status;
+			cipher_wipe(job->dek, KS_DEK_LEN);
+			return take_wrapped(what, r);
 		default:
 			status = take_unwrapped(what, r, &dek);
 			/* it was opened a moment ago: what changed is no row */
 			return status == KS_INTEGRITY ? KS_MODULE_ERROR : status;
 	}
+}
+
+bool
+wrap_done(const Job *job)
+{
+	return job->step > UNWRAP_NEW;
 }

@@ -31,6 +31,7 @@
 #define TENANT_STATE	3
 /* nomp_crypt.kek */
 #define KEK_UUID		1
+#define KEK_KEYSTORE	4
 #define KEK_LABEL		5
 /* nomp_crypt.tenant_key */
 #define KEY_ID			1
@@ -142,6 +143,16 @@ uuid_column(OwnScan *own, HeapTuple tuple, AttrNumber number, pg_uuid_t *out)
 	memset(out, 0, sizeof(*out));
 	if (!isnull)
 		*out = *DatumGetUUIDP(datum);
+}
+
+/* The token's serial in what nomp_crypt.kek says of a keystore. */
+bool
+catalog_keystore_serial(const char *keystore, char serial[KEYSPEC_SERIAL_MAX])
+{
+	const size_t len = strlen(KEYSTORE_PREFIX);
+
+	return strncmp(keystore, KEYSTORE_PREFIX, len) == 0 && keystore[len] != '\0' &&
+		strlcpy(serial, keystore + len, KEYSPEC_SERIAL_MAX) < KEYSPEC_SERIAL_MAX;
 }
 
 /* The installation this database belongs to; false if it has none yet. */
@@ -408,16 +419,21 @@ catalog_index_keys(KeyCallback callback, void *arg)
 	end_scan(&own);
 }
 
+/* The KEK that wraps them, and where it is: into a request. */
 static bool
-kek_label(const pg_uuid_t *kek, char *label, size_t size)
+name_kek(const pg_uuid_t *kek, UnwrapRequest *out)
 {
 	OwnScan		own;
 	HeapTuple	tuple;
+	char		keystore[sizeof(KEYSTORE_PREFIX) + KEYSPEC_SERIAL_MAX];
 	bool		found;
 
 	begin_scan(&own, "kek", "kek_pkey", KEK_UUID, F_UUID_EQ, UUIDPGetDatum(kek));
 	tuple = next_row(&own);
-	found = HeapTupleIsValid(tuple) && text_column(&own, tuple, KEK_LABEL, label, size);
+	found = HeapTupleIsValid(tuple) &&
+		text_column(&own, tuple, KEK_LABEL, out->label, sizeof(out->label)) &&
+		text_column(&own, tuple, KEK_KEYSTORE, keystore, sizeof(keystore)) &&
+		catalog_keystore_serial(keystore, out->serial);
 	end_scan(&own);
 	return found;
 }
@@ -436,7 +452,7 @@ catalog_unwrap_request(const KeyRow *wanted, UnwrapRequest *out)
 
 	if (!wanted->has_wrapped ||
 		!catalog_installation(&installation) ||
-		!kek_label(&wanted->kek, out->label, sizeof(out->label)))
+		!name_kek(&wanted->kek, out))
 		return false;
 	uuid_text(&installation, out->installation);
 	out->own_transaction = wanted->own_transaction;

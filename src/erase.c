@@ -12,7 +12,8 @@
  *		fence     irreversible, keys seen in the keystore  | wipe
  *		submit    about to destroy                         |
  *		destroy   on the standbys? destroyed and no longer
- *		          seen; tombstone                          | wipe
+ *		          seen, in one keystore after the other;
+ *		          tombstone                                | wipe
  *
  * An invoker procedure, because a definer one cannot commit.
  */
@@ -116,6 +117,7 @@ nc_erase_tenant(PG_FUNCTION_ARGS)
 {
 	char	   *args[3];
 	char	   *due;
+	char	   *left;
 
 	steps_begin(fcinfo, "erase_tenant");
 	for (int i = 0; i < 3; i++)
@@ -141,8 +143,11 @@ nc_erase_tenant(PG_FUNCTION_ARGS)
 	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	(void) steps_run("SELECT nomp_crypt._erase_submit($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	steps_commit();
-	(void) steps_run("SELECT nomp_crypt._erase_destroy($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
-	steps_commit();
+	do
+	{
+		left = steps_run("SELECT nomp_crypt._erase_destroy($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+		steps_commit();
+	} while (strcmp(left, "0") != 0);
 	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	steps_commit();
 	SPI_finish();

@@ -24,6 +24,7 @@ static const StatusText status_texts[] = {
 	[KS_MECHANISM_MISSING] = {"the token lacks AES key generation or AES-GCM", "Choose a token that has both; the server log names what is missing."},
 	[KS_TOKEN_MISSING] = {"the token is not there", "Check that it is plugged in or reachable, and the token named in nomp_crypt.keystore."},
 	[KS_TOKEN_WRONG] = {"the token is not this installation's", "The token lacks this installation's canary. Point nomp_crypt.keystore at the right one, or see nomp_crypt.adopt_keystore()."},
+	[KS_OTHER_TOKEN] = {"the one that holds the key is not configured", "nomp_crypt.keystore_status() shows its serial number. Name it in nomp_crypt.other_keystores."},
 	[KS_PIN_FILE] = {"the PIN file cannot be used", "It must exist, belong to the server's user, and be readable by nobody else (chmod 600)."},
 	[KS_PIN_INCORRECT] = {"the PIN is wrong", "Correct the PIN file; the same PIN is not tried again, so that the token does not lock."},
 	[KS_PIN_LOCKED] = {"the PIN is locked", "The token's security officer must unlock it."},

@@ -14,7 +14,6 @@
 #include <unistd.h>
 
 #include "access/htup_details.h"
-#include "broker.h"
 #include "catalog.h"
 #include "compat.h"
 #include "funcapi.h"
@@ -22,6 +21,7 @@
 #include "register.h"
 #include "request.h"
 #include "secret.h"
+#include "stores.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -132,44 +132,57 @@ pin_path(const char *uri)
 	return path;
 }
 
+/* What is wrong with a PIN file, or NULL; and since when it is as it is. */
+static const char *
+pin_trouble(const char *path, TimestampTz *changed)
+{
+	struct stat st;
+
+	if (stat(path, &st) != 0)
+		return "cannot be found";
+	if (!S_ISREG(st.st_mode))
+		return "is not a regular file";
+	if (st.st_uid != geteuid() && st.st_uid != 0)
+		return "belongs to another user";
+	if ((st.st_mode & 077) != 0)
+		return "is accessible to group or others";
+	*changed = time_t_to_timestamptz(st.st_mtime);
+	return NULL;
+}
+
 /*
  * nomp_crypt._pin_file(OUT trouble text, OUT changed timestamptz)
  *
- * The PIN file of nomp_crypt.keystore: what is wrong with its owner or
- * permissions, if anything is, and since when it is as it is.  NULL, NULL if
- * the keystore has none.  The helper refuses a file in trouble, but only when
- * it reads it next.
+ * The keystores' PIN files: what is wrong with owner or permissions of one,
+ * if anything is, and since when the oldest is as it is.  NULL, NULL if there
+ * are none.  The helper refuses a file in trouble, but only when it reads it
+ * next.
  */
 Datum
 nc_pin_file(PG_FUNCTION_ARGS)
 {
-	char	   *path = pin_path(broker_keystore());
+	TimestampTz oldest = DT_NOEND;
 	const char *trouble = NULL;
+	const char *uri;
 	TupleDesc	desc;
 	Datum		values[2] = {0};
 	bool		nulls[2] = {true, true};
-	struct stat st;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	if (path != NULL)
+	for (int place = 0; trouble == NULL && (uri = stores_uri(place)) != NULL; place++)
 	{
-		if (stat(path, &st) != 0)
-			trouble = "cannot be found";
-		else if (!S_ISREG(st.st_mode))
-			trouble = "is not a regular file";
-		else if (st.st_uid != geteuid() && st.st_uid != 0)
-			trouble = "belongs to another user";
-		else if ((st.st_mode & 077) != 0)
-			trouble = "is accessible to group or others";
-		else
-		{
-			nulls[1] = false;
-			values[1] = TimestampTzGetDatum(time_t_to_timestamptz(st.st_mtime));
-		}
+		char	   *path = pin_path(uri);
+		TimestampTz changed = DT_NOEND;
+
+		if (path != NULL)
+			trouble = pin_trouble(path, &changed);
+		oldest = Min(oldest, changed);
 	}
 	nulls[0] = trouble == NULL;
 	if (trouble != NULL)
 		values[0] = CStringGetTextDatum(trouble);
+	nulls[1] = trouble != NULL || oldest == DT_NOEND;
+	values[1] = TimestampTzGetDatum(oldest);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }

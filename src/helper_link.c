@@ -1,13 +1,13 @@
 /*
  * helper_link.c
- *		The broker's hold on the keystore helper: start, frames, kill.
+ *		The broker's hold on a keystore helper: start, frames, kill.
  *
  * The helper is a program of its own, started with posix_spawn (the broker
  * is a PostgreSQL process and must not run code between fork and exec), with
- * one end of a socketpair as fd 3 and nothing of PostgreSQL's memory.  The
- * broker alone calls this file.
+ * one end of a socketpair as fd 3 and nothing of PostgreSQL's memory.  There
+ * is one per configured keystore; the broker alone calls this file.
  *
- * Frames with data keys pass through the buffers here; both are wiped when
+ * Frames with data keys pass through the links' buffers, which are wiped when
  * their frame is done with.
  */
 #include "postgres.h"
@@ -28,27 +28,21 @@
 
 extern char **environ;
 
-static pid_t helper_pid = 0;
-static int	helper_fd = -1;
-static uint8 in_buf[4 + KS_MAX_FRAME];
-static size_t in_len = 0;		/* bytes received */
-static size_t in_used = 0;		/* bytes of the frame handed out last */
-
 bool
-helper_running(void)
+helper_running(const HelperLink *link)
 {
-	return helper_pid != 0;
+	return link->pid != 0;
 }
 
 pgsocket
-helper_socket(void)
+helper_socket(const HelperLink *link)
 {
-	return helper_fd;
+	return link->fd;
 }
 
 /* Spawn the program with fd 3 = child_fd, default signals, nothing blocked. */
 static bool
-spawn(int child_fd)
+spawn(HelperLink *link, int child_fd)
 {
 	char		path[MAXPGPATH];
 	char	   *argv[2];
@@ -69,12 +63,12 @@ spawn(int child_fd)
 	posix_spawnattr_setsigmask(&attr, &none);
 	posix_spawnattr_setsigdefault(&attr, &all);
 	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-	rc = posix_spawn(&helper_pid, path, &actions, &attr, argv, environ);
+	rc = posix_spawn(&link->pid, path, &actions, &attr, argv, environ);
 	posix_spawnattr_destroy(&attr);
 	posix_spawn_file_actions_destroy(&actions);
 	if (rc != 0)
 	{
-		helper_pid = 0;
+		link->pid = 0;
 		errno = rc;
 		ereport(LOG,
 				(errmsg("could not start the keystore helper \"%s\": %m", path)));
@@ -87,7 +81,7 @@ spawn(int child_fd)
  * frame, with id 0.
  */
 bool
-helper_start(const char *uri, const char *pin_stamp)
+helper_start(HelperLink *link, const char *uri, const char *pin_stamp)
 {
 	int			fds[2];
 	uint8		hello[4096];
@@ -101,34 +95,34 @@ helper_start(const char *uri, const char *pin_stamp)
 	/* dup2 onto itself would leave close-on-exec set */
 	if (fds[1] == KS_HELPER_FD)
 		(void) fcntl(fds[1], F_SETFD, 0);
-	if (!spawn(fds[1]))
+	if (!spawn(link, fds[1]))
 	{
 		close(fds[0]);
 		close(fds[1]);
 		return false;
 	}
 	close(fds[1]);
-	helper_fd = fds[0];
-	(void) fcntl(helper_fd, F_SETFL, O_NONBLOCK);
-	in_len = in_used = 0;
+	link->fd = fds[0];
+	(void) fcntl(link->fd, F_SETFL, O_NONBLOCK);
+	link->in_len = link->in_used = 0;
 
 	wire_put_uint(&w, KS_PROTOCOL_VERSION, 2);
 	wire_put_str(&w, uri, strlen(uri));
 	wire_put_str(&w, pin_stamp, strlen(pin_stamp));
-	if (w.bad || !helper_send(0, KS_OP_HELLO, hello, w.len))
+	if (w.bad || !helper_send(link, 0, KS_OP_HELLO, "", hello, w.len))
 	{
-		helper_kill();
+		helper_kill(link);
 		return false;
 	}
 	return true;
 }
 
 static void
-forget_helper(void)
+forget_helper(HelperLink *link)
 {
-	helper_pid = 0;
-	cipher_wipe(in_buf, in_len);
-	in_len = in_used = 0;
+	link->pid = 0;
+	cipher_wipe(link->in_buf, link->in_len);
+	link->in_len = link->in_used = 0;
 }
 
 /*
@@ -136,58 +130,60 @@ forget_helper(void)
  * not for long.  Harmless if none runs.
  */
 void
-helper_stop(void)
+helper_stop(HelperLink *link)
 {
-	if (helper_fd >= 0)
-		close(helper_fd);
-	helper_fd = -1;
-	for (int i = 0; helper_pid != 0 && i < STOP_WAIT_MS; i++)
+	if (link->fd >= 0)
+		close(link->fd);
+	link->fd = -1;
+	for (int i = 0; link->pid != 0 && i < STOP_WAIT_MS; i++)
 	{
-		if (waitpid(helper_pid, NULL, WNOHANG) == helper_pid)
-			forget_helper();
+		if (waitpid(link->pid, NULL, WNOHANG) == link->pid)
+			forget_helper(link);
 		else
 			pg_usleep(1000L);
 	}
-	helper_kill();
+	helper_kill(link);
 }
 
 /* Kill and reap; harmless if none runs. */
 void
-helper_kill(void)
+helper_kill(HelperLink *link)
 {
-	if (helper_fd >= 0)
-		close(helper_fd);
-	helper_fd = -1;
-	if (helper_pid != 0)
+	if (link->fd >= 0)
+		close(link->fd);
+	link->fd = -1;
+	if (link->pid != 0)
 	{
-		(void) kill(helper_pid, SIGKILL);
-		while (waitpid(helper_pid, NULL, 0) < 0 && errno == EINTR)
+		(void) kill(link->pid, SIGKILL);
+		while (waitpid(link->pid, NULL, 0) < 0 && errno == EINTR)
 			;
 	}
-	forget_helper();
+	forget_helper(link);
 }
 
 /*
- * Send one frame.  The socket's buffer holds several of the largest frames
+ * Send one frame, for the token of that serial ("": any).  The socket's buffer holds several of the largest frames
  * and few are ever under way, so a full buffer means a helper that does not
  * read: false, as for a dead one.
  */
 bool
-helper_send(uint64 id, KsOp op, const uint8 *body, size_t len)
+helper_send(HelperLink *link, uint64 id, KsOp op, const char *serial,
+			const uint8 *body, size_t len)
 {
 	static uint8 out[4 + KS_MAX_FRAME];
 	WireWriter	w = {out, sizeof(out), 0, false};
 	ssize_t		sent;
 
-	wire_put_uint(&w, 8 + 1 + len, 4);
+	wire_put_uint(&w, 8 + 1 + 2 + strlen(serial) + len, 4);
 	wire_put_uint(&w, id, 8);
 	wire_put_uint(&w, op, 1);
+	wire_put_str(&w, serial, strlen(serial));
 	wire_put(&w, body, len);
-	if (w.bad || helper_fd < 0)
+	if (w.bad || link->fd < 0)
 		return false;
 	do
 	{
-		sent = send(helper_fd, out, w.len, MSG_NOSIGNAL);
+		sent = send(link->fd, out, w.len, MSG_NOSIGNAL);
 	} while (sent < 0 && errno == EINTR);
 	cipher_wipe(out, w.len);
 	return sent == (ssize_t) w.len;
@@ -195,46 +191,46 @@ helper_send(uint64 id, KsOp op, const uint8 *body, size_t len)
 
 /* Forget the frame that was handed out last. */
 static void
-drop_used_frame(void)
+drop_used_frame(HelperLink *link)
 {
-	if (in_used == 0)
+	if (link->in_used == 0)
 		return;
-	cipher_wipe(in_buf, in_used);
-	memmove(in_buf, in_buf + in_used, in_len - in_used);
-	cipher_wipe(in_buf + in_len - in_used, in_used);
-	in_len -= in_used;
-	in_used = 0;
+	cipher_wipe(link->in_buf, link->in_used);
+	memmove(link->in_buf, link->in_buf + link->in_used, link->in_len - link->in_used);
+	cipher_wipe(link->in_buf + link->in_len - link->in_used, link->in_used);
+	link->in_len -= link->in_used;
+	link->in_used = 0;
 }
 
 HelperRead
-helper_read(uint64 *id, KsStatus *status, WireReader *body)
+helper_read(HelperLink *link, uint64 *id, KsStatus *status, WireReader *body)
 {
 	WireReader	r;
 	ssize_t		got;
 	size_t		frame;
 
-	drop_used_frame();
-	if (helper_fd < 0)
+	drop_used_frame(link);
+	if (link->fd < 0)
 		return HELPER_GONE;
-	got = recv(helper_fd, in_buf + in_len, sizeof(in_buf) - in_len, MSG_DONTWAIT);
+	got = recv(link->fd, link->in_buf + link->in_len, sizeof(link->in_buf) - link->in_len, MSG_DONTWAIT);
 	if (got == 0)
 		return HELPER_GONE;
 	if (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
 		return HELPER_GONE;
 	if (got > 0)
-		in_len += (size_t) got;
-	if (in_len < 4)
+		link->in_len += (size_t) got;
+	if (link->in_len < 4)
 		return HELPER_NOTHING;
 
-	r = (WireReader) {in_buf, in_len, 0, false};
+	r = (WireReader) {link->in_buf, link->in_len, 0, false};
 	frame = (size_t) wire_get_uint(&r, 4);
 	if (frame < 9 || frame > KS_MAX_FRAME)
 		return HELPER_GONE;
-	if (in_len < 4 + frame)
+	if (link->in_len < 4 + frame)
 		return HELPER_NOTHING;
 	*id = wire_get_uint(&r, 8);
 	*status = (KsStatus) wire_get_uint(&r, 1);
-	*body = (WireReader) {in_buf + 4 + 9, frame - 9, 0, false};
-	in_used = 4 + frame;
+	*body = (WireReader) {link->in_buf + 4 + 9, frame - 9, 0, false};
+	link->in_used = 4 + frame;
 	return HELPER_FRAME;
 }

@@ -39,6 +39,7 @@ typedef struct KeyringSlot
 	int64		checked_at;		/* CLOCK_BOOTTIME of the last good unwrap */
 	char		installation[37];
 	char		label[KS_MAX_LABEL];
+	char		serial[KEYSPEC_SERIAL_MAX];
 	KeySpec		spec;
 } KeyringSlot;
 
@@ -307,6 +308,7 @@ keyring_insert(const UnwrapRequest *from, int which, const WorkingKey *key,
 	slot->checked_at = lease_boot_now();
 	strlcpy(slot->installation, from->installation, sizeof(slot->installation));
 	strlcpy(slot->label, from->label, sizeof(slot->label));
+	strlcpy(slot->serial, from->serial, sizeof(slot->serial));
 	slot->spec = *spec;
 	memcpy(keyring_secrets[entry->slot], key->bytes, WORKING_KEY_LEN);
 	pg_atomic_write_u32(&slot->used, 1);
@@ -416,10 +418,13 @@ keyring_forget_kek(const char *label)
 
 /*
  * Find, from *cursor on, a key whose last good unwrap is older than
- * checked_before, as a request that asks the keystore for it again.
+ * checked_before and whose keystore's serial is "wanted", as a request that
+ * asks the keystore for it again.
  */
 bool
-keyring_next_check(int *cursor, int64 checked_before, UnwrapRequest *out)
+keyring_next_check(int *cursor, int64 checked_before,
+				   bool (*wanted) (const char *serial, void *arg), void *arg,
+				   UnwrapRequest *out)
 {
 	bool		found = false;
 
@@ -428,11 +433,13 @@ keyring_next_check(int *cursor, int64 checked_before, UnwrapRequest *out)
 	{
 		KeyringSlot *slot = &keyring->slots[*cursor];
 
-		if (!slot->in_use || slot->checked_at >= checked_before)
+		if (!slot->in_use || slot->checked_at >= checked_before ||
+			!wanted(slot->serial, arg))
 			continue;
 		memset(out, 0, offsetof(UnwrapRequest, keys));
 		strlcpy(out->installation, slot->installation, sizeof(out->installation));
 		strlcpy(out->label, slot->label, sizeof(out->label));
+		strlcpy(out->serial, slot->serial, sizeof(out->serial));
 		out->own_transaction = slot->own_transaction;
 		out->nkeys = 1;
 		out->keys[0] = slot->spec;

@@ -9,25 +9,21 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "access/xact.h"
-#include "admin.h"
-#include "broker.h"
-#include "catalog/pg_type.h"
 #include "catalog.h"
+#include "catalog/pg_type.h"
 #include "errors.h"
 #include "compat.h"
 #include "funcapi.h"
+#include "keystore_sql.h"
 #include "miscadmin.h"
 #include "request.h"
+#include "stores.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "wire.h"
 
 NC_FUNCTION(nc_keystore_setup);
-NC_FUNCTION(nc_keystore_create);
-NC_FUNCTION(nc_keystore_create_kek);
 NC_FUNCTION(nc_keystore_confirm);
 NC_FUNCTION(nc_keystore_list);
 NC_FUNCTION(nc_keystore_remove);
@@ -49,8 +45,19 @@ typedef struct Exchange
 	char		reason[REQUEST_REASON_MAX];
 } Exchange;
 
-/* Labels of keys made in this transaction, to be confirmed when it commits. */
-static List *created_labels = NIL;
+/* The keystore whose token has that serial; '' for the first. */
+KeystoreRef
+keystore_store_arg(FunctionCallInfo fcinfo, int i)
+{
+	KeystoreRef ref = {{0}, 0};
+	char	   *serial = text_to_cstring(PG_GETARG_TEXT_PP(i));
+
+	if (strlcpy(ref.serial, serial, sizeof(ref.serial)) >= sizeof(ref.serial))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" is not the serial number of a token", serial)));
+	return ref;
+}
 
 static Exchange *
 new_exchange(void)
@@ -77,23 +84,23 @@ put_text(Exchange *x, const char *text)
 }
 
 static KsStatus
-try_exchange(Exchange *x, KsOp op)
+try_exchange(Exchange *x, KsOp op, const KeystoreRef *store)
 {
 	size_t		len;
 	KsStatus	status;
 
 	if (x->w.bad)
 		return KS_REFUSED;
-	status = request_keystore(op, x->body, x->w.len, x->answer, sizeof(x->answer),
-							  &len, x->reason);
+	status = request_keystore(op, store, x->body, x->w.len, x->answer,
+							  sizeof(x->answer), &len, x->reason);
 	x->r = (WireReader) {x->answer, len, 0, false};
 	return status;
 }
 
 static void
-exchange(Exchange *x, KsOp op)
+exchange(Exchange *x, KsOp op, KeystoreRef store)
 {
-	KsStatus	status = try_exchange(x, op);
+	KsStatus	status = try_exchange(x, op, &store);
 
 	if (status != KS_OK)
 		error_keystore(status, x->reason, NULL);
@@ -115,91 +122,11 @@ get_text(Exchange *x)
 	return x->r.bad ? pstrdup("") : pnstrdup((const char *) data, len);
 }
 
-/* ---- what happens to new keys when the transaction ends ---- */
-
-/* Confirm what this transaction made, unless a savepoint took its row back. */
-static void
-confirm_created(void)
-{
-	ListCell   *lc;
-	pg_uuid_t	installation;
-
-	if (created_labels == NIL || !catalog_installation(&installation))
-		return;
-	foreach(lc, created_labels)
-	{
-		char	   *label = lfirst(lc);
-
-		if (!catalog_label_exists(label))
-			label[0] = '\0';
-	}
-}
-
-static void
-post_confirmations(void)
-{
-	ListCell   *lc;
-
-	foreach(lc, created_labels)
-	{
-		char	   *label = lfirst(lc);
-		uint8		body[BODY_MAX];
-		WireWriter	w = {body, sizeof(body), 0, false};
-
-		if (label[0] == '\0')
-			continue;
-		/* nomp_crypt:<installation, 36 characters>:... */
-		wire_put_str(&w, label + strlen("nomp_crypt:"), 36);
-		wire_put_str(&w, label, strlen(label));
-		if (!w.bad)
-			request_post(KS_OP_CONFIRM, body, w.len);
-	}
-}
-
-static void
-at_xact_event(XactEvent event, void *arg)
-{
-	if (created_labels == NIL)
-		return;
-	switch (event)
-	{
-		case XACT_EVENT_PRE_COMMIT:
-			confirm_created();
-			return;
-		case XACT_EVENT_COMMIT:
-			post_confirmations();
-			break;
-		case XACT_EVENT_ABORT:
-		case XACT_EVENT_PREPARE:	/* confirmed at first use */
-			break;
-		default:
-			return;
-	}
-	list_free_deep(created_labels);
-	created_labels = NIL;
-}
-
-void
-keystore_sql_init(void)
-{
-	RegisterXactCallback(at_xact_event, NULL);
-}
-
-static void
-remember_label(const char *label)
-{
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-
-	created_labels = lappend(created_labels, pstrdup(label));
-	MemoryContextSwitchTo(old);
-}
-
-/* ---- the functions ---- */
-
 /*
- * nomp_crypt._keystore_setup(installation uuid) returns text
+ * nomp_crypt._keystore_setup(installation uuid, serial text) returns text
  *
- * Creates the canary unless it is there; the token's serial.
+ * Creates the canary in that keystore unless it is there; its token's serial.
+ * Here and below a serial of '' means the first keystore.
  */
 Datum
 nc_keystore_setup(PG_FUNCTION_ARGS)
@@ -208,123 +135,14 @@ nc_keystore_setup(PG_FUNCTION_ARGS)
 	char	   *serial;
 
 	put_uuid(x, PG_GETARG_UUID_P(0));
-	exchange(x, KS_OP_SETUP);
+	exchange(x, KS_OP_SETUP, keystore_store_arg(fcinfo, 1));
 	(void) wire_get_uint(&x->r, 1);
 	serial = get_text(x);
 	must_be_done(x);
 	PG_RETURN_TEXT_P(cstring_to_text(serial));
 }
 
-static Datum
-bytea_datum(const uint8 *bytes, size_t len)
-{
-	bytea	   *value = palloc(VARHDRSZ + len);
-
-	SET_VARSIZE(value, VARHDRSZ + len);
-	memcpy(VARDATA(value), bytes, len);
-	return PointerGetDatum(value);
-}
-
-/*
- * A new KEK for the installation, tenant and generation of the arguments,
- * provisional until this transaction has committed, and first data keys of
- * it: for values, for the index.
- */
-static CreateAnswer *
-create_kek(FunctionCallInfo fcinfo, int nkeys, char label[KS_MAX_LABEL])
-{
-	pg_uuid_t  *tenant = PG_GETARG_UUID_P(1);
-	CreateRequest what = {0};
-	CreateAnswer *answer = palloc0(REQUEST_BODY_MAX);
-	char		reason[REQUEST_REASON_MAX];
-	size_t		len;
-	KsStatus	status;
-
-	uuid_text(PG_GETARG_UUID_P(0), what.installation);
-	uuid_text(tenant, what.tenant);
-	what.generation = (uint32) PG_GETARG_INT32(2);
-	what.nkeys = nkeys;
-	for (int i = 0; i < nkeys; i++)
-	{
-		memcpy(what.places[i].tenant, tenant->data, UUID_LEN);
-		what.places[i].is_index = i;
-		what.places[i].version = 1;
-	}
-	status = request_keystore(KS_OP_CREATE_KEK, (uint8 *) &what, sizeof(what),
-							  (uint8 *) answer, REQUEST_BODY_MAX, &len, reason);
-	if (status != KS_OK || len != sizeof(CreateAnswer) || answer->nkeys != nkeys)
-		error_keystore(status != KS_OK ? status : KS_MODULE_ERROR, reason, NULL);
-	snprintf(label, KS_MAX_LABEL, "nomp_crypt:%s:%s:%u", what.installation,
-			 what.tenant, what.generation);
-	remember_label(label);
-	return answer;
-}
-
-/* The column kek.keystore: where the KEK is. */
-static Datum
-keystore_datum(const CreateAnswer *answer)
-{
-	return CStringGetTextDatum(psprintf("pkcs11:serial=%s", answer->serial));
-}
-
-/*
- * nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int)
- *		returns setof (label text, keystore text, purpose text, version int,
- *					   key_id bytea, wrapped bytea, key_check bytea)
- *
- * A new KEK, provisional until this transaction has committed, with a first
- * data key for values and one for the index.
- */
-Datum
-nc_keystore_create(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	char		label[KS_MAX_LABEL];
-	CreateAnswer *answer;
-
-	InitMaterializedSRF(fcinfo, 0);
-	answer = create_kek(fcinfo, 2, label);
-	for (int i = 0; i < 2; i++)
-	{
-		KeySpec    *spec = &answer->keys[i];
-		Datum		values[7];
-		bool		nulls[7] = {false};
-
-		values[0] = CStringGetTextDatum(label);
-		values[1] = keystore_datum(answer);
-		values[2] = CStringGetTextDatum(i == 0 ? "values" : "index");
-		values[3] = Int32GetDatum(1);
-		values[4] = bytea_datum(spec->key_check, VALUE_KEY_ID_LEN);
-		values[5] = bytea_datum(spec->wrapped, spec->wrapped_len);
-		values[6] = bytea_datum(spec->key_check, KEY_CHECK_LEN);
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-	}
-	return (Datum) 0;
-}
-
-/*
- * nomp_crypt._keystore_create_kek(installation uuid, tenant uuid, generation int,
- *								   OUT label text, OUT keystore text)
- *
- * The same without data keys.
- */
-Datum
-nc_keystore_create_kek(PG_FUNCTION_ARGS)
-{
-	char		label[KS_MAX_LABEL];
-	CreateAnswer *answer = create_kek(fcinfo, 0, label);
-	TupleDesc	desc;
-	Datum		values[2];
-	bool		nulls[2] = {false, false};
-
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	values[0] = CStringGetTextDatum(label);
-	values[1] = keystore_datum(answer);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
-}
-
-/* nomp_crypt._keystore_confirm(installation uuid, label text) returns void */
+/* nomp_crypt._keystore_confirm(installation uuid, label text, serial text) returns void */
 Datum
 nc_keystore_confirm(PG_FUNCTION_ARGS)
 {
@@ -332,12 +150,12 @@ nc_keystore_confirm(PG_FUNCTION_ARGS)
 
 	put_uuid(x, PG_GETARG_UUID_P(0));
 	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
-	exchange(x, KS_OP_CONFIRM);
+	exchange(x, KS_OP_CONFIRM, keystore_store_arg(fcinfo, 2));
 	PG_RETURN_VOID();
 }
 
 /*
- * nomp_crypt._keystore_list(installation uuid)
+ * nomp_crypt._keystore_list(installation uuid, serial text)
  *		returns setof (label text, created timestamptz): provisional keys
  */
 Datum
@@ -355,7 +173,7 @@ nc_keystore_list(PG_FUNCTION_ARGS)
 
 		put_uuid(x, PG_GETARG_UUID_P(0));
 		wire_put_uint(&x->w, offset, 4);
-		exchange(x, KS_OP_LIST);
+		exchange(x, KS_OP_LIST, keystore_store_arg(fcinfo, 1));
 		total = (uint32) wire_get_uint(&x->r, 4);
 		n = (int) wire_get_uint(&x->r, 2);
 		for (int i = 0; i < n && !x->r.bad; i++)
@@ -378,8 +196,8 @@ nc_keystore_list(PG_FUNCTION_ARGS)
 }
 
 /*
- * nomp_crypt._keystore_remove(installation uuid, label text, seconds bigint)
- *		returns boolean
+ * nomp_crypt._keystore_remove(installation uuid, label text, seconds bigint,
+ *							   serial text) returns boolean
  *
  * Destroys one key that is provisional and at least that old; the helper
  * checks both.
@@ -388,13 +206,14 @@ Datum
 nc_keystore_remove(PG_FUNCTION_ARGS)
 {
 	Exchange   *x = new_exchange();
+	KeystoreRef store = keystore_store_arg(fcinfo, 3);
 	KsStatus	status;
 	bool		removed;
 
 	put_uuid(x, PG_GETARG_UUID_P(0));
 	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	wire_put_uint(&x->w, (uint64) Max(PG_GETARG_INT64(2), 0), 8);
-	status = try_exchange(x, KS_OP_REMOVE);
+	status = try_exchange(x, KS_OP_REMOVE, &store);
 	if (status == KS_REFUSED)	/* confirmed or too young by now */
 		PG_RETURN_BOOL(false);
 	if (status != KS_OK)
@@ -411,10 +230,10 @@ text_array(Datum *items, int n)
 }
 
 /*
- * nomp_crypt._keystore_see(installation uuid, tenant uuid,
+ * nomp_crypt._keystore_see(installation uuid, tenant uuid, keystore text,
  *							OUT serial text, OUT labels text[])
  *
- * Every key that the keystore has for a tenant, its canary found before and
+ * Every key that the keystore of that serial has for a tenant, its canary found before and
  * after.
  */
 Datum
@@ -436,7 +255,7 @@ nc_keystore_see(PG_FUNCTION_ARGS)
 		put_uuid(x, PG_GETARG_UUID_P(0));
 		put_uuid(x, PG_GETARG_UUID_P(1));
 		wire_put_uint(&x->w, (uint64) total, 4);
-		exchange(x, KS_OP_SEE);
+		exchange(x, KS_OP_SEE, keystore_store_arg(fcinfo, 2));
 		values[0] = CStringGetTextDatum(get_text(x));
 		n = (int) wire_get_uint(&x->r, 2);
 		labels = repalloc(labels, (total + n + 1) * sizeof(Datum));
@@ -472,7 +291,7 @@ nc_keystore_destroy(PG_FUNCTION_ARGS)
 		put_uuid(x, PG_GETARG_UUID_P(0));
 		put_uuid(x, PG_GETARG_UUID_P(1));
 		put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
-		exchange(x, KS_OP_DESTROY);
+		exchange(x, KS_OP_DESTROY, keystore_store_arg(fcinfo, 2));
 		n = (int) wire_get_uint(&x->r, 2);
 		labels = labels == NULL ? palloc((n + 1) * sizeof(Datum)) :
 			repalloc(labels, (total + n + 1) * sizeof(Datum));
@@ -498,7 +317,7 @@ nc_keystore_destroy_kek(PG_FUNCTION_ARGS)
 	put_uuid(x, PG_GETARG_UUID_P(0));
 	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
-	exchange(x, KS_OP_DESTROY_KEK);
+	exchange(x, KS_OP_DESTROY_KEK, keystore_store_arg(fcinfo, 2));
 	destroyed = wire_get_uint(&x->r, 1) != 0;
 	must_be_done(x);
 	PG_RETURN_BOOL(destroyed);
@@ -506,9 +325,9 @@ nc_keystore_destroy_kek(PG_FUNCTION_ARGS)
 
 /*
  * nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean,
- *							   OUT keys int, OUT obeyed int)
+ *							   serial text, OUT keys int, OUT obeyed int)
  *
- * Lets the tenant's keys be used in the keystore, or not.  It has so many
+ * Lets the tenant's keys be used in that keystore, or not.  It has so many
  * keys; so many of them are as they should be now.
  */
 Datum
@@ -524,7 +343,7 @@ nc_keystore_enable(PG_FUNCTION_ARGS)
 	put_uuid(x, PG_GETARG_UUID_P(0));
 	put_uuid(x, PG_GETARG_UUID_P(1));
 	wire_put_uint(&x->w, PG_GETARG_BOOL(2), 1);
-	exchange(x, KS_OP_ENABLE);
+	exchange(x, KS_OP_ENABLE, keystore_store_arg(fcinfo, 3));
 	for (int i = 0; i < 2; i++)
 		values[i] = Int32GetDatum((int32) wire_get_uint(&x->r, 2));
 	must_be_done(x);
@@ -532,18 +351,21 @@ nc_keystore_enable(PG_FUNCTION_ARGS)
 }
 
 /*
- * nomp_crypt._keystore_status(installation uuid)
+ * nomp_crypt._keystore_status(installation uuid, place int)
  *		returns (keystore text, state text, detail text, token text,
  *				 serial text, manufacturer text, model text,
  *				 software boolean, canary boolean)
  *
- * Never raises for a keystore in trouble: state says what is wrong.  detail
- * is for the superuser, who may read the log as well.
+ * The keystore at that place in the settings, from 1; all NULL if there is
+ * none.  Never raises for a keystore in trouble: state says what is wrong.
+ * detail is for the superuser, who may read the log as well.
  */
 Datum
 nc_keystore_status(PG_FUNCTION_ARGS)
 {
 	Exchange   *x = new_exchange();
+	KeystoreRef store = {{0}, PG_ARGISNULL(1) ? 0 : PG_GETARG_INT32(1) - 1};
+	const char *uri = stores_uri(store.place);
 	TupleDesc	desc;
 	Datum		values[9];
 	bool		nulls[9] = {false};
@@ -551,12 +373,14 @@ nc_keystore_status(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
+	if (uri == NULL)
+		PG_RETURN_NULL();
 	if (PG_ARGISNULL(0))
 		put_text(x, "");
 	else
 		put_uuid(x, PG_GETARG_UUID_P(0));
-	status = try_exchange(x, KS_OP_STATUS);
-	values[0] = CStringGetTextDatum(broker_keystore());
+	status = try_exchange(x, KS_OP_STATUS, &store);
+	values[0] = CStringGetTextDatum(uri);
 	values[1] = CStringGetTextDatum(status == KS_OK ? "ok" : keystore_status_text(status));
 	values[2] = CStringGetTextDatum(x->reason);
 	for (int i = 3; i < 9; i++)

@@ -60,16 +60,24 @@ bytea_datum(const uint8 *bytes, size_t len)
 	return PointerGetDatum(value);
 }
 
-/* Have it done; the key with its new wrapped form. */
+/* The keystore of a KEK, as its row names it. */
+static void
+take_keystore(FunctionCallInfo fcinfo, int i, char serial[KEYSPEC_SERIAL_MAX])
+{
+	if (!catalog_keystore_serial(text_to_cstring(PG_GETARG_TEXT_PP(i)), serial))
+		error_integrity();
+}
+
+/* Have it done, beginning in that keystore; the key with its new wrapped form. */
 static KeySpec *
-wrap(const WrapRequest *what)
+wrap(const WrapRequest *what, const KeystoreRef *store)
 {
 	KeySpec    *key = palloc(sizeof(KeySpec));
 	char		reason[REQUEST_REASON_MAX];
 	size_t		len;
 	KsStatus	status;
 
-	status = request_keystore(KS_OP_WRAP, (const uint8 *) what, sizeof(*what),
+	status = request_keystore(KS_OP_WRAP, store, (const uint8 *) what, sizeof(*what),
 							  (uint8 *) key, sizeof(*key), &len, reason);
 	if (status == KS_OK && len != sizeof(*key))
 		status = KS_MODULE_ERROR;
@@ -86,16 +94,17 @@ wrap(const WrapRequest *what)
 }
 
 /*
- * nomp_crypt._keystore_fresh(installation uuid, label text, tenant uuid,
- *							  purpose text, version int,
+ * nomp_crypt._keystore_fresh(installation uuid, keystore text, label text,
+ *							  tenant uuid, purpose text, version int,
  *							  OUT wrapped bytea, OUT key_check bytea)
  *
- * A new data key, wrapped by the KEK of that label.
+ * A new data key, wrapped by the KEK of that label in that keystore.
  */
 Datum
 nc_keystore_fresh(PG_FUNCTION_ARGS)
 {
 	WrapRequest what = {0};
+	KeystoreRef store = {{0}, 0};
 	KeySpec    *key;
 	TupleDesc	desc;
 	Datum		values[2];
@@ -104,17 +113,19 @@ nc_keystore_fresh(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	uuid_text(PG_GETARG_UUID_P(0), what.installation);
-	take_text(fcinfo, 1, what.label, sizeof(what.label));
-	take_place(fcinfo, 2, &what.key.place);
-	key = wrap(&what);
+	take_keystore(fcinfo, 1, store.serial);
+	take_text(fcinfo, 2, what.label, sizeof(what.label));
+	take_place(fcinfo, 3, &what.key.place);
+	key = wrap(&what, &store);
 	values[0] = bytea_datum(key->wrapped, key->wrapped_len);
 	values[1] = bytea_datum(key->key_check, KEY_CHECK_LEN);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
 /*
- * nomp_crypt._keystore_rewrap(installation uuid, from_label text, confirm boolean,
- *							   label text, tenant uuid, purpose text, version int,
+ * nomp_crypt._keystore_rewrap(installation uuid, from_keystore text, from_label text,
+ *							   confirm boolean, keystore text, label text,
+ *							   tenant uuid, purpose text, version int,
  *							   wrapped bytea, key_check bytea) returns bytea
  *
  * A data key that the KEK "from_label" wraps, wrapped by the KEK "label".
@@ -125,17 +136,20 @@ Datum
 nc_keystore_rewrap(PG_FUNCTION_ARGS)
 {
 	WrapRequest what = {0};
+	KeystoreRef store = {{0}, 0};
 	KeySpec    *key;
 
 	uuid_text(PG_GETARG_UUID_P(0), what.installation);
-	take_text(fcinfo, 1, what.from, sizeof(what.from));
-	what.from_own_transaction = !PG_GETARG_BOOL(2);
-	take_text(fcinfo, 3, what.label, sizeof(what.label));
-	take_place(fcinfo, 4, &what.key.place);
-	what.key.wrapped_len = (uint16) take_bytes(fcinfo, 7, what.key.wrapped, KS_MAX_WRAPPED);
+	take_keystore(fcinfo, 1, store.serial);
+	take_text(fcinfo, 2, what.from, sizeof(what.from));
+	what.from_own_transaction = !PG_GETARG_BOOL(3);
+	take_keystore(fcinfo, 4, what.serial);
+	take_text(fcinfo, 5, what.label, sizeof(what.label));
+	take_place(fcinfo, 6, &what.key.place);
+	what.key.wrapped_len = (uint16) take_bytes(fcinfo, 9, what.key.wrapped, KS_MAX_WRAPPED);
 	if (what.from[0] == '\0' ||
-		take_bytes(fcinfo, 8, what.key.key_check, KEY_CHECK_LEN) != KEY_CHECK_LEN)
+		take_bytes(fcinfo, 10, what.key.key_check, KEY_CHECK_LEN) != KEY_CHECK_LEN)
 		error_integrity();
-	key = wrap(&what);
+	key = wrap(&what, &store);
 	PG_RETURN_DATUM(bytea_datum(key->wrapped, key->wrapped_len));
 }

@@ -40,6 +40,7 @@ typedef struct RequestSlot
 	uint64		serial;
 	Latch	   *owner;
 	KsOp		op;
+	KeystoreRef store;			/* that the request is for */
 	KsStatus	status;
 	char		reason[REQUEST_REASON_MAX];
 	uint64		epoch;			/* when the rows behind the request were read */
@@ -151,6 +152,7 @@ request_take(int i, TakenRequest *out)
 		slot->state = SLOT_TAKEN;
 		out->serial = slot->serial;
 		out->op = slot->op;
+		out->store = slot->store;
 		out->epoch = slot->epoch;
 		out->len = slot->len;
 		memcpy(out->body.bytes, slot->body.bytes, slot->len);
@@ -296,7 +298,8 @@ wait_for_state(RequestSlot *slot, SlotState state, int timeout_ms)
 
 /* Fill this backend's slot and wake the broker, which may be starting yet. */
 static KsStatus
-submit(RequestSlot *slot, KsOp op, const void *body, size_t len, uint64 epoch)
+submit(RequestSlot *slot, KsOp op, const KeystoreRef *store,
+	   const void *body, size_t len, uint64 epoch)
 {
 	if (len > REQUEST_BODY_MAX)
 		return KS_REFUSED;
@@ -308,6 +311,7 @@ submit(RequestSlot *slot, KsOp op, const void *body, size_t len, uint64 epoch)
 	SpinLockAcquire(&slot->mutex);
 	slot->serial++;
 	slot->op = op;
+	slot->store = *store;
 	slot->epoch = epoch;
 	slot->len = (uint32) len;
 	memcpy(slot->body.bytes, body, len);
@@ -322,8 +326,8 @@ submit(RequestSlot *slot, KsOp op, const void *body, size_t len, uint64 epoch)
  * what the broker said), or the broker is missing or late.  Interruptible.
  */
 static KsStatus
-ask(RequestSlot *slot, KsOp op, const void *body, size_t len, uint64 epoch,
-	char *reason)
+ask(RequestSlot *slot, KsOp op, const KeystoreRef *store,
+	const void *body, size_t len, uint64 epoch, char *reason)
 {
 	volatile KsStatus status;
 
@@ -335,7 +339,7 @@ ask(RequestSlot *slot, KsOp op, const void *body, size_t len, uint64 epoch,
 		/* a posted request, which nobody waits for, may not be taken yet */
 		if (slot->state == SLOT_SUBMITTED)
 			(void) wait_for_state(slot, SLOT_TAKEN, 1000);
-		status = submit(slot, op, body, len, epoch);
+		status = submit(slot, op, store, body, len, epoch);
 		/* a broker that is starting finds submitted slots by itself */
 		answered = wait_for_state(slot, SLOT_DONE,
 								  status == KS_OK ? keystore_timeout + 500 :
@@ -362,9 +366,11 @@ static KsStatus
 ask_for_key(const UnwrapRequest *what, uint64 epoch, WorkingKey *out, char *reason)
 {
 	RequestSlot *slot = &slots[MyProc->pgprocno];
+	KeystoreRef store = {{0}, 0};
 	KsStatus	status;
 
-	status = ask(slot, KS_OP_UNWRAP, what,
+	strlcpy(store.serial, what->serial, sizeof(store.serial));
+	status = ask(slot, KS_OP_UNWRAP, &store, what,
 				 offsetof(UnwrapRequest, keys) + what->nkeys * sizeof(KeySpec),
 				 epoch, reason);
 	if (status == KS_OK)
@@ -395,14 +401,14 @@ request_ahead(UnwrapRequest *what, uint64 epoch, WorkingKey *out, char *reason)
 
 /* Any other operation: bodies as in protocol.h. */
 KsStatus
-request_keystore(KsOp op, const uint8 *body, size_t len,
+request_keystore(KsOp op, const KeystoreRef *store, const uint8 *body, size_t len,
 				 uint8 *answer, size_t size, size_t *answer_len, char *reason)
 {
 	RequestSlot *slot = &slots[MyProc->pgprocno];
 	KsStatus	status;
 
 	*answer_len = 0;
-	status = ask(slot, op, body, len, 0, reason);
+	status = ask(slot, op, store, body, len, 0, reason);
 	if (status == KS_OK)
 	{
 		if (slot->len > size)
@@ -423,9 +429,9 @@ request_keystore(KsOp op, const uint8 *body, size_t len,
  * transaction, where nothing may fail; what is lost is found again later.
  */
 void
-request_post(KsOp op, const uint8 *body, size_t len)
+request_post(KsOp op, const KeystoreRef *store, const uint8 *body, size_t len)
 {
 	if (slots[MyProc->pgprocno].state == SLOT_SUBMITTED)
 		(void) wait_for_state(&slots[MyProc->pgprocno], SLOT_TAKEN, 200);
-	(void) submit(&slots[MyProc->pgprocno], op, body, len, 0);
+	(void) submit(&slots[MyProc->pgprocno], op, store, body, len, 0);
 }

@@ -66,6 +66,7 @@ static uint8_t body_buf[2 * KS_MAX_FRAME];
 static WireWriter body;
 static Reply reply;
 static int	patience = PATIENCE;
+static const char *expected_token = "";	/* what requests name; "" for any */
 
 /* ---- the helper ---- */
 
@@ -146,12 +147,13 @@ put_uint(uint64_t value, int width)
 static inline bool
 send_frame(Helper *h, uint64_t id, int op)
 {
-	static uint8_t frame[13 + sizeof(body_buf)];
+	static uint8_t frame[13 + 256 + sizeof(body_buf)];
 	WireWriter	w = {frame, sizeof(frame), 0, false};
 
-	wire_put_uint(&w, 9 + body.len, 4);
+	wire_put_uint(&w, 9 + 2 + strlen(expected_token) + body.len, 4);
 	wire_put_uint(&w, id, 8);
 	wire_put_uint(&w, (uint64_t) op, 1);
+	wire_put_str(&w, expected_token, strlen(expected_token));
 	wire_put(&w, body.buf, body.len);
 	return send_raw(h, frame, w.len);
 }

@@ -317,6 +317,14 @@ test_destroy(Helper *h, Helper *other, DataKey *good)
 	tap_ok(ask_strings(h, KS_OP_DESTROY, INST, SCHOOL, "") == KS_TOKEN_WRONG &&
 		   ask_strings(h, KS_OP_DESTROY, INST, SCHOOL, "0123456789abcdef") == KS_TOKEN_WRONG,
 		   "nothing is destroyed on a token of another serial number");
+	expected_token = "0123456789abcdef";
+	tap_ok(unwrap_one(h, KEK1, good) == KS_OTHER_TOKEN &&
+		   ask_strings(h, KS_OP_STATUS, INST, NULL, NULL) == KS_OTHER_TOKEN &&
+		   ask_strings(h, KS_OP_DESTROY, INST, SCHOOL, serial) == KS_OTHER_TOKEN,
+		   "what is for another token is refused");
+	expected_token = serial;
+	tap_ok(unwrap_one(h, KEK1, good) == KS_OK, "what is for this one is done");
+	expected_token = "";
 	tap_ok(unwrap_one(h, KEK1, good) == KS_OK, "so the key still works");
 	tap_ok(ask_strings(h, KS_OP_DESTROY, INST, SCHOOL, serial) == KS_OK &&
 		   wire_get_uint(&reply.r, 2) == 2 && strcmp(next_string(), KEK1) == 0,

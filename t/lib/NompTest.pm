@@ -24,6 +24,7 @@ our @EXPORT = qw(
   start_query end_query open_session says starts libpq_calls
   restart_helper tampered flips outcome
   cold_schools read_school school_reads kek_label broken_rules
+  serial_of shim_pid set_keystores
 );
 
 our $softhsm = '/usr/lib/softhsm/libsofthsm2.so';
@@ -123,6 +124,17 @@ sub set_keystore
 	$node->safe_psql('postgres',
 		"ALTER SYSTEM SET nomp_crypt.keystore = '$uri'");
 	$node->reload;
+	return;
+}
+
+# set_keystores(NODE, FIRST, OTHERS...): the same for all of them.
+sub set_keystores
+{
+	my ($node, $first, @others) = @_;
+
+	$node->safe_psql('postgres',
+		"ALTER SYSTEM SET nomp_crypt.other_keystores = '@others'");
+	set_keystore($node, $first);
 	return;
 }
 
@@ -423,6 +435,31 @@ sub broker_pid
 	);
 }
 
+# serial_of(DIR, LABEL): the serial number of make_token's token.
+sub serial_of
+{
+	my ($dir, $label) = @_;
+	my ($out, $err) = ('', '');
+
+	local $ENV{SOFTHSM2_CONF} = "$dir/softhsm2.conf";
+	IPC::Run::run([ 'softhsm2-util', '--show-slots' ],
+		'>', \$out, '2>', \$err)
+	  or die "softhsm2-util: $err";
+	$out =~
+	  /Serial number:\s+(\w+)(?:(?!Serial number).)*Label:\s+\Q$label\E\s*$/ms
+	  or die "no token $label";
+	return $1;
+}
+
+# shim_pid(): the helper that has loaded the shim last.
+sub shim_pid
+{
+	PostgreSQL::Test::Utils::slurp_file("$shim_dir/shim.report") =~
+	  /^pid (\d+)/
+	  or die 'no report of the shim';
+	return $1;
+}
+
 # helper_pid(NODE): the keystore helper, a child of the broker; undef if none.
 sub helper_pid
 {
@@ -459,11 +496,11 @@ sub server_pids
 sub crash
 {
 	my ($node) = @_;
-	my $helper = helper_pid($node);
+	my @helpers = children(broker_pid($node));
 	my $postmaster = postmaster_pid($node);
 
 	kill 'STOP', $postmaster;    # so that nobody reaps, forks or cleans up
-	my @pids = (children($postmaster), grep { defined } $helper);
+	my @pids = (children($postmaster), @helpers);
 	kill 'KILL', $postmaster, @pids;
 	$node->{_pid} = undef;
 	# not even zombies: a dead postmaster that is not reaped keeps its lock file

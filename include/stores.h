@@ -1,0 +1,48 @@
+/*
+ * stores.h
+ *		The keystores that are configured, and the broker's hold on each.
+ */
+#ifndef NOMP_STORES_H
+#define NOMP_STORES_H
+
+#include "helper_link.h"
+#include "keyspec.h"
+#include "outage.h"
+
+#define MAX_KEYSTORES		4
+#define MAX_PIN_STAMP		128
+
+/* One keystore, with a helper of its own.  Private to the broker. */
+typedef struct Store
+{
+	HelperLink	link;
+	char	   *uri;			/* empty if the setting is */
+	int			place;			/* in the settings, from 0 */
+	char		serial[KEYSPEC_SERIAL_MAX]; /* its token's; "" until it has said so */
+	char		pin_stamp[MAX_PIN_STAMP];	/* of a PIN file that was refused */
+	int64		next_start;
+	struct Job *current;		/* sent, not answered */
+	int			check_cursor;	/* where its background check is */
+	bool		checking;		/* one of its checks is under way */
+	bool		ask_serial;		/* when it is idle, though nobody waits */
+	Outage		outage;
+} Store;
+
+extern void stores_init(void);
+extern const char *stores_uri(int place);
+
+/* The broker.  In the order of the settings; the first is always there. */
+extern int	stores_count;
+extern Store *stores[MAX_KEYSTORES];
+
+/* No longer configured, with something to bring to its end; NULL: none. */
+extern Store *stores_leaving[MAX_KEYSTORES];
+
+extern void stores_arrange(bool (*drop) (Store *store));
+extern void stores_try_drop(int i, bool (*drop) (Store *store));
+extern Store *stores_holder(const char *serial);
+extern KsStatus store_ensure_helper(Store *store);
+extern void store_stop(Store *store);
+extern void store_kill(Store *store);
+
+#endif							/* NOMP_STORES_H */
