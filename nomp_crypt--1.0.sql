@@ -375,6 +375,10 @@ BEGIN
 			AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON nomp_crypt.%I
 			FOR EACH STATEMENT EXECUTE FUNCTION nomp_crypt._rows_changed()', remembered);
 		EXECUTE format('ALTER TABLE nomp_crypt.%I ENABLE ALWAYS TRIGGER rows_changed', remembered);
+		-- logical replication applies rows without a statement
+		EXECUTE format('CREATE TRIGGER rows_applied AFTER INSERT OR UPDATE OR DELETE ON nomp_crypt.%I
+			FOR EACH ROW EXECUTE FUNCTION nomp_crypt._rows_changed()', remembered);
+		EXECUTE format('ALTER TABLE nomp_crypt.%I ENABLE REPLICA TRIGGER rows_applied', remembered);
 	END LOOP;
 END
 $$;
@@ -960,7 +964,6 @@ DECLARE
 	open_case nomp_crypt.erasure;
 	new_case uuid := gen_random_uuid();
 BEGIN
-	PERFORM nomp_crypt._require_owner();
 	-- a stale repetition must not reach a new tenant of the same id
 	SELECT e.* INTO open_case FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
 	WHERE t.id = _erase_request.id AND e.reference = _erase_request.reference
@@ -973,10 +976,13 @@ BEGIN
 	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
 	SELECT * INTO open_case FROM nomp_crypt.erasure e
 	WHERE e.tenant = target AND e.state <> 'withdrawn';
-	IF FOUND THEN
-		IF open_case.state = 'destroyed' THEN
-			RAISE NOTICE 'tenant "%" was erased at %', _erase_request.id, open_case.destroyed_at;
-		END IF;
+	-- a finished case may have come by replication: what is left is this node's memory
+	IF FOUND AND open_case.state IN ('destroyed', 'certified') THEN
+		RAISE NOTICE 'tenant "%" was erased at %', _erase_request.id, open_case.destroyed_at;
+		RETURN open_case.case_id;
+	END IF;
+	PERFORM nomp_crypt._require_owner();
+	IF open_case.case_id IS NOT NULL THEN
 		RETURN open_case.case_id;
 	END IF;
 	IF _erase_request.reason IS NULL OR
@@ -1028,14 +1034,15 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_wipe(uuid) FROM PUBLIC;
 
--- Empty if the erasure may be executed now, else from when on.
+-- Empty if the erasure may be executed now, else from when on. NULL if it was.
 CREATE FUNCTION nomp_crypt._erase_due(case_id uuid) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(case_id);
 	due timestamptz := c.requested_at + nomp_crypt._erasure_grace();
 BEGIN
-	RETURN CASE WHEN c.state <> 'requested' OR clock_timestamp() >= due THEN '' ELSE due::text END;
+	RETURN CASE WHEN c.state IN ('destroyed', 'certified') THEN NULL
+		WHEN c.state <> 'requested' OR clock_timestamp() >= due THEN '' ELSE due::text END;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_due(uuid) FROM PUBLIC;
@@ -1645,9 +1652,10 @@ REVOKE ALL ON FUNCTION nomp_crypt._expire_submit(uuid) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._behind(lsn pg_lsn) RETURNS text
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	SELECT string_agg(who, ', ' ORDER BY who) FROM (
-		SELECT format('standby "%s"', coalesce(nullif(r.application_name, ''), r.pid::text))
-		FROM pg_stat_replication r
-		WHERE r.state IS DISTINCT FROM 'backup'
+		SELECT format('%s "%s"', CASE s.slot_type WHEN 'logical' THEN 'subscriber' ELSE 'standby' END,
+			coalesce(nullif(r.application_name, ''), r.pid::text))
+		FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+		WHERE r.state IS DISTINCT FROM 'backup' AND (s.database IS NULL OR s.database = current_database())
 			AND coalesce(r.replay_lsn, r.flush_lsn, r.write_lsn, '0/0') < $1
 		UNION ALL
 		SELECT format('slot "%s"', s.slot_name) FROM pg_replication_slots s
@@ -1913,6 +1921,9 @@ SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_securit
 DECLARE
 	idx record;
 	statement text;
+	-- an index of a parent has no rows of children, but of partitions
+	relation text := (SELECT CASE WHEN c.relkind = 'p' THEN '' ELSE 'ONLY ' END || of_table
+		FROM pg_class c WHERE c.oid = of_table);
 BEGIN
 	FOR idx IN
 		SELECT i.indexrelid::regclass AS index_name,
@@ -1920,8 +1931,7 @@ BEGIN
 				ELSE format('o.%1$I OPERATOR(%2$I.%3$s) m.%1$I', a.attname, n.nspname, op.oprname) END, ' AND ') AS matches,
 			string_agg(format('m.%I', a.attname), ', ') FILTER (WHERE a.attname <> tenant_column) AS keys,
 			string_agg(format('m.%I IS NOT NULL', a.attname), ' AND ')
-				FILTER (WHERE a.attname <> tenant_column) AS present,
-			i.indnullsnotdistinct AS nulls_too
+				FILTER (WHERE a.attname <> tenant_column) AS present
 		FROM pg_index i
 		CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY k(attnum, opclass, place)
 		JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
@@ -1932,7 +1942,7 @@ BEGIN
 		JOIN pg_namespace n ON n.oid = op.oprnamespace
 		WHERE i.indrelid = of_table AND i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL
 			AND k.place <= i.indnkeyatts
-		GROUP BY i.indexrelid, i.indnullsnotdistinct
+		GROUP BY i.indexrelid
 		HAVING bool_or(a.attname = tenant_column OR nomp_crypt._holds_values(a.atttypid))
 	LOOP
 		-- as the rows would be; the row type gives the columns their modifiers
@@ -1941,13 +1951,13 @@ BEGIN
 				SELECT %1$s AS "nomp_crypt row", nomp_crypt._reencrypt(t, $1, -1) AS new
 				FROM %2$s t WHERE (%3$s) AND t.%4$I IS DISTINCT FROM $1::%5$s),
 			m AS (SELECT "nomp_crypt row", (new).* FROM moved)$q$,
-			nomp_crypt._row_name(of_table, 't'), of_table, condition, tenant_column,
+			nomp_crypt._row_name(of_table, 't'), relation, condition, tenant_column,
 			(SELECT format_type(a.atttypid, NULL) FROM pg_attribute a
 			 WHERE a.attrelid = of_table AND a.attname = tenant_column));
 		RETURN QUERY EXECUTE format($q$%s
 			SELECT 'Row ' || m."nomp_crypt row" || ' would collide with row ' || %s || ' in ' || %L || '.'
 			FROM m JOIN %s o ON %s LIMIT 20$q$,
-			statement, nomp_crypt._row_name(of_table, 'o'), idx.index_name, of_table, idx.matches)
+			statement, nomp_crypt._row_name(of_table, 'o'), idx.index_name, relation, idx.matches)
 		USING to_tenant;
 		RETURN QUERY EXECUTE format($q$%s
 			SELECT 'Rows ' || string_agg(m."nomp_crypt row", ', ' ORDER BY m."nomp_crypt row") || ' would collide in ' || %L || '.'
@@ -2069,6 +2079,16 @@ LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_rotate_index_key';
 REVOKE ALL ON FUNCTION nomp_crypt.rotate_index_key(text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- Foreign tables
+-- ---------------------------------------------------------------------------
+
+-- postgres_fdw's handler, for a wrapper whose tables send and receive values
+-- as they are stored, inside a tenant too. Raises 58P01 without postgres_fdw.
+CREATE FUNCTION nomp_crypt.postgres_fdw_handler() RETURNS fdw_handler
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_postgres_fdw_handler';
+REVOKE ALL ON FUNCTION nomp_crypt.postgres_fdw_handler() FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Watching: statistics of this node, and health(). For superusers, for
 -- administrators and for members of pg_monitor; no secret, no path, no value.
 -- ---------------------------------------------------------------------------
@@ -2120,7 +2140,7 @@ CREATE FUNCTION nomp_crypt._server_facts(OUT library text, OUT broker boolean, O
 	OUT cores boolean, OUT swap boolean, OUT register_beside_data boolean)
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_server_facts';
 REVOKE ALL ON FUNCTION nomp_crypt._server_facts() FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._pin_file(OUT trouble text, OUT changed timestamptz)
+CREATE FUNCTION nomp_crypt._pin_file(OUT trouble text, OUT changed timestamptz) RETURNS SETOF record
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_pin_file';
 REVOKE ALL ON FUNCTION nomp_crypt._pin_file() FROM PUBLIC;
 
@@ -2214,7 +2234,7 @@ BEGIN
 			advice := 'Raise nomp_crypt.max_cached_keys (restart), unless few of the schools are in use at a time.';
 		END IF;
 	WHEN 'credentials' THEN
-		SELECT * INTO found_row FROM nomp_crypt._pin_file();
+		SELECT * INTO found_row FROM nomp_crypt._pin_file() p ORDER BY p.trouble NULLS LAST, p.changed LIMIT 1;
 		IF found_row.trouble IS NOT NULL THEN
 			severity := 'critical';
 			detail := 'the PIN file ' || found_row.trouble;
@@ -2314,7 +2334,8 @@ BEGIN
 		END IF;
 	WHEN 'provisional_keys' THEN
 		IF reachable THEN
-			SELECT count(*) INTO n FROM nomp_crypt._keystore_list((facts ->> 'installation')::uuid) l
+			SELECT count(*) INTO n FROM nomp_crypt._keystores((facts ->> 'installation')::uuid) k,
+				nomp_crypt._keystore_list((facts ->> 'installation')::uuid, k.serial) l
 			WHERE l.created < clock_timestamp() - interval '1 hour';
 			IF n > 0 THEN
 				severity := 'info';

@@ -55,7 +55,6 @@ extern Job *jobs_new_probe(struct Store *store);
 extern void jobs_take(Job *job);
 extern void jobs_put_first(Job *job);
 extern void jobs_redirect(Job *job, const char *serial);
-extern void jobs_count(void);
 extern bool jobs_wanted(const Job *job);
 extern void jobs_finish(Job *job, KsStatus status, const char *reason,
 						const uint8 *answer, size_t len, const WorkingKey *key);

@@ -10,7 +10,7 @@
 #include "datatype/timestamp.h"
 #include "protocol.h"
 
-#define KEYSTAT_KEYSTORES	4	/* by their place in the settings */
+#define KEYSTAT_KEYSTORES	4	/* by place in the settings */
 
 typedef enum KeystatCall
 {
@@ -63,6 +63,6 @@ extern bool keystat_done(int keystore, KsOp op, bool is_check, KsStatus status,
 extern void keystat_not_sent(int keystore, KsStatus status);
 extern void keystat_renewed(int keystore, int keys);
 extern void keystat_helper_started(int keystore);
-extern void keystat_queue(int length);
+extern void keystat_queue(int keystore, int length);
 
 #endif							/* NOMP_KEYSTAT_H */

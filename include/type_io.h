@@ -74,6 +74,18 @@ typedef enum LiteralMode
 	LITERALS_CHECKED			/* for syntax: each stands for any value */
 } LiteralMode;
 
+/*
+ * While rows of a foreign table are converted, text is ciphertext, whatever the
+ * session (foreign.c); the table's owner is asked for the right to load it.
+ */
+typedef struct TypeWire
+{
+	bool		as_stored;
+	Oid			owner;			/* InvalidOid: the current role is asked */
+} TypeWire;
+
+extern TypeWire type_wire;
+
 extern LiteralMode type_literal_mode;
 extern void type_refuse_literal(void) pg_attribute_noreturn();
 

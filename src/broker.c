@@ -392,9 +392,7 @@ nomp_crypt_broker_main(Datum arg)
 		attend_stores(now);
 		jobs_collect();
 		run_checks(now);
-		jobs_count();
 		start_jobs();
-		jobs_count();
 		wait_for_events();
 		ResetLatch(MyLatch);
 	}

@@ -17,13 +17,12 @@
 #include "utils/memutils.h"
 #include "warmer.h"
 
+StaticAssertDecl(KEYSTAT_KEYSTORES == MAX_KEYSTORES, "a row for each");
 StaticAssertDecl(sizeof(CreateAnswer) <= REQUEST_BODY_MAX,
 				 "an answer must fit into a slot");
 StaticAssertDecl(sizeof(CreateRequest) <= REQUEST_BODY_MAX,
 				 "a request must fit into a slot");
 
-StaticAssertDecl(KEYSTAT_KEYSTORES == MAX_KEYSTORES,
-				 "every keystore must be counted");
 StaticAssertDecl(sizeof(WrapRequest) <= REQUEST_BODY_MAX,
 				 "a request must fit into a slot");
 
@@ -57,31 +56,28 @@ add_waiter(Job *job, int slot, uint64 serial)
 	job->waiters = waiter;
 }
 
+/* The place of the keystore that a job is for, as far as is known. */
+static int
+place_of(const Job *job)
+{
+	const Store *store = stores_holder(job->ref.serial);
+
+	if (store != NULL)
+		return store->place;
+	return job->ref.serial[0] == '\0' ? Min(job->ref.place, MAX_KEYSTORES - 1) : 0;
+}
+
 static void
 count_outcome(const Job *job, KsStatus status)
 {
-	int			place = job->store != NULL ? job->store->place : job->ref.place;
-
-	if (job->sent_at != 0)
+	if (job->store != NULL && job->sent_at != 0)
 	{
-		if (keystat_done(place, job->op, job->is_check, status,
+		if (keystat_done(job->store->place, job->op, job->is_check, status,
 						 lease_boot_now() - job->sent_at))
 			warmer_launch_soon();	/* it is back after an outage */
 	}
 	else if (jobs_wanted(job))
-		keystat_not_sent(place, status);
-}
-
-/* Note how many wait to be sent. */
-void
-jobs_count(void)
-{
-	dlist_iter	iter;
-	int			n = 0;
-
-	dlist_foreach(iter, &jobs_waiting)
-		n++;
-	keystat_queue(n);
+		keystat_not_sent(place_of(job), status);
 }
 
 /* Count a job, answer all who wait for it, and forget it. */
@@ -191,6 +187,19 @@ enqueue(int slot, const TakenRequest *taken)
 	add_waiter(job, slot, taken->serial);
 }
 
+/* How many jobs wait for each keystore. */
+static void
+count_waiting(void)
+{
+	int			waiting[MAX_KEYSTORES] = {0};
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &jobs_waiting)
+		waiting[place_of(dlist_container(Job, node, iter.cur))]++;
+	for (int i = 0; i < MAX_KEYSTORES; i++)
+		keystat_queue(i, waiting[i]);
+}
+
 /* Take every submitted request. */
 void
 jobs_collect(void)
@@ -202,6 +211,7 @@ jobs_collect(void)
 		if (request_take(i, &taken))
 			enqueue(i, &taken);
 	}
+	count_waiting();
 }
 
 /* Ask for a key in use again, on behalf of one keystore's background check. */

@@ -15,6 +15,9 @@
  *		          seen, in one keystore after the other;
  *		          tombstone                                | wipe
  *
+ * A case that is finished, here or at the publisher that sent it, only has this
+ * node's memory wiped.
+ *
  * An invoker procedure, because a definer one cannot commit.
  */
 #include "postgres.h"
@@ -62,7 +65,8 @@ erase_init(void)
 Datum
 nc_require_synced(PG_FUNCTION_ARGS)
 {
-	XLogRecPtr	lsn = PG_GETARG_LSN(0);
+	/* a case that was restored from a dump has another server's position */
+	XLogRecPtr	lsn = Min(PG_GETARG_LSN(0), GetFlushRecPtr(NULL));
 	XLogRecPtr	flushed;
 
 	if (max_wal_senders == 0 || SyncRepStandbyNames == NULL || SyncRepStandbyNames[0] == '\0')
@@ -129,11 +133,12 @@ nc_erase_tenant(PG_FUNCTION_ARGS)
 
 	due = steps_run("SELECT nomp_crypt._erase_due($1::pg_catalog.uuid)", 1, args);
 	steps_commit();
-	if (due != NULL && due[0] != '\0')
+	if (due == NULL || due[0] != '\0')
 	{
-		ereport(NOTICE,
-				(errmsg("the tenant is suspended; its erasure can be executed from %s on", due),
-				 errhint("Call erase_tenant again then.")));
+		if (due != NULL)
+			ereport(NOTICE,
+					(errmsg("the tenant is suspended; its erasure can be executed from %s on", due),
+					 errhint("Call erase_tenant again then.")));
 		SPI_finish();
 		PG_RETURN_VOID();
 	}

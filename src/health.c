@@ -132,7 +132,7 @@ pin_path(const char *uri)
 	return path;
 }
 
-/* What is wrong with a PIN file, or NULL; and since when it is as it is. */
+/* What is wrong with a PIN file, or NULL and since when it is as it is. */
 static const char *
 pin_trouble(const char *path, TimestampTz *changed)
 {
@@ -151,38 +151,35 @@ pin_trouble(const char *path, TimestampTz *changed)
 }
 
 /*
- * nomp_crypt._pin_file(OUT trouble text, OUT changed timestamptz)
+ * nomp_crypt._pin_file() returns setof (trouble text, changed timestamptz)
  *
- * The keystores' PIN files: what is wrong with owner or permissions of one,
- * if anything is, and since when the oldest is as it is.  NULL, NULL if there
- * are none.  The helper refuses a file in trouble, but only when it reads it
- * next.
+ * One row for each keystore with a PIN file: what is wrong with its owner or
+ * permissions, if anything is, and since when it is as it is.  The helper
+ * refuses a file in trouble, but only when it reads it next.
  */
 Datum
 nc_pin_file(PG_FUNCTION_ARGS)
 {
-	TimestampTz oldest = DT_NOEND;
-	const char *trouble = NULL;
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	const char *uri;
-	TupleDesc	desc;
-	Datum		values[2] = {0};
-	bool		nulls[2] = {true, true};
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	for (int place = 0; trouble == NULL && (uri = stores_uri(place)) != NULL; place++)
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; (uri = stores_uri(i)) != NULL; i++)
 	{
 		char	   *path = pin_path(uri);
-		TimestampTz changed = DT_NOEND;
+		TimestampTz changed = 0;
+		const char *trouble;
+		Datum		values[2];
+		bool		nulls[2];
 
-		if (path != NULL)
-			trouble = pin_trouble(path, &changed);
-		oldest = Min(oldest, changed);
+		if (path == NULL)
+			continue;
+		trouble = pin_trouble(path, &changed);
+		nulls[0] = trouble == NULL;
+		nulls[1] = trouble != NULL;
+		values[0] = trouble != NULL ? CStringGetTextDatum(trouble) : (Datum) 0;
+		values[1] = TimestampTzGetDatum(changed);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
-	nulls[0] = trouble == NULL;
-	if (trouble != NULL)
-		values[0] = CStringGetTextDatum(trouble);
-	nulls[1] = trouble != NULL || oldest == DT_NOEND;
-	values[1] = TimestampTzGetDatum(oldest);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+	return (Datum) 0;
 }

@@ -31,6 +31,8 @@ typedef struct Counters
 	pg_atomic_uint64 failures[KEYSTAT_FAILURES];
 	pg_atomic_uint64 renewals;
 	pg_atomic_uint64 helper_starts;
+	pg_atomic_uint64 queue;
+	pg_atomic_uint64 queue_longest;
 	pg_atomic_uint64 max;
 	pg_atomic_uint64 last_ok;
 	pg_atomic_uint64 last_failed;
@@ -40,8 +42,6 @@ typedef struct Counters
 typedef struct KeystatShared
 {
 	TimestampTz since;
-	pg_atomic_uint64 queue;		/* for all keystores */
-	pg_atomic_uint64 queue_longest;
 	Counters	keystores[KEYSTAT_KEYSTORES];
 } KeystatShared;
 
@@ -240,10 +240,10 @@ keystat_helper_started(int keystore)
 }
 
 void
-keystat_queue(int length)
+keystat_queue(int keystore, int length)
 {
-	pg_atomic_write_u64(&shared->queue, length);
-	raise_to(&shared->queue_longest, length);
+	pg_atomic_write_u64(&shared->keystores[keystore].queue, length);
+	raise_to(&shared->keystores[keystore].queue_longest, length);
 }
 
 /* ---- everybody's ---- */
@@ -261,8 +261,8 @@ keystat_view(int keystore, KeystatView *out)
 		out->failures[i] = pg_atomic_read_u64(&counters->failures[i]);
 	out->renewals = pg_atomic_read_u64(&counters->renewals);
 	out->helper_starts = pg_atomic_read_u64(&counters->helper_starts);
-	out->queue = pg_atomic_read_u64(&shared->queue);
-	out->queue_longest = pg_atomic_read_u64(&shared->queue_longest);
+	out->queue = pg_atomic_read_u64(&counters->queue);
+	out->queue_longest = pg_atomic_read_u64(&counters->queue_longest);
 	out->max = (int64) pg_atomic_read_u64(&counters->max);
 	out->last_ok = (TimestampTz) pg_atomic_read_u64(&counters->last_ok);
 	out->last_failed = (TimestampTz) pg_atomic_read_u64(&counters->last_failed);

@@ -44,6 +44,7 @@
 NC_FUNCTION(nc_reencrypt_table);
 
 #define NOTICE_EVERY	(30 * USECS_PER_SEC)
+#define MAX_FRUITLESS	3		/* others may have been quicker, but not always */
 #define NAP				200		/* milliseconds between looks at others */
 
 typedef struct Job
@@ -226,6 +227,7 @@ static int64
 further_passes(Job *job)
 {
 	TimestampTz last_success = GetCurrentTimestamp();
+	int			fruitless = 0;
 
 	progress_phase("looking for what is left", "blocks", 0);
 	for (;;)
@@ -240,9 +242,13 @@ further_passes(Job *job)
 		if (left == 0)
 			return 0;
 		if (job->counts.rows > rows_before)
+		{
 			last_success = GetCurrentTimestamp();
-		else if (job->counts.locked == 0 ||
-				 GetCurrentTimestamp() - last_success > job->patience)
+			fruitless = 0;
+		}
+		else if (job->counts.locked > 0 ?
+				 GetCurrentTimestamp() - last_success > job->patience :
+				 ++fruitless == MAX_FRUITLESS)
 			return left;
 		if (job->counts.locked > 0)
 		{

@@ -250,7 +250,8 @@ rows_current_key(const pg_uuid_t *tenant, bool is_index, KeyFacts *facts)
 /*
  * nomp_crypt._rows_changed() returns trigger
  *
- * Once for each statement that changes one of the tables above.
+ * Once for each statement that changes one of the tables above, and for each
+ * row that logical replication applies to them.
  */
 Datum
 nc_rows_changed(PG_FUNCTION_ARGS)

@@ -14,7 +14,6 @@
 #include "keyring.h"
 #include "keystat.h"
 #include "request.h"
-#include "stores.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
@@ -22,6 +21,12 @@
 NC_FUNCTION(nc_stat_keystore);
 NC_FUNCTION(nc_stat_keyring);
 NC_FUNCTION(nc_keyring_uses);
+
+/* The setting that names each keystore, and where in it. */
+static const char *const keystores[KEYSTAT_KEYSTORES] = {
+	"nomp_crypt.keystore", "nomp_crypt.other_keystores, 1",
+	"nomp_crypt.other_keystores, 2", "nomp_crypt.other_keystores, 3"
+};
 
 /* A row under construction. */
 typedef struct Row
@@ -67,11 +72,11 @@ nc_stat_keystore(PG_FUNCTION_ARGS)
 		Row			row = {0};
 		KeystatView view;
 
-		if (stores_uri(k) == NULL)
-			break;
 		keystat_view(k, &view);
-		row.values[row.n++] = CStringGetTextDatum(k == 0 ? "nomp_crypt.keystore" :
-												  psprintf("nomp_crypt.other_keystores %d", k));
+		/* a place that was never configured */
+		if (k > 0 && view.helper_starts == 0 && view.last_failed == 0)
+			continue;
+		row.values[row.n++] = CStringGetTextDatum(keystores[k]);
 		for (int i = 0; i < KEYSTAT_CALLS; i++)
 			put_count(&row, view.calls[i]);
 		put_count(&row, view.renewals);
@@ -83,7 +88,7 @@ nc_stat_keystore(PG_FUNCTION_ARGS)
 		put_ms(&row, view.max);
 		put_count(&row, view.queue);
 		put_count(&row, view.queue_longest);
-		put_count(&row, request_num_waiting());
+		put_count(&row, k == 0 ? request_num_waiting() : 0);
 		put_count(&row, view.helper_starts > 0 ? view.helper_starts - 1 : 0);
 		put_time(&row, view.last_ok);
 		put_time(&row, view.last_failed);

@@ -17,6 +17,7 @@ use NompTest;
 use PatroniTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use Procedures;
 use Test::More;
 
 my @living = qw(norr söder öster);
@@ -123,20 +124,19 @@ sub states_stay
 
 # ---- switchover ----
 
-patronictl(
-	'switchover', '--master', 'site1', '--candidate',
-	'site2', '--force', 'nomp');
-wait_for_leader($second);
-pass('switchover: the second node leads');
+{
+	my @said = run_procedure(
+		'switchover',
+		{ operator => $first, site2 => $second },
+		'/etc/patroni/config.yml' => $first->basedir . '/node.yml');
+
+	wait_for_leader($second);
+	like($said[-1], qr/ok\s*\|\s*t/, 'switchover: the second node leads');
+}
 states_stay($second, 'after the switchover');
 client_goes_on('after the switchover');
 is(sqlstate($second, "SELECT nomp_crypt.create_tenant('new')"),
-	'55000', 'it makes no keys of its own accord');
-is(erase($second, 'cold'), '55000', 'nor destroys any');
-is(sqlstate($second, 'SELECT nomp_crypt.adopt_keystore()'),
-	'', 'it adopts the keystore when told');
-is(sqlstate($second, "SELECT nomp_crypt.create_tenant('new')"),
-	'', 'and then makes keys');
+	'', 'it has adopted the keystore and makes keys');
 
 # ---- the machine dies while the keystore is away ----
 
@@ -155,8 +155,12 @@ shim_says();
 wait_until(sub { school_reads($first, 'cold') eq 'Anna i cold' },
 	'the keystore to be back');
 pass('when the keystore is back, so is that school');
+like(
+	(run_procedure('failover', { leader => $first }))[-1],
+	qr/^ok\|t\n.*requested\|test\|\|requested$/s,
+	'the case that was requested on the other node is listed');
 is(sqlstate($first, "SELECT nomp_crypt.create_tenant('newer')"),
-	'', 'a node that was adopted once makes keys again');
+	'', 'and keys are made here again');
 
 # ---- the machine comes back, and the keystore goes during a switchover ----
 

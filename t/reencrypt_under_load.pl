@@ -134,11 +134,11 @@ sub phase
 
 	one("SELECT nomp_crypt.rotate_tenant('$_')") for @schools;
 	my $call = start_query($node,
-		"CALL nomp_crypt.reencrypt('pupil', batch_size => 10, delay => '10 ms')"
+		"CALL nomp_crypt.reencrypt('pupil', batch_size => 20, delay => '1 second')"
 	);
 	wait_until(
 		sub {
-			one('SELECT count(*) FROM nomp_crypt.progress WHERE done > 10') >
+			one('SELECT count(*) FROM nomp_crypt.progress WHERE done > 3') >
 			  0;
 		},
 		'some blocks to be done');

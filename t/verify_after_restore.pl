@@ -167,6 +167,21 @@ $node->safe_psql('postgres', <<'SQL');
 UPDATE nomp_crypt.tenant_key k SET wrapped = o.wrapped FROM kept o WHERE o.key_id = k.key_id;
 SQL
 
+# And one that does not even fit its own id.
+$node->safe_psql('postgres', <<'SQL');
+UPDATE nomp_crypt.tenant_key k SET key_check = set_byte(key_check, 0, get_byte(key_check, 0) # 1)
+FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant AND t.id = 'b' AND k.purpose = 'values';
+SQL
+($problems, $said) = verify($node);
+like(
+	$said,
+	qr/name, damaged: 10 in rows/,
+	'a row that contradicts itself is nobody\'s key');
+like($said, qr/name, tenant "a", opens: 7/, 'the others open');
+$node->safe_psql('postgres', <<'SQL');
+UPDATE nomp_crypt.tenant_key k SET key_check = o.key_check FROM kept o WHERE o.key_id = k.key_id;
+SQL
+
 # A keystore that is away: that says nothing about values.
 set_keystore($node, '');
 $node->restart;

@@ -12,8 +12,8 @@ use warnings;
 use Exporter 'import';
 use FindBin;
 use HTTP::Tiny;
-use JSON::PP ();
 use NompTest;
+use POSIX ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 
@@ -36,7 +36,8 @@ sub spawn
 		open STDIN, '<', '/dev/null' or POSIX::_exit(126);
 		open STDOUT, '>>', $log or POSIX::_exit(126);
 		open STDERR, '>&', \*STDOUT or POSIX::_exit(126);
-		exec @command or POSIX::_exit(127);
+		# not to be left behind by a test that is killed
+		exec 'setpriv', '--pdeathsig', 'KILL', @command or POSIX::_exit(127);
 	}
 	$pids{$name} = $pid;
 	return;
