@@ -2334,7 +2334,8 @@ BEGIN
 		END IF;
 	WHEN 'provisional_keys' THEN
 		IF reachable THEN
-			SELECT count(*) INTO n FROM nomp_crypt._keystore_list((facts ->> 'installation')::uuid) l
+			SELECT count(*) INTO n FROM nomp_crypt._keystores((facts ->> 'installation')::uuid) k,
+				nomp_crypt._keystore_list((facts ->> 'installation')::uuid, k.serial) l
 			WHERE l.created < clock_timestamp() - interval '1 hour';
 			IF n > 0 THEN
 				severity := 'info';
