@@ -1645,9 +1645,10 @@ REVOKE ALL ON FUNCTION nomp_crypt._expire_submit(uuid) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._behind(lsn pg_lsn) RETURNS text
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	SELECT string_agg(who, ', ' ORDER BY who) FROM (
-		SELECT format('standby "%s"', coalesce(nullif(r.application_name, ''), r.pid::text))
-		FROM pg_stat_replication r
-		WHERE r.state IS DISTINCT FROM 'backup'
+		SELECT format('%s "%s"', CASE s.slot_type WHEN 'logical' THEN 'subscriber' ELSE 'standby' END,
+			coalesce(nullif(r.application_name, ''), r.pid::text))
+		FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+		WHERE r.state IS DISTINCT FROM 'backup' AND (s.database IS NULL OR s.database = current_database())
 			AND coalesce(r.replay_lsn, r.flush_lsn, r.write_lsn, '0/0') < $1
 		UNION ALL
 		SELECT format('slot "%s"', s.slot_name) FROM pg_replication_slots s

@@ -230,6 +230,11 @@ $node->wait_for_catchup($standby);
 	one("SELECT pg_create_physical_replication_slot('away', true)");
 	one("SELECT pg_create_logical_replication_slot('subscriber', 'test_decoding')"
 	);
+	# another database's subscribers have none of these rows
+	one('CREATE DATABASE elsewhere');
+	$node->safe_psql('elsewhere',
+		"SELECT pg_create_logical_replication_slot('elsewhere', 'test_decoding')"
+	);
 	rewrap('school');
 	$old = kek_of('school', 2);
 	one("SELECT nomp_crypt._expire_submit($old)");
@@ -241,6 +246,7 @@ $node->wait_for_catchup($standby);
 	one("SELECT pg_drop_replication_slot('away')");
 	is(sqlstate($node, "SELECT nomp_crypt._expire_destroy($old)"),
 		'55000', 'one is enough');
+
 	one("SELECT count(*) FROM pg_logical_slot_get_changes('subscriber', NULL, NULL)"
 	);
 
@@ -250,6 +256,8 @@ $node->wait_for_catchup($standby);
 		'1 destroyed, 2 destroyed, 3 active; token: 3',
 		'and destroys both');
 	one("SELECT pg_drop_replication_slot('subscriber')");
+	$node->safe_psql('elsewhere',
+		"SELECT pg_drop_replication_slot('elsewhere')");
 	is(reading('school'), 'Anna', 'the primary reads');
 	# the standby's background check finds the old KEK gone, and makes no fuss
 	is(says($busy, ''), '|slept', 'a busy session on the standby lives');

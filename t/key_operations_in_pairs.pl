@@ -115,8 +115,8 @@ my @under_way = (
 	[ 'suspend', 'erase', '', 'NC001' ],
 	[ 'erase', 'read', 'NC002', 'NC001' ],
 	[ 'erase', 'write', 'NC002', 'NC001' ],
-	[ 'erase', 'rotate', 'NC002', 'NC001' ],
-	[ 'erase', 'rewrap', 'NC002', 'NC001' ],
+	[ 'erase', 'rotate', 'NC002 or NC001', 'NC001' ],
+	[ 'erase', 'rewrap', 'NC002 or NC001', 'NC001' ],
 	[ 'erase', 'suspend', '55000 or NC001', 'NC001' ],
 	[ 'erase', 'erase', '', 'NC001' ]);
 

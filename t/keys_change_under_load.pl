@@ -17,6 +17,8 @@ use Test::More;
 my @crash_schools = qw(made half committed prepared);
 my $node = nomp_node('primary', allows_streaming => 1);
 my $dir = $node->{nomp_dir};
+my $uri = keystore_uri($dir, 'nomp', shim_module($dir));
+$node->append_conf('postgresql.conf', "nomp_crypt.keystore = '$uri'");
 $node->start;
 create_nomp($node, 'busy', 'twins', @crash_schools);
 
@@ -325,6 +327,35 @@ sub rewrapped_ok
 	restart_helper($node);
 	is(join('', end_query($query)),
 		2, 'a helper that dies is replaced, and the call goes on');
+
+	# a module that crashes, fails or lies on the way
+	for my $trouble (
+		'C_Encrypt crash once',
+		'C_Decrypt crash once',
+		'C_Encrypt rv=0x30 once')
+	{
+		shim_says($trouble);
+		like(outcome($node, "SELECT nomp_crypt.rewrap_tenant('half')"),
+			qr/^\d$/, "$trouble: the call goes on");
+	}
+	my $keys = keys_of('half');
+	for my $trouble (
+		'C_Encrypt rv=0x30',
+		'C_Decrypt rv=0x40',
+		'iv hidden', 'iv zero')
+	{
+		shim_says($trouble);
+		is(sqlstate($node, "SELECT nomp_crypt.rewrap_tenant('half')"),
+			'NC004', "$trouble: no KEK is taken");
+		is(sqlstate($node, "SELECT nomp_crypt.rotate_tenant('half')"),
+			'NC004', "$trouble: nor a data key");
+	}
+	shim_says();
+	is(keys_of('half'), $keys, 'the keys are what they were');
+	one("SELECT nomp_crypt._wipe(uuid) FROM nomp_crypt.tenants WHERE id = 'half'"
+	);
+	is(reading('half'), 'Anna i half', 'and open');
+
 	rename "$dir/pin", "$dir/pin.away" or die $!;
 	restart_helper($node);
 	is(sqlstate($node, "SELECT nomp_crypt.rotate_tenant('made')"),
