@@ -1794,6 +1794,51 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.migrate_tenant(text, text) FROM PUBLIC;
 
+-- A person says that a token is no more, and that its keys were restored to
+-- another, which is configured: the keys that are seen there are on record
+-- there from now on. Others stay as they are, with a warning. Returns how many
+-- are. Raises 42704, 55000 if the old token is configured, NC004.
+CREATE FUNCTION nomp_crypt.replace_keystore(old_serial text, new_serial text) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	mine uuid := nomp_crypt._require_owner();
+	target text := nomp_crypt._migration_target(coalesce(new_serial, ''));
+	school uuid;
+	seen record;
+	moved bigint := 0;
+	now_moved bigint;
+	missing bigint;
+BEGIN
+	IF EXISTS (SELECT FROM nomp_crypt._keystores(mine) k WHERE k.serial = old_serial) THEN
+		RAISE EXCEPTION 'the token with serial number "%" is still configured', old_serial
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Schools move from it with nomp_crypt.migrate_tenants().';
+	END IF;
+	FOR school IN SELECT DISTINCT k.tenant FROM nomp_crypt.kek k
+		WHERE k.keystore = nomp_crypt._keystore_name(old_serial) AND k.state <> 'destroyed' LOOP
+		PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = school FOR UPDATE;
+		SELECT * INTO seen FROM nomp_crypt._keystore_see(mine, school, target);
+		UPDATE nomp_crypt.kek k SET keystore = nomp_crypt._keystore_name(target)
+		WHERE k.tenant = school AND k.keystore = nomp_crypt._keystore_name(old_serial) AND k.state <> 'destroyed'
+			AND EXISTS (SELECT FROM unnest(seen.labels) l
+						WHERE l = k.label OR starts_with(l, k.label || ':provisional@'));
+		GET DIAGNOSTICS now_moved = ROW_COUNT;
+		moved := moved + now_moved;
+	END LOOP;
+	SELECT count(*) INTO missing FROM nomp_crypt.kek k
+	WHERE k.keystore = nomp_crypt._keystore_name(old_serial) AND k.state <> 'destroyed';
+	IF missing > 0 THEN
+		RAISE WARNING '% keys are not in the token with serial number "%"', missing, target
+			USING HINT = 'They stay on record where they were: see nomp_crypt.kek.';
+	END IF;
+	PERFORM nomp_crypt._audit('replace_keystore', NULL, jsonb_build_object('old', old_serial, 'new', target,
+		'keys', moved, 'missing', missing));
+	RETURN moved;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.replace_keystore(text, text) FROM PUBLIC;
+
 -- The tenants whose KEK in use is not in that keystore, by state.
 CREATE FUNCTION nomp_crypt._tenants_elsewhere(serial text, OUT id text, OUT state text) RETURNS SETOF record
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -2594,7 +2639,7 @@ BEGIN
 						   'suspend_tenant', '_suspend', '_suspend_wipe', '_suspend_keys',
 						   'resume_tenant', '_resume_keys', '_resume', 'destroy_expired_keks', '_next_expired',
 						   '_expire_submit', '_expire_lsn', '_behind', '_expire_destroy',
-						   'add_keystore', 'migrate_tenant', 'migrate_tenants', '_migration_target',
+						   'add_keystore', 'replace_keystore', 'migrate_tenant', 'migrate_tenants', '_migration_target',
 						   '_tenants_elsewhere')
 			 OR p.proname IN ('_progress_read', 'rotate_index_key')
 			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')

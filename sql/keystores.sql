@@ -55,6 +55,33 @@ RESET search_path;
 DROP SCHEMA trap CASCADE;
 \set VERBOSITY sqlstate
 
+-- a token was restored under another serial: its keys are used, but not destroyed
+-- or disabled until somebody says what became of the old one
+SELECT nomp_crypt.grant_tenant('stays', current_user, '{encrypt,decrypt}');
+SELECT nomp_crypt.encrypt('Anna', 'stays') AS before \gset
+UPDATE nomp_crypt.kek k SET keystore = 'pkcs11:serial=0815'
+FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant AND t.id = 'stays';
+CALL nomp_crypt.suspend_tenant('stays');
+CALL nomp_crypt.erase_tenant('stays', 'test');
+SELECT nomp_crypt.withdraw_erasure('stays');
+UPDATE nomp_crypt.tenant SET state = 'active', suspended_at = NULL WHERE id = 'stays';
+SELECT nomp_crypt.decrypt(:'before');
+SELECT nomp_crypt.rotate_tenant('stays'), nomp_crypt.rewrap_tenant('stays');
+SELECT nomp_crypt.replace_keystore(:'serial', :'serial');
+SELECT nomp_crypt.replace_keystore('0815', 'no such serial');
+SELECT nomp_crypt.replace_keystore('0815', NULL);
+INSERT INTO nomp_crypt.kek (uuid, tenant, generation, keystore, label)
+SELECT gen_random_uuid(), uuid, 77, 'pkcs11:serial=0815', 'nomp_crypt:lost' FROM nomp_crypt.tenant WHERE id = 'stays';
+SELECT nomp_crypt.replace_keystore('0815', :'serial') AS keys;
+DELETE FROM nomp_crypt.kek WHERE label = 'nomp_crypt:lost';
+SELECT generation, state, keystore = 'pkcs11:serial=' || :'serial' AS here
+FROM nomp_crypt.kek WHERE tenant = (SELECT uuid FROM nomp_crypt.tenants WHERE id = 'stays') ORDER BY generation;
+SELECT act, detail - 'new' FROM nomp_crypt.audit WHERE act = 'replace_keystore';
+CALL nomp_crypt.suspend_tenant('stays');
+CALL nomp_crypt.resume_tenant('stays');
+SELECT nomp_crypt.decrypt(:'before');
+SELECT nomp_crypt.revoke_tenant('stays', current_user);
+
 -- a key on record in another token: asked for, not found, and not called unknown
 SELECT nomp_crypt.create_tenant('lost') IS NOT NULL AS made;
 UPDATE nomp_crypt.kek k SET keystore = 'pkcs11:serial=0000', label = 'nomp_crypt:' || i.uuid || ':' || gen_random_uuid() || ':1'
