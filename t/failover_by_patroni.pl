@@ -50,6 +50,7 @@ my $conninfo = sprintf
   $first->port, $second->port;
 my $client = IPC::Run::start(
 	[
+		'setpriv', '--pdeathsig', 'KILL',
 		'/usr/bin/python3', "$FindBin::RealBin/../test/failover_client.py",
 		$conninfo, @living
 	],
