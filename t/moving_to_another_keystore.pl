@@ -64,7 +64,7 @@ sub follow
 	return;
 }
 
-sub read_school
+sub decrypt_school
 {
 	my ($school) = @_;
 
@@ -214,7 +214,7 @@ sub all_read_but_new
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return is(
-		outcome($node, read_school('school4')),
+		outcome($node, decrypt_school('school4')),
 		'Anna i school4',
 		"$function hangs: the old keystore serves");
 }
@@ -314,7 +314,7 @@ all_read($standby, 'a standby that has both reads');
 follow($standby, $old_uri);
 $standby->restart;
 like(
-	failure($standby, read_school('school5')),
+	failure($standby, decrypt_school('school5')),
 	qr/^NC004: +the keystore is unavailable: the one that holds the key is not configured$/m,
 	'one that lacks the new keystore says so');
 follow($standby, $new_uri);
@@ -328,18 +328,18 @@ follow($standby, $new_uri, $old_uri);
 # ---- suspension, in both ----
 
 $backup->start;
-is( outcome($backup, read_school('school11')),
+is( outcome($backup, decrypt_school('school11')),
 	'Anna i school11',
 	'a restored server reads a school that has moved');
 is(sqlstate($node, q(CALL nomp_crypt.suspend_tenant('school11'))),
 	'', 'which is then suspended');
 $backup->restart;
-is(sqlstate($backup, read_school('school11')),
+is(sqlstate($backup, decrypt_school('school11')),
 	'NC002', 'where it was too, its keys are disabled');
 is(sqlstate($node, q(CALL nomp_crypt.resume_tenant('school11'))),
 	'', 'it is resumed');
-is(outcome($node, read_school('school11')), 'Anna i school11', 'it reads');
-is( outcome($backup, read_school('school11')),
+is(outcome($node, decrypt_school('school11')), 'Anna i school11', 'it reads');
+is( outcome($backup, decrypt_school('school11')),
 	'Anna i school11',
 	'and on the restored server');
 $backup->stop;
@@ -446,9 +446,9 @@ is( $node->safe_psql(
 	),
 	'destroyed|t',
 	'both stay on record as destroyed');
-is(sqlstate($node, read_school('school5')), 'NC001', 'its values are erased');
+is(sqlstate($node, decrypt_school('school5')), 'NC001', 'its values are erased');
 $node->wait_for_catchup($standby);
-is(sqlstate($standby, read_school('school5')), 'NC001', 'on the standby too');
+is(sqlstate($standby, decrypt_school('school5')), 'NC001', 'on the standby too');
 
 # The server dies when the keys are destroyed in the one and not the other.
 {
@@ -464,7 +464,7 @@ is(sqlstate($standby, read_school('school5')), 'NC001', 'on the standby too');
 	end_query($query);
 	shim_says();
 	$node->start;
-	is(sqlstate($node, read_school('school6')),
+	is(sqlstate($node, decrypt_school('school6')),
 		'NC002',
 		'after a crash in the middle of its erasure it is suspended');
 	is(sqlstate($node, q(CALL nomp_crypt.erase_tenant('school6', 'test'))),
@@ -556,11 +556,11 @@ is(labels_of('nomp', 'school7') . '/' . labels_of('new', 'school7'),
 	is(migrate('school10') > 1 ? 'moved' : '',
 		'moved', 'a school moves from SoftHSM to NSS');
 	$node->restart;
-	is( outcome($node, read_school('school10')),
+	is( outcome($node, decrypt_school('school10')),
 		'Anna i school10',
 		'where it reads');
 	is(migrate('school10', $new) > 2 ? 'moved' : '', 'moved', 'and back');
-	is( outcome($node, read_school('school10')),
+	is( outcome($node, decrypt_school('school10')),
 		'Anna i school10',
 		'where it reads');
 	is( sqlstate($node, q(CALL nomp_crypt.erase_tenant('school10', 'test'))),

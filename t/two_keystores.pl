@@ -53,7 +53,7 @@ sub write_school
 	return;
 }
 
-sub read_school
+sub decrypt_school
 {
 	my ($school) = @_;
 
@@ -66,7 +66,7 @@ sub reads
 	my ($school, $name) = @_;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return is(outcome($node, read_school($school)), "Anna i $school", $name);
+	return is(outcome($node, decrypt_school($school)), "Anna i $school", $name);
 }
 
 # All rows that can be read, in one query.
@@ -277,7 +277,7 @@ is( $node->safe_psql(
 	my $waiting;
 
 	shim_says('C_Decrypt hang');
-	$waiting = start_query($node, read_school('new1'));
+	$waiting = start_query($node, decrypt_school('new1'));
 	wait_until(sub { shim_calls('C_Decrypt') > $calls },
 		'the second keystore to hang');
 	reads($_, "the other serves: $_ reads") for @old;
@@ -296,7 +296,7 @@ is( $node->safe_psql(
 
 	shim_says('C_Login hang');
 	$node->restart;
-	$waiting = start_query($node, read_school('new2'));
+	$waiting = start_query($node, decrypt_school('new2'));
 	wait_until(sub { shim_calls('C_Login') > $logins },
 		'the second keystore to hang');
 	reads($_, "the other serves at once: $_ reads") for @old;
@@ -313,7 +313,7 @@ is( $node->safe_psql(
 	shim_says('C_Login rv=0x30');
 	restart_shim();
 	like(
-		failure($node, read_school('new3')),
+		failure($node, decrypt_school('new3')),
 		qr/^NC004: +the keystore is unavailable: the PKCS#11 module reported an error$/m,
 		'its schools raise its error');
 	reads('old3', 'the others read');
@@ -344,7 +344,7 @@ $node->restart;
 reads('new4', 'a school whose keys are in memory');
 follow($first);
 like(
-	failure($node, read_school('new5')),
+	failure($node, decrypt_school('new5')),
 	qr/^NC004: +the keystore is unavailable: the one that holds the key is not configured$/m,
 	'without its keystore a school\'s key is not unknown, but not to be had');
 is( sqlstate(
@@ -381,7 +381,7 @@ is( status('state, serial, keys'),
 }
 follow($third);
 like(
-	failure($node, read_school('new5')),
+	failure($node, decrypt_school('new5')),
 	qr/^NC004: +the keystore is unavailable: \Q$not_ours\E$/m,
 	'a token without a canary is believed nothing');
 follow($first, $second);
@@ -390,7 +390,7 @@ reads('new5', 'with its keystore it reads');
 # ---- one key is missing ----
 
 delete_from_token($dir, 'second', label_of('new7'));
-is(sqlstate($node, read_school('new7')),
+is(sqlstate($node, decrypt_school('new7')),
 	'NC003', 'a key that its own keystore has no longer is unknown');
 $node->safe_psql('postgres',
 		"UPDATE nomp_crypt.kek SET keystore = 'pkcs11:serial=feedface'"
@@ -401,7 +401,7 @@ reads('new8',
 	'a key that is found in a token of another serial is used, as after a restore'
 );
 like(
-	failure($node, read_school('new7')),
+	failure($node, decrypt_school('new7')),
 	qr/^NC004: +the keystore is unavailable: the one that holds the key is not configured$/m,
 	'one that is not found there is not called unknown');
 
@@ -421,7 +421,7 @@ SQL
 		'its key was destroyed there, and nothing found in the other');
 	ok(!(grep { $_ eq $label } token_labels($dir, 'second')),
 		'it is no longer there');
-	is(sqlstate($node, read_school('new9')), 'NC001',
+	is(sqlstate($node, decrypt_school('new9')), 'NC001',
 		'its values are erased');
 	reads('new10', 'another school of that keystore reads');
 	reads('old10', 'and one of the other');
