@@ -1431,6 +1431,7 @@ BEGIN
 		END;
 		COMMIT;
 		seen := seen OPERATOR(pg_catalog.+) 1;
+		PERFORM nomp_crypt._progress('rotate_all', '', 'making keys', 'tenants', seen, pg_catalog.cardinality(due));
 		IF made IS NOT NULL THEN
 			changed := changed OPERATOR(pg_catalog.+) 1;
 		END IF;
@@ -1438,6 +1439,7 @@ BEGIN
 			RAISE NOTICE '% of % tenants done', seen, pg_catalog.cardinality(due);
 		END IF;
 	END LOOP;
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
 	IF rewrap THEN
 		RAISE NOTICE 'tenants with a new KEK: %', changed;
 	ELSE
@@ -1883,7 +1885,10 @@ BEGIN
 				RAISE WARNING 'tenant "%" was not moved: %', one, SQLERRM;
 		END;
 		COMMIT;
+		PERFORM nomp_crypt._progress('migrate_tenants', '', 'wrapping keys', 'tenants',
+			moved OPERATOR(pg_catalog.+) failed, pg_catalog.cardinality(ids));
 	END LOOP;
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
 	SELECT pg_catalog.count(*) INTO others FROM nomp_crypt._tenants_elsewhere(target) e
 	WHERE e.state OPERATOR(pg_catalog.<>) 'active';
 	RAISE NOTICE '% tenants moved, % failed, % suspended ones left', moved, failed, others;

@@ -31,7 +31,9 @@ my @steps = (
 	rewrap => "SELECT nomp_crypt.rewrap_tenant('school')",
 	'rotate again' => "SELECT nomp_crypt.rotate_tenant('school')",
 	'rewrap again' => "SELECT nomp_crypt.rewrap_tenant('school')",
-	'rewrap once more' => "SELECT nomp_crypt.rewrap_tenant('school')");
+	'rewrap once more' => "SELECT nomp_crypt.rewrap_tenant('school')",
+	're-encrypt' => "CALL nomp_crypt.reencrypt('t')",
+	'a new index key' => "SELECT nomp_crypt.rotate_index_key('school')");
 my @backups;
 
 while (my ($name, $sql) = splice @steps, 0, 2)

@@ -446,9 +446,11 @@ is( $node->safe_psql(
 	),
 	'destroyed|t',
 	'both stay on record as destroyed');
-is(sqlstate($node, decrypt_school('school5')), 'NC001', 'its values are erased');
+is(sqlstate($node, decrypt_school('school5')),
+	'NC001', 'its values are erased');
 $node->wait_for_catchup($standby);
-is(sqlstate($standby, decrypt_school('school5')), 'NC001', 'on the standby too');
+is(sqlstate($standby, decrypt_school('school5')),
+	'NC001', 'on the standby too');
 
 # The server dies when the keys are destroyed in the one and not the other.
 {

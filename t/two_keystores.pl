@@ -66,7 +66,8 @@ sub reads
 	my ($school, $name) = @_;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	return is(outcome($node, decrypt_school($school)), "Anna i $school", $name);
+	return is(outcome($node, decrypt_school($school)), "Anna i $school",
+		$name);
 }
 
 # All rows that can be read, in one query.
@@ -421,8 +422,8 @@ SQL
 		'its key was destroyed there, and nothing found in the other');
 	ok(!(grep { $_ eq $label } token_labels($dir, 'second')),
 		'it is no longer there');
-	is(sqlstate($node, decrypt_school('new9')), 'NC001',
-		'its values are erased');
+	is(sqlstate($node, decrypt_school('new9')),
+		'NC001', 'its values are erased');
 	reads('new10', 'another school of that keystore reads');
 	reads('old10', 'and one of the other');
 }
