@@ -27,10 +27,12 @@ class Worker:
                     self.connection = self.world.connect(application_name=f"soak{self.number}",
                                                          statement_timeout="60s")
                 self.step()
-            except psycopg2.OperationalError as error:
-                # raised outside an operation: while connecting
-                if error.pgcode is not None and not self.world.sabotaged:
+            except psycopg2.Error as error:
+                # raised outside an operation: while connecting, or looking around
+                if not self.world.sabotaged:
                     self.world.check(False, f"{self}: {error}")
+                if self.connection is not None:
+                    self.connection.close()
                 time.sleep(0.5)
             except Exception as error:  # a mistake of the soak's own
                 self.world.check(False, f"{self}: {type(error).__name__} {error}")
@@ -39,8 +41,8 @@ class Worker:
     def step(self):
         raise NotImplementedError
 
-    def attempt(self, school, what, work):
-        """Run work(cursor) in a transaction; its result, or None after an error that is explained."""
+    def attempt(self, school, what, work, also=()):
+        """Run work(cursor); its result, or None after an error that is explained, or one of "also"."""
         since = time.monotonic()
         try:
             with self.connection.cursor() as cursor:
@@ -48,7 +50,7 @@ class Worker:
             self.world.count(what)
             return result
         except psycopg2.Error as error:
-            self.world.check(self.world.expected(school, error.pgcode, since),
+            self.world.check(error.pgcode in also or self.world.expected(school, error.pgcode, since),
                              f"{self}: {what} in {school}: {error.pgcode} {error}")
             self.world.count(f"{what} failed")
             if error.pgcode is None or error.pgcode[:2] in ("57", "08"):
