@@ -114,8 +114,9 @@ remember_created(const char *label, const char *serial)
 	MemoryContextSwitchTo(old);
 }
 
-static Datum
-bytea_datum(const uint8 *bytes, size_t len)
+/* Bytes as a bytea of their own. */
+Datum
+keystore_bytea(const uint8 *bytes, size_t len)
 {
 	bytea	   *value = palloc(VARHDRSZ + len);
 
@@ -195,9 +196,9 @@ nc_keystore_create(PG_FUNCTION_ARGS)
 		values[1] = keystore_datum(answer);
 		values[2] = CStringGetTextDatum(i == 0 ? "values" : "index");
 		values[3] = Int32GetDatum(1);
-		values[4] = bytea_datum(spec->key_check, VALUE_KEY_ID_LEN);
-		values[5] = bytea_datum(spec->wrapped, spec->wrapped_len);
-		values[6] = bytea_datum(spec->key_check, KEY_CHECK_LEN);
+		values[4] = keystore_bytea(spec->key_check, VALUE_KEY_ID_LEN);
+		values[5] = keystore_bytea(spec->wrapped, spec->wrapped_len);
+		values[6] = keystore_bytea(spec->key_check, KEY_CHECK_LEN);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

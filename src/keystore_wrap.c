@@ -13,6 +13,7 @@
 #include "compat.h"
 #include "errors.h"
 #include "funcapi.h"
+#include "keystore_sql.h"
 #include "request.h"
 #include "utils/builtins.h"
 
@@ -48,16 +49,6 @@ take_place(FunctionCallInfo fcinfo, int i, KeyPlace *place)
 	take_text(fcinfo, i + 1, purpose, sizeof(purpose));
 	place->is_index = strcmp(purpose, "index") == 0;
 	place->version = (uint32) PG_GETARG_INT32(i + 2);
-}
-
-static Datum
-bytea_datum(const uint8 *bytes, size_t len)
-{
-	bytea	   *value = palloc(VARHDRSZ + len);
-
-	SET_VARSIZE(value, VARHDRSZ + len);
-	memcpy(VARDATA(value), bytes, len);
-	return PointerGetDatum(value);
 }
 
 /* The keystore of a KEK, as its row names it. */
@@ -117,8 +108,8 @@ nc_keystore_fresh(PG_FUNCTION_ARGS)
 	take_text(fcinfo, 2, what.label, sizeof(what.label));
 	take_place(fcinfo, 3, &what.key.place);
 	key = wrap(&what, &store);
-	values[0] = bytea_datum(key->wrapped, key->wrapped_len);
-	values[1] = bytea_datum(key->key_check, KEY_CHECK_LEN);
+	values[0] = keystore_bytea(key->wrapped, key->wrapped_len);
+	values[1] = keystore_bytea(key->key_check, KEY_CHECK_LEN);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
@@ -151,5 +142,5 @@ nc_keystore_rewrap(PG_FUNCTION_ARGS)
 		take_bytes(fcinfo, 10, what.key.key_check, KEY_CHECK_LEN) != KEY_CHECK_LEN)
 		error_integrity();
 	key = wrap(&what, &store);
-	PG_RETURN_DATUM(bytea_datum(key->wrapped, key->wrapped_len));
+	PG_RETURN_DATUM(keystore_bytea(key->wrapped, key->wrapped_len));
 }
