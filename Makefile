@@ -54,6 +54,7 @@ KEYSTORE_OBJS = $(patsubst %.c,%.o,$(sort $(wildcard keystore/*.c)))
 KEYSTORE_HEADERS = $(sort $(wildcard keystore/*.h))
 P11_CFLAGS = $(shell $(PKG_CONFIG) --cflags p11-kit-1)
 P11_LIBS = $(shell $(PKG_CONFIG) --libs p11-kit-1)
+AWS_LIBS = $(shell $(PKG_CONFIG) --libs libcurl jansson expat libcrypto)
 PLAIN_CFLAGS = -std=gnu11 -g -O2 -Wall -Wmissing-prototypes -Wpointer-arith \
 	-Wformat-security -Wvla -Wshadow=local -fno-strict-aliasing \
 	-fstack-protector-strong $(if $(SANITIZE),,-D_FORTIFY_SOURCE=2) \
@@ -90,7 +91,7 @@ $(KEYSTORE_OBJS): keystore/%.o: keystore/%.c $(OUR_HEADERS) $(KEYSTORE_HEADERS)
 	$(CC) $(PLAIN_CFLAGS) -fPIE $(P11_CFLAGS) -c -o $@ $<
 
 $(KEYSTORE): $(KEYSTORE_OBJS)
-	$(CC) $(PLAIN_CFLAGS) -pie $(PLAIN_LDFLAGS) -o $@ $^ $(P11_LIBS) -ldl -lpthread
+	$(CC) $(PLAIN_CFLAGS) -pie $(PLAIN_LDFLAGS) -o $@ $^ $(P11_LIBS) $(AWS_LIBS) -ldl -lpthread
 
 .PHONY: install-keystore uninstall-keystore
 install: install-keystore

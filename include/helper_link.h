@@ -22,11 +22,12 @@ typedef struct HelperLink
 
 extern bool helper_running(const HelperLink *link);
 extern pgsocket helper_socket(const HelperLink *link);
-extern bool helper_start(HelperLink *link, const char *uri, const char *pin_stamp);
+extern bool helper_start(HelperLink *link, const char *uri, const char *pin_stamp,
+						 const char *regions);
 extern void helper_stop(HelperLink *link);
 extern void helper_kill(HelperLink *link);
 extern bool helper_send(HelperLink *link, uint64 id, KsOp op, const char *serial,
-						const uint8 *body, size_t len);
+						int patience, const uint8 *body, size_t len);
 
 typedef enum HelperRead
 {

@@ -10,9 +10,11 @@
  * In a request the code is a KsOp, and the body begins with
  *
  *		str expected (the serial number of the token that it is for, "" for any)
+ *		u32 patience (milliseconds until the broker gives up; 0: not said)
  *
- * which a helper with another token answers with KS_OTHER_TOKEN; HELLO gives
- * none.  In a reply the code is a KsStatus.  The broker may send several
+ * A helper with another token answers with KS_OTHER_TOKEN; HELLO expects
+ * none.  A helper that can tell answers before the patience is over.  In a
+ * reply the code is a KsStatus.  The broker may send several
  * requests before it reads a reply; the helper may answer in any order.  A
  * frame that does not parse ends the conversation: the broker kills the
  * helper, the helper exits.
@@ -33,24 +35,37 @@
 #ifndef NOMP_PROTOCOL_H
 #define NOMP_PROTOCOL_H
 
-#define KS_PROTOCOL_VERSION		2
+#include "ksstatus.h"
+
+#define KS_PROTOCOL_VERSION		3
 #define KS_MAX_FRAME			65536	/* after the length word */
 #define KS_HELPER_FD			3	/* the helper's end of the socketpair */
 
 #define KS_DEK_LEN				32
 #define KS_MAX_LABEL			128	/* a ten-digit generation with its mark */
 #define KS_MAX_WRAPPED			512 /* enough for a KMS ciphertext blob */
+#define KS_MAX_REFERENCE		128 /* what the keystore itself calls a key */
+#define KS_MAX_HEAD				128 /* of the register */
+#define KS_MAX_PUBLIC_KEY		256 /* SubjectPublicKeyInfo, DER */
+#define KS_DIGEST_LEN			32	/* SHA-256 */
+#define KS_SIGNATURE_LEN		64	/* ES256: r, s */
+#define KS_MAX_IN_FLIGHT		64	/* requests that a helper may be sent at once */
 #define KS_MAX_KEYS				12	/* keys in one CREATE_KEK or UNWRAP */
-#define KS_LIST_PAGE			40	/* entries in one reply of LIST, SEE, DESTROY */
+#define KS_LIST_PAGE			20	/* entries in one reply of LIST, SEE, DESTROY */
 
 /*
  * Bodies, request -> reply with KS_OK.  "inst" and "tenant" are uuids in
  * their 36-character lower-case form.
  *
- * HELLO       u16 version, str keystore uri, str pin_stamp -> u16 version
+ * HELLO       u16 version, str keystore uri, str pin_stamp, str regions (where
+ *             keys may be, with blanks between them) -> u16 version, u16
+ *             requests that it works on at once
  *             (opens nothing yet)
  * STATUS      str inst ("" = none yet) -> str token label, str serial,
- *             str manufacturer, str model, u8 software token, u8 canary found
+ *             str manufacturer, str model, u8 software token, u8 canary found,
+ *             u8 destroys at once, str credentials (where they come from; ""
+ *             for a PIN), u8 credentials that do not expire
+ *             (a key service without a key of ours has the serial "")
  * SETUP       str inst -> u8 created, str serial
  *             creates the canary unless it is there
  * CREATE_KEK  str inst, str tenant, u32 generation, u8 n, n * str aad
@@ -70,17 +85,31 @@
  *             destroys one key that is provisional and at least that old;
  *             anything else is refused with KS_REFUSED
  * SEE         str inst, str tenant, u32 offset -> str serial, u16 n, n * (str
- *             label, u8 provisional): the keys found for the tenant, sorted by
- *             label, canary found before and after
- * DESTROY     str inst, str tenant, str serial -> u16 n, n * (str label)
+ *             label, u8 provisional, u8 KsKeyState, u64 until, str reference):
+ *             the keys found for the tenant, sorted by label, canary found
+ *             before and after; until: when one that is pending will be gone;
+ *             reference: what the keystore itself calls it, an ARN, or ""
+ * DESTROY     str inst, str tenant, str serial, u16 days -> u16 n, n * (str
+ *             label), u16 pending, u64 until
  *             sees, destroys and no longer sees every key of the tenant,
  *             canary found before and after, on the token with that serial
- *             (KS_TOKEN_WRONG otherwise); n are the keys destroyed now
- * DESTROY_KEK str inst, str label, str serial -> u8 destroyed
- *             the same for that one key; 0 if it was not there any more
+ *             (KS_TOKEN_WRONG otherwise); n are the keys destroyed now.  In a
+ *             keystore that destroys later, asks for that in so many days: n
+ *             are those it was asked for now, so many are pending in all, and
+ *             the last will be gone at "until"; both 0 if none is there
+ * DESTROY_KEK str inst, str label, str serial, u16 days -> u8 destroyed, u64
+ *             until: the same for that one key; 0 if it was not there any
+ *             more; until is not 0 as long as it is pending
  * ENABLE      str inst, str tenant, u8 enable -> u16 n, u16 obeyed
  *             lets every key of the tenant be used, or not, and reads that
  *             back; n keys were found, of so many the token obeyed
+ * REGISTER_KEY str inst, u32 generation, u8 create -> u8 created, str
+ *             reference, str public key (SubjectPublicKeyInfo, DER)
+ *             the key pair (P-256) that signs the register
+ * SIGN        str inst, u32 generation, str digest -> str signature (r, s)
+ *             ECDSA over a SHA-256 digest, with that key
+ * HEAD        str inst, u8 set, str head -> str head ("" if there is none)
+ *             the register's head, remembered in the keystore; set: replaces it
  *
  * SEE and DESTROY that answer with KS_LIST_PAGE entries may have left more, and
  * are asked again until they answer with fewer: SEE from an offset on, DESTROY
@@ -100,42 +129,10 @@ typedef enum KsOp
 	KS_OP_DESTROY,
 	KS_OP_WRAP,
 	KS_OP_DESTROY_KEK,
-	KS_OP_ENABLE
+	KS_OP_ENABLE,
+	KS_OP_REGISTER_KEY,
+	KS_OP_SIGN,
+	KS_OP_HEAD
 } KsOp;
-
-/*
- * Statuses.  KS_KEY_ABSENT and KS_KEY_DISABLED are said only if the canary was
- * found just before and just after, on the same token serial; KS_INTEGRITY only if the module
- * proved healthy by a round trip with another key.
- */
-typedef enum KsStatus
-{
-	KS_OK = 0,
-	KS_KEY_ABSENT,				/* the keystore is ours and has no such key */
-	KS_INTEGRITY,				/* the wrapped key does not authenticate */
-	KS_EXISTS,					/* a key of that label is there already */
-	KS_REFUSED,					/* the request breaks a rule of its operation */
-	KS_BAD_URI,					/* the keystore setting does not parse */
-	KS_MODULE_LOAD,				/* the module cannot be loaded or initialised */
-	KS_MODULE_ERROR,			/* the module answered with an error */
-	KS_MECHANISM_MISSING,		/* the token lacks AES key generation or AES-GCM */
-	KS_TOKEN_MISSING,			/* no token matches the URI */
-	KS_TOKEN_WRONG,				/* a token matches, but the canary is not in it
-								 * or its serial changed */
-	KS_OTHER_TOKEN,				/* not the token that the request is for; from the
-								 * broker: no keystore that is configured is it */
-	KS_PIN_FILE,				/* PIN file missing, unreadable, or readable by
-								 * group or others */
-	KS_PIN_INCORRECT,
-	KS_PIN_LOCKED,
-	KS_KEY_DISABLED,			/* the key is there and must not be used */
-	/* the following are made up by the broker, never sent by a helper */
-	KS_TIMEOUT,					/* no answer in nomp_crypt.keystore_timeout */
-	KS_CRASHED,					/* the helper died twice over this request */
-	KS_NOT_CONFIGURED,			/* nomp_crypt.keystore is empty */
-	KS_NO_HELPER,				/* the helper cannot be started */
-	KS_RETRY,					/* keys were revoked meanwhile: read the rows again */
-	KS_NO_BROKER				/* no broker is running */
-} KsStatus;
 
 #endif							/* NOMP_PROTOCOL_H */

@@ -16,6 +16,7 @@
 #define KS_MAX_SERIAL		64
 #define KS_MAX_PIN_STAMP	120
 #define KS_MAX_URI			8000
+#define KS_MAX_REGIONS		1000
 
 typedef struct Keystore Keystore;
 
@@ -40,12 +41,14 @@ typedef struct KsCapabilities
 
 typedef struct KsTokenStatus
 {
-	char		label[33];
+	char		label[KS_MAX_SERIAL + 1];
 	char		serial[KS_MAX_SERIAL + 1];
 	char		manufacturer[33];
 	char		model[33];
 	bool		software;
 	bool		canary;
+	char		credentials[40];	/* where they come from; "" for a PIN */
+	bool		lasting;		/* credentials that do not expire */
 } KsTokenStatus;
 
 typedef struct KsNewKey
@@ -67,8 +70,11 @@ typedef struct KsWrappedKey
 typedef struct KsSeenKey
 {
 	char		label[KS_MAX_LABEL + 1];
+	char		reference[KS_MAX_REFERENCE + 1];	/* what the keystore calls it, or "" */
+	KsKeyState	state;
 	bool		provisional;
 	uint64_t	created;		/* seconds since 1970, if provisional */
+	uint64_t	until;			/* if pending: when it will be gone */
 } KsSeenKey;
 
 typedef struct KsSeen
@@ -76,19 +82,44 @@ typedef struct KsSeen
 	char		serial[KS_MAX_SERIAL + 1];
 	size_t		total;
 	size_t		n;
+	size_t		pending;		/* destroy: will be gone at "until" */
+	uint64_t	until;
 	KsSeenKey	keys[KS_LIST_PAGE];
 } KsSeen;
 
-/* See protocol.h for what each operation promises. */
+/* The key pair that signs the register. */
+typedef struct KsRegisterKey
+{
+	char		reference[KS_MAX_REFERENCE + 1];
+	uint8_t		public_key[KS_MAX_PUBLIC_KEY];	/* SubjectPublicKeyInfo, DER */
+	size_t		public_key_len;
+	bool		created;
+} KsRegisterKey;
+
+/* What the broker says to every helper. */
+typedef struct KsGreeting
+{
+	char		uri[KS_MAX_URI + 1];
+	char		pin_stamp[KS_MAX_PIN_STAMP + 1];
+	char		regions[KS_MAX_REGIONS + 1];	/* with blanks between them */
+} KsGreeting;
+
+/*
+ * See protocol.h for what each operation promises.  If max_in_flight is more
+ * than 1, operations run in as many threads at once; "expect" is said in the
+ * thread of the operation that follows.
+ */
 typedef struct KeystoreProvider
 {
 	const char *scheme;
 	KsCapabilities capabilities;
+	int			max_in_flight;
 
-	Keystore   *(*create) (const char *uri, const char *pin_stamp);
+	Keystore   *(*create) (const KsGreeting *greeting);
 	void		(*close) (Keystore *ks);
-	/* the token that the next operation is for, by its serial; "" for any */
-	void		(*expect) (Keystore *ks, const char *serial);
+	/* the token that the next operation is for, by its serial, "" for any; and
+	 * how long the broker will wait, in milliseconds, 0 if that is not known */
+	void		(*expect) (Keystore *ks, const char *serial, uint32_t patience);
 	KsStatus	(*status) (Keystore *ks, const char *inst, KsTokenStatus *out,
 						   KsFailure *why);
 	KsStatus	(*setup) (Keystore *ks, const char *inst, bool *created,
@@ -107,11 +138,23 @@ typedef struct KeystoreProvider
 	KsStatus	(*see) (Keystore *ks, const char *inst, const char *tenant,
 						uint32_t offset, KsSeen *out, KsFailure *why);
 	KsStatus	(*destroy) (Keystore *ks, const char *inst, const char *tenant,
-							const char *serial, KsSeen *out, KsFailure *why);
+							const char *serial, unsigned days, KsSeen *out,
+							KsFailure *why);
 	KsStatus	(*destroy_kek) (Keystore *ks, const KsLabel *label, const char *serial,
-								bool *destroyed, KsFailure *why);
+								unsigned days, bool *destroyed, uint64_t *until,
+								KsFailure *why);
 	KsStatus	(*enable) (Keystore *ks, const char *inst, const char *tenant, bool on,
 						   size_t *found, size_t *obeyed, KsFailure *why);
+
+	/* these may be NULL: KS_UNSUPPORTED */
+	KsStatus	(*register_key) (Keystore *ks, const char *inst, uint32_t generation,
+								 bool create, KsRegisterKey *out, KsFailure *why);
+	KsStatus	(*sign) (Keystore *ks, const char *inst, uint32_t generation,
+						 const uint8_t digest[KS_DIGEST_LEN],
+						 uint8_t signature[KS_SIGNATURE_LEN], KsFailure *why);
+	/* head has room for KS_MAX_HEAD + 1 bytes */
+	KsStatus	(*head) (Keystore *ks, const char *inst, bool set, char *head,
+						 KsFailure *why);
 } KeystoreProvider;
 
 extern const KeystoreProvider pkcs11_provider;

@@ -15,7 +15,7 @@
 #include "pkcs11.h"
 
 static void
-expect(Keystore *ks, const char *serial)
+expect(Keystore *ks, const char *serial, uint32_t patience)
 {
 	snprintf(ks->expected, sizeof(ks->expected), "%s", serial);
 }
@@ -440,14 +440,14 @@ unwrap(Keystore *ks, const KsLabel *label, bool confirm_first, KsWrappedKey *key
 /* ---- the table ---- */
 
 static Keystore *
-create(const char *uri, const char *pin_stamp)
+create(const KsGreeting *greeting)
 {
 	Keystore   *ks = calloc(1, sizeof(*ks));
 
 	if (ks == NULL)
 		return NULL;
-	memcpy(ks->refused_pin, pin_stamp, strlen(pin_stamp) + 1);
-	p11_configure(ks, uri);
+	memcpy(ks->refused_pin, greeting->pin_stamp, sizeof(greeting->pin_stamp));
+	p11_configure(ks, greeting->uri);
 	return ks;
 }
 
@@ -466,6 +466,7 @@ const KeystoreProvider pkcs11_provider = {
 		.destroys_at_once = true,
 		.can_disable = true,	/* unless the token refuses */
 	},
+	.max_in_flight = 1,
 	.create = create,
 	.close = close_keystore,
 	.expect = expect,

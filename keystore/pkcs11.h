@@ -150,9 +150,11 @@ extern KsStatus p11_see(Keystore *ks, const char *inst, const char *tenant,
 extern KsStatus p11_remove(Keystore *ks, const KsLabel *label, uint64_t seconds,
 						   bool *removed, KsFailure *why);
 extern KsStatus p11_destroy_tenant(Keystore *ks, const char *inst, const char *tenant,
-								   const char *serial, KsSeen *out, KsFailure *why);
+								   const char *serial, unsigned days, KsSeen *out,
+								   KsFailure *why);
 extern KsStatus p11_destroy_kek(Keystore *ks, const KsLabel *label, const char *serial,
-								bool *destroyed, KsFailure *why);
+								unsigned days, bool *destroyed, uint64_t *until,
+								KsFailure *why);
 extern KsStatus p11_enable_tenant(Keystore *ks, const char *inst, const char *tenant, bool on,
 								  size_t *found, size_t *obeyed, KsFailure *why);
 

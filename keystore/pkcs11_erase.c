@@ -180,7 +180,7 @@ destroy_work(Keystore *ks, void *arg)
 
 KsStatus
 p11_destroy_tenant(Keystore *ks, const char *inst, const char *tenant, const char *serial,
-		KsSeen *out, KsFailure *why)
+				   unsigned days, KsSeen *out, KsFailure *why)
 {
 	char		prefix[KS_MAX_LABEL + 1];
 	SeeWork		w = {inst, prefix, serial, 0, out};
@@ -240,8 +240,8 @@ destroy_kek_work(Keystore *ks, void *arg)
 }
 
 KsStatus
-p11_destroy_kek(Keystore *ks, const KsLabel *label, const char *serial, bool *destroyed,
-				KsFailure *why)
+p11_destroy_kek(Keystore *ks, const KsLabel *label, const char *serial, unsigned days,
+				bool *destroyed, uint64_t *until, KsFailure *why)
 {
 	KekWork		w = {label, serial, destroyed};
 

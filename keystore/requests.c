@@ -2,25 +2,18 @@
  * requests.c
  *		Reads the bodies of protocol.h, asks the provider, writes the answers.
  *
- * Called by main.c, one request at a time.  Names are checked here: a
- * provider gets installations, schools and labels that follow the grammar of
- * label.h and belong together.  The structs with data keys are static and
- * wiped at the end of every request.
+ * Called by main.c.  Names are checked here: a provider gets installations,
+ * schools and labels that follow the grammar of label.h and belong together.
+ * The structs with data keys belong to the thread and are wiped at the end of
+ * every request.
  */
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "keystore.h"
+#include "request_parts.h"
 #include "requests.h"
-#include "wire.h"
-
-typedef struct Request
-{
-	WireReader	in;
-	WireWriter	out;
-	KsFailure	why;
-} Request;
 
 typedef KsStatus (*Handler) (Request *rq);
 
@@ -29,11 +22,11 @@ static const KeystoreProvider *const providers[] = {
 };
 
 static bool greeted = false;
-static const KeystoreProvider *provider = NULL;
-static Keystore *keystore = NULL;
+const KeystoreProvider *provider = NULL;
+Keystore   *keystore = NULL;
 
-static KsNewKey new_keys[KS_MAX_KEYS];
-static KsWrappedKey wrapped_keys[KS_MAX_KEYS];
+static _Thread_local KsNewKey new_keys[KS_MAX_KEYS];
+static _Thread_local KsWrappedKey wrapped_keys[KS_MAX_KEYS];
 
 KsStatus
 ks_fail(KsFailure *why, KsStatus status, const char *fmt,...)
@@ -46,63 +39,21 @@ ks_fail(KsFailure *why, KsStatus status, const char *fmt,...)
 	return status;
 }
 
-static void
-put_text(WireWriter *w, const char *s)
+int
+request_max_in_flight(void)
 {
-	wire_put_str(w, s, strlen(s));
-}
-
-static KsStatus
-malformed(Request *rq)
-{
-	rq->in.bad = true;
-	return KS_REFUSED;
-}
-
-/* Read an installation; *ok is cleared if it is not a uuid. */
-static void
-get_uuid(Request *rq, char out[UUID_TEXT_LEN + 1], bool *ok)
-{
-	wire_get_cstr(&rq->in, out, UUID_TEXT_LEN + 1);
-	if (!label_is_uuid(out))
-		*ok = false;
-}
-
-static KsStatus
-refuse_name(Request *rq)
-{
-	return ks_fail(&rq->why, KS_REFUSED,
-				   "the request names no key of this installation");
-}
-
-/* Read an installation and a label that must be of one of its KEKs. */
-static void
-get_label(Request *rq, KsLabel *label, bool *ok)
-{
-	char		inst[UUID_TEXT_LEN + 1];
-	char		text[KS_MAX_LABEL + 1];
-
-	get_uuid(rq, inst, ok);
-	wire_get_cstr(&rq->in, text, sizeof(text));
-	if (!label_parse(text, label) || strcmp(label->inst, inst) != 0)
-		*ok = false;
-}
-
-static void
-get_bytes(Request *rq, KsBytes *out)
-{
-	out->len = wire_get_str(&rq->in, &out->data);
+	return keystore != NULL ? provider->max_in_flight : 1;
 }
 
 static KsStatus
 do_hello(Request *rq)
 {
-	char		uri[KS_MAX_URI + 1];
-	char		stamp[KS_MAX_PIN_STAMP + 1];
+	static KsGreeting greeting;
 	unsigned	version = (unsigned) wire_get_uint(&rq->in, 2);
 
-	wire_get_cstr(&rq->in, uri, sizeof(uri));
-	wire_get_cstr(&rq->in, stamp, sizeof(stamp));
+	wire_get_cstr(&rq->in, greeting.uri, sizeof(greeting.uri));
+	wire_get_cstr(&rq->in, greeting.pin_stamp, sizeof(greeting.pin_stamp));
+	wire_get_cstr(&rq->in, greeting.regions, sizeof(greeting.regions));
 	if (!wire_done(&rq->in) || greeted)
 		return malformed(rq);
 	if (version != KS_PROTOCOL_VERSION)
@@ -110,14 +61,15 @@ do_hello(Request *rq)
 					   "the helper speaks protocol version %d", KS_PROTOCOL_VERSION);
 	for (size_t i = 0; i < sizeof(providers) / sizeof(providers[0]); i++)
 	{
-		if (strncmp(uri, providers[i]->scheme, strlen(providers[i]->scheme)) == 0)
+		if (strncmp(greeting.uri, providers[i]->scheme, strlen(providers[i]->scheme)) == 0)
 		{
 			provider = providers[i];
-			keystore = provider->create(uri, stamp);
+			keystore = provider->create(&greeting);
 		}
 	}
 	greeted = true;
 	wire_put_uint(&rq->out, KS_PROTOCOL_VERSION, 2);
+	wire_put_uint(&rq->out, (uint64_t) request_max_in_flight(), 2);
 	return KS_OK;
 }
 
@@ -142,6 +94,9 @@ do_status(Request *rq)
 	put_text(&rq->out, token.model);
 	wire_put_uint(&rq->out, token.software, 1);
 	wire_put_uint(&rq->out, token.canary, 1);
+	wire_put_uint(&rq->out, provider->capabilities.destroys_at_once, 1);
+	put_text(&rq->out, token.credentials);
+	wire_put_uint(&rq->out, token.lasting, 1);
 	return KS_OK;
 }
 
@@ -280,158 +235,6 @@ do_confirm(Request *rq)
 	return provider->confirm(keystore, &label, &rq->why);
 }
 
-static KsStatus
-do_list(Request *rq)
-{
-	char		inst[UUID_TEXT_LEN + 1];
-	KsSeen		seen = {0};
-	uint32_t	offset;
-	bool		ok = true;
-	KsStatus	status;
-
-	get_uuid(rq, inst, &ok);
-	offset = (uint32_t) wire_get_uint(&rq->in, 4);
-	if (!wire_done(&rq->in))
-		return malformed(rq);
-	if (!ok)
-		return refuse_name(rq);
-	status = provider->list(keystore, inst, offset, &seen, &rq->why);
-	if (status != KS_OK)
-		return status;
-	wire_put_uint(&rq->out, seen.total, 4);
-	wire_put_uint(&rq->out, seen.n, 2);
-	for (size_t i = 0; i < seen.n; i++)
-	{
-		put_text(&rq->out, seen.keys[i].label);
-		wire_put_uint(&rq->out, seen.keys[i].created, 8);
-	}
-	return KS_OK;
-}
-
-static KsStatus
-do_remove(Request *rq)
-{
-	KsLabel		label;
-	uint64_t	seconds;
-	bool		ok = true;
-	bool		removed = false;
-	KsStatus	status;
-
-	get_label(rq, &label, &ok);
-	seconds = wire_get_uint(&rq->in, 8);
-	if (!wire_done(&rq->in))
-		return malformed(rq);
-	if (!ok)
-		return refuse_name(rq);
-	status = provider->remove(keystore, &label, seconds, &removed, &rq->why);
-	if (status == KS_OK)
-		wire_put_uint(&rq->out, removed, 1);
-	return status;
-}
-
-static KsStatus
-do_see(Request *rq)
-{
-	char		inst[UUID_TEXT_LEN + 1];
-	char		tenant[UUID_TEXT_LEN + 1];
-	KsSeen		seen = {0};
-	uint32_t	offset;
-	bool		ok = true;
-	KsStatus	status;
-
-	get_uuid(rq, inst, &ok);
-	get_uuid(rq, tenant, &ok);
-	offset = (uint32_t) wire_get_uint(&rq->in, 4);
-	if (!wire_done(&rq->in))
-		return malformed(rq);
-	if (!ok)
-		return refuse_name(rq);
-	status = provider->see(keystore, inst, tenant, offset, &seen, &rq->why);
-	if (status != KS_OK)
-		return status;
-	put_text(&rq->out, seen.serial);
-	wire_put_uint(&rq->out, seen.n, 2);
-	for (size_t i = 0; i < seen.n; i++)
-	{
-		put_text(&rq->out, seen.keys[i].label);
-		wire_put_uint(&rq->out, seen.keys[i].provisional, 1);
-	}
-	return KS_OK;
-}
-
-static KsStatus
-do_destroy(Request *rq)
-{
-	char		inst[UUID_TEXT_LEN + 1];
-	char		tenant[UUID_TEXT_LEN + 1];
-	char		serial[KS_MAX_SERIAL + 1];
-	KsSeen		seen = {0};
-	bool		ok = true;
-	KsStatus	status;
-
-	get_uuid(rq, inst, &ok);
-	get_uuid(rq, tenant, &ok);
-	wire_get_cstr(&rq->in, serial, sizeof(serial));
-	if (!wire_done(&rq->in))
-		return malformed(rq);
-	if (!ok)
-		return refuse_name(rq);
-	status = provider->destroy(keystore, inst, tenant, serial, &seen, &rq->why);
-	if (status != KS_OK)
-		return status;
-	wire_put_uint(&rq->out, seen.n, 2);
-	for (size_t i = 0; i < seen.n; i++)
-		put_text(&rq->out, seen.keys[i].label);
-	return KS_OK;
-}
-
-static KsStatus
-do_destroy_kek(Request *rq)
-{
-	char		serial[KS_MAX_SERIAL + 1];
-	KsLabel		label;
-	bool		ok = true;
-	bool		destroyed = false;
-	KsStatus	status;
-
-	get_label(rq, &label, &ok);
-	wire_get_cstr(&rq->in, serial, sizeof(serial));
-	if (!wire_done(&rq->in))
-		return malformed(rq);
-	if (!ok || label.provisional)
-		return refuse_name(rq);
-	status = provider->destroy_kek(keystore, &label, serial, &destroyed, &rq->why);
-	if (status == KS_OK)
-		wire_put_uint(&rq->out, destroyed, 1);
-	return status;
-}
-
-static KsStatus
-do_enable(Request *rq)
-{
-	char		inst[UUID_TEXT_LEN + 1];
-	char		tenant[UUID_TEXT_LEN + 1];
-	size_t		found = 0;
-	size_t		obeyed = 0;
-	bool		ok = true;
-	unsigned	on;
-	KsStatus	status;
-
-	get_uuid(rq, inst, &ok);
-	get_uuid(rq, tenant, &ok);
-	on = (unsigned) wire_get_uint(&rq->in, 1);
-	if (!wire_done(&rq->in) || on > 1)
-		return malformed(rq);
-	if (!ok)
-		return refuse_name(rq);
-	status = provider->enable(keystore, inst, tenant, on == 1, &found, &obeyed, &rq->why);
-	if (status != KS_OK)
-		return status;
-	wire_put_uint(&rq->out, found, 2);
-	wire_put_uint(&rq->out, obeyed, 2);
-	return KS_OK;
-}
-
 static const Handler handlers[] = {
 	[KS_OP_HELLO] = do_hello,
 	[KS_OP_STATUS] = do_status,
@@ -446,6 +249,9 @@ static const Handler handlers[] = {
 	[KS_OP_WRAP] = do_wrap,
 	[KS_OP_DESTROY_KEK] = do_destroy_kek,
 	[KS_OP_ENABLE] = do_enable,
+	[KS_OP_REGISTER_KEY] = do_register_key,
+	[KS_OP_SIGN] = do_sign,
+	[KS_OP_HEAD] = do_head,
 };
 
 /* Stands in for every operation while there is no provider to ask. */
@@ -464,6 +270,7 @@ request_run(const uint8_t *frame, size_t len, uint8_t *reply)
 	char		expected[KS_MAX_SERIAL + 1];
 	uint64_t	id;
 	size_t		op;
+	uint32_t	patience;
 	KsStatus	status;
 	WireWriter	head = {reply, 4 + 8 + 1, 0, false};
 	Handler		handler;
@@ -473,13 +280,14 @@ request_run(const uint8_t *frame, size_t len, uint8_t *reply)
 	id = wire_get_uint(&rq.in, 8);
 	op = (size_t) wire_get_uint(&rq.in, 1);
 	wire_get_cstr(&rq.in, expected, sizeof(expected));
+	patience = (uint32_t) wire_get_uint(&rq.in, 4);
 	if (rq.in.bad || op < KS_OP_HELLO || op >= sizeof(handlers) / sizeof(handlers[0]) ||
 		(op != KS_OP_HELLO && !greeted))
 		return 0;
 	handler = op != KS_OP_HELLO && keystore == NULL ? no_provider : handlers[op];
 
 	if (keystore != NULL)
-		provider->expect(keystore, expected);
+		provider->expect(keystore, expected, patience);
 	status = handler(&rq);
 	explicit_bzero(new_keys, sizeof(new_keys));
 	explicit_bzero(wrapped_keys, sizeof(wrapped_keys));

@@ -17,6 +17,9 @@
  */
 extern size_t request_run(const uint8_t *frame, size_t len, uint8_t *reply);
 
+/* How many requests may run at once, each in a thread of its own. */
+extern int	request_max_in_flight(void);
+
 /* Release the keystore, if one is open. */
 extern void request_shutdown(void);
 

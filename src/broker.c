@@ -82,7 +82,7 @@ send_job(Store *store, Job *job)
 	/* there may be a data key in it */
 	sent = !w.bad &&
 		helper_send(&store->link, job->id, op, job->is_certain ? job->ref.serial : "",
-					body, w.len);
+					request_timeout_ms(), body, w.len);
 	cipher_wipe(body, w.len);
 	return sent;
 }

@@ -161,6 +161,7 @@ bool
 codec_get_later(WireReader *r, const UnwrapRequest *what, bool *later)
 {
 	char		text[KS_MAX_LABEL + 1];
+	char		reference[KS_MAX_REFERENCE + 1];
 	int			n;
 
 	*later = false;
@@ -171,6 +172,9 @@ codec_get_later(WireReader *r, const UnwrapRequest *what, bool *later)
 		wire_get_cstr(r, text, sizeof(text));
 		if (wire_get_uint(r, 1) == 0 && generation_of(text) > generation_of(what->label))
 			*later = true;
+		(void) wire_get_uint(r, 1);
+		(void) wire_get_uint(r, 8);
+		wire_get_cstr(r, reference, sizeof(reference));
 	}
 	return wire_done(r);
 }

@@ -81,7 +81,7 @@ spawn(HelperLink *link, int child_fd)
  * frame, with id 0.
  */
 bool
-helper_start(HelperLink *link, const char *uri, const char *pin_stamp)
+helper_start(HelperLink *link, const char *uri, const char *pin_stamp, const char *regions)
 {
 	int			fds[2];
 	uint8		hello[4096];
@@ -109,7 +109,8 @@ helper_start(HelperLink *link, const char *uri, const char *pin_stamp)
 	wire_put_uint(&w, KS_PROTOCOL_VERSION, 2);
 	wire_put_str(&w, uri, strlen(uri));
 	wire_put_str(&w, pin_stamp, strlen(pin_stamp));
-	if (w.bad || !helper_send(link, 0, KS_OP_HELLO, "", hello, w.len))
+	wire_put_str(&w, regions, strlen(regions));
+	if (w.bad || !helper_send(link, 0, KS_OP_HELLO, "", 0, hello, w.len))
 	{
 		helper_kill(link);
 		return false;
@@ -162,22 +163,24 @@ helper_kill(HelperLink *link)
 }
 
 /*
- * Send one frame, for the token of that serial ("": any).  The socket's buffer holds several of the largest frames
- * and few are ever under way, so a full buffer means a helper that does not
- * read: false, as for a dead one.
+ * Send one frame, for the token of that serial ("": any), and say how long
+ * its answer is waited for, in milliseconds.  The socket's buffer holds several
+ * of the largest frames and few are ever under way, so a full buffer means a
+ * helper that does not read: false, as for a dead one.
  */
 bool
-helper_send(HelperLink *link, uint64 id, KsOp op, const char *serial,
+helper_send(HelperLink *link, uint64 id, KsOp op, const char *serial, int patience,
 			const uint8 *body, size_t len)
 {
 	static uint8 out[4 + KS_MAX_FRAME];
 	WireWriter	w = {out, sizeof(out), 0, false};
 	ssize_t		sent;
 
-	wire_put_uint(&w, 8 + 1 + 2 + strlen(serial) + len, 4);
+	wire_put_uint(&w, 8 + 1 + 2 + strlen(serial) + 4 + len, 4);
 	wire_put_uint(&w, id, 8);
 	wire_put_uint(&w, op, 1);
 	wire_put_str(&w, serial, strlen(serial));
+	wire_put_uint(&w, (uint64) patience, 4);
 	wire_put(&w, body, len);
 	if (w.bad || link->fd < 0)
 		return false;

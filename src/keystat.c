@@ -164,10 +164,13 @@ failure_of(KsStatus status)
 		case KS_PIN_FILE:
 		case KS_PIN_INCORRECT:
 		case KS_PIN_LOCKED:
+		case KS_CREDENTIALS:
+		case KS_ACCESS_DENIED:
 			return KEYSTAT_LOGIN;
 		case KS_TOKEN_MISSING:
 		case KS_TOKEN_WRONG:
 		case KS_OTHER_TOKEN:
+		case KS_REGION:
 		case KS_MECHANISM_MISSING:
 			return KEYSTAT_TOKEN;
 		case KS_KEY_ABSENT:
@@ -177,10 +180,14 @@ failure_of(KsStatus status)
 		case KS_REFUSED:
 		case KS_KEY_DISABLED:
 		case KS_EXISTS:
+		case KS_UNSUPPORTED:
 			return KEYSTAT_REFUSED;
 		case KS_BAD_URI:
 		case KS_MODULE_LOAD:
 		case KS_MODULE_ERROR:
+		case KS_NETWORK:
+		case KS_CLOCK_SKEW:
+		case KS_THROTTLED:
 		case KS_NOT_CONFIGURED:
 			break;
 	}

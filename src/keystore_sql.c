@@ -263,6 +263,9 @@ nc_keystore_see(PG_FUNCTION_ARGS)
 		{
 			labels[total++] = CStringGetTextDatum(get_text(x));
 			(void) wire_get_uint(&x->r, 1);
+			(void) wire_get_uint(&x->r, 1);
+			(void) wire_get_uint(&x->r, 8);
+			(void) get_text(x);
 		}
 		must_be_done(x);
 	} while (n >= KS_LIST_PAGE);
@@ -291,12 +294,15 @@ nc_keystore_destroy(PG_FUNCTION_ARGS)
 		put_uuid(x, PG_GETARG_UUID_P(0));
 		put_uuid(x, PG_GETARG_UUID_P(1));
 		put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
+		wire_put_uint(&x->w, 7, 2);
 		exchange(x, KS_OP_DESTROY, keystore_store_arg(fcinfo, 2));
 		n = (int) wire_get_uint(&x->r, 2);
 		labels = labels == NULL ? palloc((n + 1) * sizeof(Datum)) :
 			repalloc(labels, (total + n + 1) * sizeof(Datum));
 		for (int i = 0; i < n; i++)
 			labels[total++] = CStringGetTextDatum(get_text(x));
+		(void) wire_get_uint(&x->r, 2);
+		(void) wire_get_uint(&x->r, 8);
 		must_be_done(x);
 	} while (n >= KS_LIST_PAGE);
 	return text_array(labels, total);
@@ -317,8 +323,10 @@ nc_keystore_destroy_kek(PG_FUNCTION_ARGS)
 	put_uuid(x, PG_GETARG_UUID_P(0));
 	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
+	wire_put_uint(&x->w, 7, 2);
 	exchange(x, KS_OP_DESTROY_KEK, keystore_store_arg(fcinfo, 2));
 	destroyed = wire_get_uint(&x->r, 1) != 0;
+	(void) wire_get_uint(&x->r, 8);
 	must_be_done(x);
 	PG_RETURN_BOOL(destroyed);
 }
@@ -394,6 +402,9 @@ nc_keystore_status(PG_FUNCTION_ARGS)
 		}
 		values[7] = BoolGetDatum(wire_get_uint(&x->r, 1) != 0);
 		values[8] = BoolGetDatum(wire_get_uint(&x->r, 1) != 0);
+		(void) wire_get_uint(&x->r, 1);
+		(void) get_text(x);
+		(void) wire_get_uint(&x->r, 1);
 		nulls[7] = false;
 		nulls[8] = PG_ARGISNULL(0);
 		must_be_done(x);

@@ -25,6 +25,7 @@
 
 static char *keystore_uri = NULL;
 static char *other_uris = NULL;
+static char *regions = NULL;
 
 int			stores_count = 0;
 Store	   *stores[MAX_KEYSTORES];
@@ -81,6 +82,17 @@ check_others(char **newval, void **extra, GucSource source)
 	return false;
 }
 
+/* Names of regions, which no shell, URL or log misreads. */
+static bool
+check_regions(char **newval, void **extra, GucSource source)
+{
+	if (*newval != NULL && strlen(*newval) < 1000 &&
+		strspn(*newval, "abcdefghijklmnopqrstuvwxyz0123456789- ") == strlen(*newval))
+		return true;
+	GUC_check_errdetail("It must be names of regions with blanks between them.");
+	return false;
+}
+
 void
 stores_init(void)
 {
@@ -96,6 +108,13 @@ stores_init(void)
 							   &other_uris, "",
 							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 							   check_others, NULL, NULL);
+	DefineCustomStringVariable("nomp_crypt.keystore_regions",
+							   "Regions of a key service where keys may be, with blanks between them.",
+							   "By default those of AWS in the European Union.",
+							   &regions,
+							   "eu-central-1 eu-north-1 eu-south-1 eu-south-2 eu-west-1 eu-west-3 eusc-de-east-1",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   check_regions, NULL, NULL);
 }
 
 /* The URI at that place, in memory of the caller's; NULL if there is none. */
@@ -247,7 +266,7 @@ store_ensure_helper(Store *store)
 	if (helper_running(&store->link))
 		return KS_OK;
 	store->next_start = lease_boot_now() + START_RETRY_MS * INT64CONST(1000);
-	if (!helper_start(&store->link, store->uri, store->pin_stamp))
+	if (!helper_start(&store->link, store->uri, store->pin_stamp, regions))
 		return KS_NO_HELPER;
 	keystat_helper_started(store->place);
 	return KS_OK;

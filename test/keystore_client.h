@@ -66,6 +66,7 @@ static uint8_t body_buf[2 * KS_MAX_FRAME];
 static WireWriter body;
 static Reply reply;
 static int	patience = PATIENCE;
+static const char *regions = "eu-north-1";
 static const char *expected_token = "";	/* what requests name; "" for any */
 
 /* ---- the helper ---- */
@@ -150,10 +151,11 @@ send_frame(Helper *h, uint64_t id, int op)
 	static uint8_t frame[13 + 256 + sizeof(body_buf)];
 	WireWriter	w = {frame, sizeof(frame), 0, false};
 
-	wire_put_uint(&w, 9 + 2 + strlen(expected_token) + body.len, 4);
+	wire_put_uint(&w, 9 + 2 + strlen(expected_token) + 4 + body.len, 4);
 	wire_put_uint(&w, id, 8);
 	wire_put_uint(&w, (uint64_t) op, 1);
 	wire_put_str(&w, expected_token, strlen(expected_token));
+	wire_put_uint(&w, (uint64_t) patience, 4);
 	wire_put(&w, body.buf, body.len);
 	return send_raw(h, frame, w.len);
 }
@@ -231,6 +233,7 @@ start_with_stamp(const char *uri, const char *stamp)
 	put_uint(KS_PROTOCOL_VERSION, 2);
 	put(uri);
 	put(stamp);
+	put(regions);
 	if (ask(&h, KS_OP_HELLO) != KS_OK)
 		tap_bail("the helper does not start: %s", reply.reason);
 	return h;
@@ -254,6 +257,8 @@ ask_strings(Helper *h, KsOp op, const char *a, const char *b, const char *c)
 		put(b);
 	if (c != NULL)
 		put(c);
+	if (op == KS_OP_DESTROY || op == KS_OP_DESTROY_KEK)
+		put_uint(7, 2);
 	return ask(h, op);
 }
 
@@ -264,6 +269,22 @@ setup(Helper *h, const char *inst, bool *created)
 
 	*created = status == KS_OK && wire_get_uint(&reply.r, 1) == 1;
 	return status;
+}
+
+/* The end of a reply to STATUS: a token destroys at once, and has a PIN. */
+static inline bool
+ends_as_token(void)
+{
+	return wire_get_uint(&reply.r, 1) == 1 && wire_get_uint(&reply.r, 2) == 0 &&
+		wire_get_uint(&reply.r, 1) == 0 && wire_done(&reply.r);
+}
+
+/* The rest of a key that SEE shows: lasting, usable, without an end or another name. */
+static inline bool
+is_plain_key(void)
+{
+	return wire_get_uint(&reply.r, 1) == 0 && wire_get_uint(&reply.r, 1) == KS_STATE_USABLE &&
+		wire_get_uint(&reply.r, 8) == 0 && wire_get_uint(&reply.r, 2) == 0;
 }
 
 /* The reply's next string. */

@@ -64,7 +64,7 @@ test_frames(void)
 	tap_ok(ends_helper("\0\0\0\10\0\0\0\0\0\0\0\1", 12, true), "a frame without a code");
 	tap_ok(ends_helper("\0\1\0\1\0\0\0\0\0\0\0\1\2", 13, true), "a frame a byte too long");
 	tap_ok(ends_helper("\377\377\377\377\0\0\0\0\0\0\0\1\2", 13, true), "a frame of 4 GB");
-	tap_ok(ends_helper("\0\0\0\13\0\0\0\0\0\0\0\1\2\0\0", 15, false),
+	tap_ok(ends_helper("\0\0\0\17\0\0\0\0\0\0\0\1\2\0\0\0\0\0\0", 19, false),
 		   "a request before the greeting");
 	tap_ok(empty_ends_helper(0) && empty_ends_helper(11) && empty_ends_helper(255),
 		   "operations that do not exist");
@@ -72,6 +72,7 @@ test_frames(void)
 	begin();
 	put_uint(KS_PROTOCOL_VERSION, 2);
 	put("pkcs11:");
+	put("");
 	put("");
 	tap_ok(body_ends_helper(KS_OP_HELLO), "a second greeting");
 	begin();
@@ -109,6 +110,7 @@ test_other_version(void)
 	begin();
 	put_uint(KS_PROTOCOL_VERSION + 1, 2);
 	put("pkcs11:");
+	put("");
 	put("");
 	tap_ok(ask(&h, KS_OP_HELLO) == KS_REFUSED, "another protocol version is refused");
 	stop(&h);
