@@ -63,7 +63,7 @@ static AwsChain *
 make_chain(AwsClient *client, const AwsOptions *options, const AwsEndpoint *sts,
 		   const char *profile)
 {
-	AwsSources	from = {.http = client->http, .sts = *sts, .test = options->test};
+	AwsSources	from = {.http = client->http, .sts = *sts};
 
 	snprintf(from.profile, sizeof(from.profile), "%s", profile);
 	return aws_chain_create(&from);
@@ -318,6 +318,8 @@ aws_call(AwsClient *client, AwsRole role, const char *action, json_t *body,
 		return ks_fail(why, KS_MODULE_ERROR, "no memory for a request, or it is no JSON");
 	call.payload = payload;
 	status = make_call(&call);
+	if (status == KS_OK)
+		why->reason[0] = '\0';
 	wiping_free(payload);
 	return status;
 }

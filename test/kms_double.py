@@ -3,7 +3,7 @@
 loopback, for tests.
 
     kms_double.py FOLDER [--region R] [--account N] [--partition P]
-                  [--ports TLS,PLAIN,CONTROL] [--while PID]
+                  [--ports TLS,PLAIN,CONTROL] [--at-once] [--while PID]
 
 What it does it does as the documentation says, with real cryptography and
 checked signatures; t/kms_double_is_like_kms.pl has it examined by boto3.  It
@@ -21,7 +21,8 @@ In the FOLDER, which is made:
                           and stranger, who may do nothing
     web-identity-token, container-token
 
-With --while it ends when that process does.
+With --at-once a key whose deletion is scheduled is gone at once.  With --while
+it ends when that process does.
 """
 
 import argparse
@@ -138,6 +139,7 @@ def main():
     parser.add_argument("--account", default="111122223333")
     parser.add_argument("--partition", default="aws")
     parser.add_argument("--ports", default="0,0,0")
+    parser.add_argument("--at-once", action="store_true")
     parser.add_argument("--while", type=int, dest="process")
     arguments = parser.parse_args()
     os.makedirs(arguments.folder, mode=0o700, exist_ok=True)
@@ -145,6 +147,7 @@ def main():
     double = Double(os.path.abspath(arguments.folder),
                     Place(arguments.partition, arguments.region, arguments.account),
                     [int(port) for port in arguments.ports.split(",")])
+    double.kms.at_once = arguments.at_once
     double.write_files(arguments.region)
     double.start()
     if arguments.process:

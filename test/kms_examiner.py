@@ -9,6 +9,7 @@ only looks whether what an earlier run left is still there.
 
 import concurrent.futures
 import contextlib
+import http.client
 import json
 import os
 import ssl
@@ -35,6 +36,9 @@ PLAIN = f"http://127.0.0.1:{PORTS['plain']}"
 REGION = "eu-north-1"
 CONTEXT = {"school": "11111111-2222-3333-4444-555555555555", "purpose": "values"}
 DAY = 86400
+# what botocore calls a conversation that breaks off
+BROKEN = ("ConnectionClosedError", "IncompleteReadError", "ResponseStreamingError", "SSLError",
+          "EndpointConnectionError")
 
 os.environ["AWS_SHARED_CREDENTIALS_FILE"] = f"{FOLDER}/credentials"
 os.environ["AWS_CONFIG_FILE"] = f"{FOLDER}/config"
@@ -463,11 +467,12 @@ def examine_faults():
     with trouble("fault", action="DescribeKey", probability=0.5):
         found = {error(kms.describe_key, **call) for _ in range(40)}
     check(found == {"", "KMSInternalException"}, "a fault may be a matter of chance")
-    for kind in ("truncated", "close", "lost"):
+    for kind in ("close", "lost"):
         with trouble("fault", action="DescribeKey", kind=kind):
-            check(error(kms.describe_key, **call) in
-                  ("ConnectionClosedError", "IncompleteReadError", "ResponseStreamingError"),
-                  f"an answer that is {kind} never comes")
+            found = error(kms.describe_key, **call)
+            check(found in BROKEN, f"an answer that is {kind} never comes ({found})")
+    with trouble("fault", action="sts", kind="truncated"):
+        check(cut_off("/?Action=GetCallerIdentity"), "one that is truncated breaks off")
     with trouble("fault", action="DescribeKey", kind="drip"):
         quick = client(read_timeout=2, connect_timeout=2)
         started = time.monotonic()
@@ -485,8 +490,19 @@ def examine_faults():
         found = [error(kms.list_keys) for _ in range(20)]
     check("" in found and "ThrottlingException" in found, "a quota throttles")
     with trouble("down", on=True):
-        check(error(kms.list_keys) in ("ConnectionClosedError", "SSLError", "EndpointConnectionError"),
-              "when it is down nothing answers")
+        found = error(kms.list_keys)
+        check(found in BROKEN, f"when it is down nothing answers ({found})")
+
+
+def cut_off(path):
+    """Does the answer end before its length?  (boto3 does not look.)"""
+    connection = http.client.HTTPConnection("127.0.0.1", PORTS["plain"], timeout=10)
+    connection.request("GET", path)
+    try:
+        connection.getresponse().read()
+    except http.client.IncompleteRead:
+        return True
+    return False
 
 
 def examine_wrong_plaintext(key):

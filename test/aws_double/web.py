@@ -86,23 +86,30 @@ class Listener:
 
     def serve(self, connection):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            connection = self.secured(connection)
+        except (OSError, ssl.SSLError):
+            connection.close()
+            return
         with self.lock:
             self.connections.add(connection)
-        plain = connection
         try:
-            context = self.context()
-            if context is not None:
-                connection.settimeout(30)
-                connection = context.wrap_socket(connection, server_side=True)
-                connection.settimeout(None)
             with connection, connection.makefile("rb") as stream:
                 self.converse(connection, stream)
         except (OSError, ssl.SSLError, ValueError, BadRequest):
             pass
         finally:
-            plain.close()
             with self.lock:
-                self.connections.discard(plain)
+                self.connections.discard(connection)
+
+    def secured(self, connection):
+        context = self.context()
+        if context is None:
+            return connection
+        connection.settimeout(30)
+        connection = context.wrap_socket(connection, server_side=True)
+        connection.settimeout(None)
+        return connection
 
     def converse(self, connection, stream):
         while True:
