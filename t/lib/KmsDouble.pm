@@ -14,7 +14,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Time::HiRes ();
 
-our @EXPORT = qw(start_double kill_double double_says double_keys);
+our @EXPORT = qw(start_double kill_double double_says double_keys double_uri);
 
 my %doubles;    # folder => { pid, tls, plain, control, options }
 my $json = JSON::PP->new->canonical;
@@ -54,6 +54,17 @@ sub start_double
 		PostgreSQL::Test::Utils::slurp_file("$folder/ready.json"));
 	@$double{qw(tls plain control)} = @$ready{qw(tls plain control)};
 	return $double;
+}
+
+# double_uri(FOLDER, OPTIONS): the setting for it, with more options in it.
+sub double_uri
+{
+	my ($folder, $options) = @_;
+
+	return
+		"aws-kms://eu-north-1?endpoint=https://127.0.0.1:$doubles{$folder}->{tls}"
+	  . "&test=yes&ca-file=$folder/ca.pem"
+	  . ($options // '');
 }
 
 # kill_double(FOLDER): as a power cut would; start_double goes on.
