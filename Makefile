@@ -69,8 +69,8 @@ CLIENT_PROGRAMS = $(patsubst %.c,%,$(sort $(wildcard test/*_client.c)))
 TEST_LIBRARIES = $(patsubst %.c,%.so,$(sort $(wildcard test/*_shim.c)))
 PLAIN_OBJS = $(patsubst %,src/%.o,cipher cipher_openssl cipher_ipsec_mb scrub value keyplace)	# need no server
 
-# pg_regress on a server of its own; the token and the server's settings come
-# from scripts/regress-config.
+# pg_regress on a server of its own; the keystore and the server's settings
+# come from scripts/regress-config.
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
 REGRESS_DIR = $(CURDIR)/tmp_regress
 REGRESS_OPTS = --temp-instance='$(REGRESS_DIR)/server' \
@@ -139,8 +139,10 @@ ASAN_FLAGS = -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	-fno-omit-frame-pointer -O1
 
 installcheck: export SOFTHSM2_CONF = $(REGRESS_DIR)/softhsm2.conf
+installcheck: export AWS_SHARED_CREDENTIALS_FILE = $(REGRESS_DIR)/aws/credentials
+installcheck: export AWS_CONFIG_FILE = $(REGRESS_DIR)/aws/config
 regress-config:
-	./scripts/regress-config '$(REGRESS_DIR)'
+	./scripts/regress-config '$(REGRESS_DIR)' $$PPID
 
 check-tap: $(TEST_LIBRARIES) $(CLIENT_PROGRAMS)
 	$(prove_installcheck)

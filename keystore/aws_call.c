@@ -63,7 +63,7 @@ static AwsChain *
 make_chain(AwsClient *client, const AwsOptions *options, const AwsEndpoint *sts,
 		   const char *profile)
 {
-	AwsSources	from = {.http = client->http, .sts = *sts, .test = options->test};
+	AwsSources	from = {.http = client->http, .sts = *sts};
 
 	snprintf(from.profile, sizeof(from.profile), "%s", profile);
 	return aws_chain_create(&from);
@@ -273,25 +273,44 @@ try_again(Call *call, AwsCredentials *used, int tries)
 	return pause_before(call, tries);
 }
 
+/* How an attempt ended. */
+typedef struct Outcome
+{
+	KsStatus	status;
+	AwsReply	reply;
+	KsFailure	why;
+} Outcome;
+
+/*
+ * When the time is over in the middle of an attempt, what the one before it
+ * was told says more.
+ */
 static KsStatus
 make_call(Call *call)
 {
 	AwsCredentials *credentials;
+	Outcome		before = {KS_TIMEOUT};
 	KsStatus	status;
 	bool		again;
 
 	for (int tries = 1;; tries++)
 	{
+		*call->reply = (AwsReply) {0};
 		status = aws_chain_get(call->chain, call->until, &credentials, call->why);
 		if (status != KS_OK)
 			return status;
-		call->reply->http = 0;
-		call->reply->error[0] = call->reply->message[0] = '\0';
 		status = attempt(call, credentials);
 		again = status != KS_OK && try_again(call, credentials, tries);
 		aws_chain_give_back(call->chain, credentials);
+		if (status == KS_TIMEOUT && before.status != KS_TIMEOUT)
+		{
+			*call->reply = before.reply;
+			*call->why = before.why;
+			status = before.status;
+		}
 		if (!again)
 			return status;
+		before = (Outcome) {status, *call->reply, *call->why};
 	}
 }
 
@@ -318,6 +337,8 @@ aws_call(AwsClient *client, AwsRole role, const char *action, json_t *body,
 		return ks_fail(why, KS_MODULE_ERROR, "no memory for a request, or it is no JSON");
 	call.payload = payload;
 	status = make_call(&call);
+	if (status == KS_OK)
+		why->reason[0] = '\0';
 	wiping_free(payload);
 	return status;
 }

@@ -31,7 +31,6 @@ typedef struct AwsSources
 	AwsHttp    *http;
 	AwsEndpoint sts;
 	char		profile[128];	/* "" for the default chain */
-	bool		test;
 } AwsSources;
 
 typedef struct AwsChain AwsChain;

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "aws_errors.h"
+#include "aws_xml.h"
 
 #define SKEW_SECONDS	240		/* the services allow five minutes */
 
@@ -117,6 +118,20 @@ member(const json_t *object, const char *a, const char *b)
 	return value != NULL ? value : json_string_value(json_object_get(object, b));
 }
 
+/* The query protocol's errors; and those of gateways in front of the others. */
+static void
+read_xml_error(const AwsAnswer *answer, AwsReply *reply)
+{
+	AwsElement	parts[] = {{"Error", "Code"}, {"Error", "Message"}};
+
+	if (!aws_xml_read(answer->body.data, answer->body.len, parts, 2))
+		return;
+	if (parts[0].text.len > 0)
+		take_name(parts[0].text.data, reply->error, sizeof(reply->error));
+	aws_printable(reply->message, sizeof(reply->message), parts[1].text.data, parts[1].text.len);
+	aws_xml_free(parts, 2);
+}
+
 void
 aws_read_error(const AwsAnswer *answer, AwsReply *reply)
 {
@@ -124,6 +139,11 @@ aws_read_error(const AwsAnswer *answer, AwsReply *reply)
 	const char *text;
 
 	reply->error[0] = reply->message[0] = '\0';
+	if (answer->body.len > 0 && answer->body.data[0] == '<')
+	{
+		read_xml_error(answer, reply);
+		return;
+	}
 	if (answer->body.len > 0)
 		body = json_loadb(answer->body.data, answer->body.len, JSON_REJECT_DUPLICATES, NULL);
 	text = member(body, "__type", "code");
