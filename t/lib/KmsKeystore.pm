@@ -44,7 +44,8 @@ sub uri
 	my ($class, $dir, $label) = @_;
 	my $folder = folder($dir, $label);
 
-	return double_uri($folder) if exists $accounts{$folder};
+	return double_uri($folder, "&account=$accounts{$folder}")
+	  if exists $accounts{$folder};
 	return 'aws-kms://eu-north-1?endpoint=http://127.0.0.1:9&test=yes';
 }
 
