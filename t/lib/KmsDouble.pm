@@ -9,7 +9,7 @@ use Exporter 'import';
 use FindBin;
 use HTTP::Tiny;
 use JSON::PP ();
-use POSIX ();
+use POSIX    ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Time::HiRes ();
@@ -26,9 +26,7 @@ sub start_double
 	my ($folder, @options) = @_;
 	my $double = $doubles{$folder} //= {
 		options => \@options,
-		ports => [
-			map { PostgreSQL::Test::Cluster::get_free_port() } 1 .. 3
-		]
+		ports => [ map { PostgreSQL::Test::Cluster::get_free_port() } 1 .. 3 ]
 	};
 	my $log = "$PostgreSQL::Test::Utils::log_path/kms_double.log";
 
@@ -42,8 +40,7 @@ sub start_double
 		# not to be left behind by a test that is killed
 		exec 'setpriv', '--pdeathsig', 'KILL', '/usr/bin/python3',
 		  "$FindBin::RealBin/../test/kms_double.py", $folder,
-		  '--ports', join(',', @{ $double->{ports} }),
-		  @{ $double->{options} }
+		  '--ports', join(',', @{ $double->{ports} }), @{ $double->{options} }
 		  or POSIX::_exit(127);
 	}
 	$double->{pid} = $pid;
