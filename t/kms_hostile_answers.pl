@@ -116,9 +116,15 @@ for my $error (sort keys %errors)
 {
 	my $status = $error =~ /Internal|Timeout|Unavailable/ ? 500 : 400;
 
-	answers_with($error, fault(error => $error, status => $status),
+	answers_with($error,
+		fault(error => $error, status => $status, key => $cold),
 		$errors{$error});
 }
+# if no key decrypts, it is not the ciphertext
+answers_with(
+	'InvalidCiphertextException for every key',
+	fault(error => 'InvalidCiphertextException'),
+	qr/^NC004: /);
 for my $error (qw(ThrottlingException KMSInternalException))
 {
 	chill('cold');
