@@ -110,8 +110,9 @@ $node->safe_psql('postgres',
 is(keystore_state($node), 'ok', 'the server is content with its keystore');
 
 my @keys = keys_in_moto();
-is(join(' ', sort map { $_->{tag}->{'nomp_crypt:label'} =~ /:(canary|\d+)$/ }
-		  grep { $_->{spec} eq 'SYMMETRIC_DEFAULT' } @keys),
+is( join(' ',
+		sort map { $_->{tag}->{'nomp_crypt:label'} =~ /:(canary|\d+)$/ }
+		grep     { $_->{spec} eq 'SYMMETRIC_DEFAULT' } @keys),
 	'1 1 canary',
 	'a canary, and a key for each school, by their tags');
 is( scalar(
@@ -127,10 +128,12 @@ is( scalar(
 $node->restart;
 is(school_reads($node, $_), "Anna i $_", "$_ reads after a restart")
   for qw(north south);
-is($node->safe_psql('postgres', "SELECT nomp_crypt.rewrap_tenant('north')"),
-	2, 'a rewrap');
-is($node->safe_psql('postgres', "SELECT nomp_crypt.rotate_tenant('north')"),
-	2, 'a new data key');
+is( $node->safe_psql('postgres', "SELECT nomp_crypt.rewrap_tenant('north')"),
+	2,
+	'a rewrap');
+is( $node->safe_psql('postgres', "SELECT nomp_crypt.rotate_tenant('north')"),
+	2,
+	'a new data key');
 $node->restart;
 is(school_reads($node, 'north'), 'Anna i north', 'which reads, too');
 
@@ -154,6 +157,7 @@ is( scalar(
 		} keys_in_moto()),
 	1,
 	'an erasure schedules the deletion of the school\'s key');
-like(school_reads($node, 'south'), qr/^NC00[12]$/, 'and the school is closed');
+like(school_reads($node, 'south'), qr/^NC00[12]$/,
+	'and the school is closed');
 
 done_testing();

@@ -128,8 +128,12 @@ answers_with(
 for my $error (qw(ThrottlingException KMSInternalException))
 {
 	chill('cold');
-	double_says($aws, 'fault', action => 'Decrypt', error => $error,
-		status => $error =~ /Internal/ ? 500 : 400, times => 2);
+	double_says(
+		$aws, 'fault',
+		action => 'Decrypt',
+		error => $error,
+		status => $error =~ /Internal/ ? 500 : 400,
+		times => 2);
 	is(school_reads($node, 'cold'),
 		'Anna i cold', "$error, twice: it is tried again");
 	double_says($aws, 'recover');
@@ -164,7 +168,9 @@ for my $kind (
 	qw(huge endless_head truncated drip close not_json empty garbage cut array
 	twice deep nul wrong_types))
 {
-	answers_with("an answer that is $kind", fault(kind => $kind),
+	answers_with(
+		"an answer that is $kind",
+		fault(kind => $kind),
 		qr/^NC004: /);
 }
 
@@ -196,7 +202,9 @@ answers_with(
 	qr/^NC005: /);
 chill('other');
 is(school_reads($node, 'other'), 'Anna i other', 'another school reads');
-answers_with("another school's data key", fault(kind => 'other_plaintext'),
+answers_with(
+	"another school's data key",
+	fault(kind => 'other_plaintext'),
 	qr/^NC005: /);
 
 # ---- what became of the key ----
@@ -215,7 +223,9 @@ answers_with(
 		deletion => time + 86400 * 7),
 	qr/^NC002: /,
 	sub {
-		double_says($aws, 'call', action => 'CancelKeyDeletion',
+		double_says(
+			$aws, 'call',
+			action => 'CancelKeyDeletion',
 			KeyId => $cold);
 		double_says($aws, 'call', action => 'EnableKey', KeyId => $cold);
 	});
@@ -271,8 +281,10 @@ for my $action (qw(DescribeKey ListKeys ListResourceTags))
 		chill('cold');
 		restart_helper($node);
 		double_says($aws, 'fault', action => $action, kind => $kind);
-		like(outcome($node, read_school('cold')),
-			qr/^(NC004|Anna i cold)$/, "$action that is $kind: no wrong verdict");
+		like(
+			outcome($node, read_school('cold')),
+			qr/^(NC004|Anna i cold)$/,
+			"$action that is $kind: no wrong verdict");
 		double_says($aws, 'recover');
 	}
 }
@@ -280,7 +292,9 @@ is(school_reads($node, 'cold'), 'Anna i cold', 'and it reads');
 is(school_reads($node, 'warm'), 'Anna i warm', 'as the other does');
 
 my $log = PostgreSQL::Test::Utils::slurp_file($node->logfile);
-unlike($log, qr{everyday/secret|AKIADOUBLE|Anna},
+unlike(
+	$log,
+	qr{everyday/secret|AKIADOUBLE|Anna},
 	'no secret and no plaintext in the log');
 
 done_testing();

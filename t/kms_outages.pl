@@ -134,7 +134,10 @@ sub restart_with
 {
 	my $keys = double_keys($aws);
 
-	double_says($aws, 'fault', action => 'CreateKey', kind => 'lost',
+	double_says(
+		$aws, 'fault',
+		action => 'CreateKey',
+		kind => 'lost',
 		times => 1);
 	my $outcome = sqlstate($node, "SELECT nomp_crypt.create_tenant('lost')");
 	like($outcome, qr/^(NC004|)$/,
@@ -145,10 +148,12 @@ sub restart_with
 	my $orphans = one(
 		"SELECT count(*) FROM nomp_crypt.reconcile_keystore(remove => true, older_than => '0') WHERE action = 'removed'"
 	);
-	is($orphans, $new - $schools,
+	is( $orphans,
+		$new - $schools,
 		'which reconcile_keystore finds by its tags');
-	is(scalar(grep { $_->{state} eq 'Enabled' } double_keys($aws)),
-		$keys + $schools, 'and removes');
+	is( scalar(grep { $_->{state} eq 'Enabled' } double_keys($aws)),
+		$keys + $schools,
+		'and removes');
 }
 
 # ---- credentials ----
@@ -194,7 +199,9 @@ sub restart_with
 
 	# Who may not destroy, and who may; who may only look.
 	restart_with($uri);
-	double_says($aws, 'identity', name => 'default',
+	double_says(
+		$aws, 'identity',
+		name => 'default',
 		deny => ['kms:ScheduleKeyDeletion']);
 	is(school_reads($node, 'cold'), 'Anna i cold', 'the everyday set reads');
 	is(sqlstate($node, "CALL nomp_crypt.erase_tenant('many1', 'test')"),
@@ -226,16 +233,14 @@ sub state_in_kms
 {
 	my ($uuid) = @_;
 
-	return join ' ',
-	  map { $_->{state} }
-	  grep { ($_->{tag}->{'nomp_crypt:school'} // '') eq $uuid }
+	return join ' ', map { $_->{state} }
+	  grep               { ($_->{tag}->{'nomp_crypt:school'} // '') eq $uuid }
 	  double_keys($aws);
 }
 
 for my $id (qw(many2 many3))
 {
-	my $uuid =
-	  one("SELECT uuid FROM nomp_crypt.tenants WHERE id = '$id'");
+	my $uuid = one("SELECT uuid FROM nomp_crypt.tenants WHERE id = '$id'");
 
 	is(sqlstate($node, "CALL nomp_crypt.erase_tenant('$id', 'test')"),
 		'', "$id: an erasure");
@@ -253,9 +258,13 @@ for my $id (qw(many2 many3))
 		  grep { ($_->{tag}->{'nomp_crypt:school'} // '') eq $uuid }
 		  double_keys($aws);
 
-		double_says($aws, 'call', action => 'CancelKeyDeletion',
+		double_says(
+			$aws, 'call',
+			action => 'CancelKeyDeletion',
 			KeyId => $key->{id});
-		$node->psql('postgres', "CALL nomp_crypt.erase_tenant('$id', 'test')",
+		$node->psql(
+			'postgres',
+			"CALL nomp_crypt.erase_tenant('$id', 'test')",
 			stderr => \my $said);
 		isnt(case_of($id), 'destroyed',
 			"$id: a deletion that was cancelled is no erasure");

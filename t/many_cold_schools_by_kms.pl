@@ -53,7 +53,7 @@ for my $query (@queries)
 my $taken = time - $began;
 my $asked = double_says($aws, 'counts')->{Decrypt};
 
-is(join(' ', sort @read),
+is( join(' ', sort @read),
 	join(' ', sort map { "Anna i s$_" } 1 .. $schools),
 	'every school reads what is its own');
 cmp_ok($asked, '>=', $schools, 'each school was asked for');

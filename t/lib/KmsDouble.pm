@@ -64,7 +64,7 @@ sub double_uri
 	my ($folder, $options) = @_;
 
 	return
-		"aws-kms://eu-north-1?endpoint=https://127.0.0.1:$doubles{$folder}->{tls}"
+	  "aws-kms://eu-north-1?endpoint=https://127.0.0.1:$doubles{$folder}->{tls}"
 	  . "&test=yes&ca-file=$folder/ca.pem"
 	  . ($options // '');
 }

@@ -70,9 +70,8 @@ sub labels
 {
 	my ($class, $dir, $label) = @_;
 
-	return
-	  map { label_of($_) }
-	  grep { exists $_->{tag}->{'nomp_crypt:label'} }
+	return map { label_of($_) }
+	  grep     { exists $_->{tag}->{'nomp_crypt:label'} }
 	  double_keys(folder($dir, $label));
 }
 
@@ -146,7 +145,8 @@ my %happens = (
 	crashes => { kind => 'close' },
 	fails => { error => 'KMSInternalException', status => 500 },
 	forbids => { error => 'AccessDeniedException' },
-	'answers wrong' => { kind => 'patch', values => { Plaintext => 'AAAA' } });
+	'answers wrong' => { kind => 'patch', values => { Plaintext => 'AAAA' } }
+);
 
 sub trouble
 {
@@ -167,7 +167,9 @@ sub trouble
 					seconds => $what / 1000);
 				next;
 			}
-			double_says($current, 'fault', action => $action,
+			double_says(
+				$current, 'fault',
+				action => $action,
 				%{ $happens{$what} // die "cannot be: $what" }, @once);
 		}
 	}

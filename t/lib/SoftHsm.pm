@@ -14,7 +14,8 @@ use FindBin;
 use IPC::Run;
 use PostgreSQL::Test::Utils;
 
-our @EXPORT = qw(shim_module shim_says shim_calls shim_pid broken_rules pkcs11_tool);
+our @EXPORT =
+  qw(shim_module shim_says shim_calls shim_pid broken_rules pkcs11_tool);
 
 our $softhsm = '/usr/lib/softhsm/libsofthsm2.so';
 
@@ -166,7 +167,8 @@ sub trouble
 		my $once = $what =~ s/^once // ? ' once' : '';
 		my $does = $happens{$what} // "delay=$what";
 
-		push @lines, map { "$_ $does$once" }
+		push @lines,
+		  map { "$_ $does$once" }
 		  @{ $calls{$operation} // die "no operation $operation" };
 	}
 	shim_says(@lines);
