@@ -30,7 +30,8 @@ sub make_token
 	my $folder = folder($dir, $label);
 
 	mkdir $dir;
-	$accounts{$folder} //= 111_122_223_333 + keys %accounts;
+	$accounts{$folder} = 111_122_223_333 + keys %accounts
+	  unless exists $accounts{$folder};
 	start_double($folder, '--account', $accounts{$folder}, '--at-once');
 	$ENV{AWS_SHARED_CREDENTIALS_FILE} = "$folder/credentials";
 	$ENV{AWS_CONFIG_FILE} = "$folder/config";
