@@ -11,6 +11,7 @@ use strict;
 use warnings;
 
 use KmsDouble;
+use PostgreSQL::Test::Utils;
 
 my %accounts;    # folder of a double => account
 my $current;     # the one that has trouble
@@ -124,6 +125,28 @@ sub returns
 
 	kill_double($folder);
 	rename "$folder/journal.away", "$folder/journal" or die $!;
+	start_double($folder);
+	return;
+}
+
+# back_up(DIR, LABEL), restore(DIR, LABEL): no customer of AWS can do that.
+sub back_up
+{
+	my ($class, $dir, $label) = @_;
+	my $folder = folder($dir, $label);
+
+	PostgreSQL::Test::Utils::system_or_bail('cp', "$folder/journal",
+		"$folder/journal.backup");
+	return;
+}
+
+sub restore
+{
+	my ($class, $dir, $label) = @_;
+	my $folder = folder($dir, $label);
+
+	kill_double($folder);
+	rename "$folder/journal.backup", "$folder/journal" or die $!;
 	start_double($folder);
 	return;
 }
