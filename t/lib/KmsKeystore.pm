@@ -11,6 +11,7 @@ use strict;
 use warnings;
 
 use KmsDouble;
+use PostgreSQL::Test::Utils;
 
 my %accounts;    # folder of a double => account
 my $current;     # the one that has trouble
@@ -30,7 +31,8 @@ sub make_token
 	my $folder = folder($dir, $label);
 
 	mkdir $dir;
-	$accounts{$folder} //= 111_122_223_333 + keys %accounts;
+	$accounts{$folder} = 111_122_223_333 + keys %accounts
+	  unless exists $accounts{$folder};
 	start_double($folder, '--account', $accounts{$folder}, '--at-once');
 	$ENV{AWS_SHARED_CREDENTIALS_FILE} = "$folder/credentials";
 	$ENV{AWS_CONFIG_FILE} = "$folder/config";
@@ -44,7 +46,8 @@ sub uri
 	my ($class, $dir, $label) = @_;
 	my $folder = folder($dir, $label);
 
-	return double_uri($folder) if exists $accounts{$folder};
+	return double_uri($folder, "&account=$accounts{$folder}")
+	  if exists $accounts{$folder};
 	return 'aws-kms://eu-north-1?endpoint=http://127.0.0.1:9&test=yes';
 }
 
@@ -122,6 +125,28 @@ sub returns
 
 	kill_double($folder);
 	rename "$folder/journal.away", "$folder/journal" or die $!;
+	start_double($folder);
+	return;
+}
+
+# back_up(DIR, LABEL), restore(DIR, LABEL): no customer of AWS can do that.
+sub back_up
+{
+	my ($class, $dir, $label) = @_;
+	my $folder = folder($dir, $label);
+
+	PostgreSQL::Test::Utils::system_or_bail('cp', "$folder/journal",
+		"$folder/journal.backup");
+	return;
+}
+
+sub restore
+{
+	my ($class, $dir, $label) = @_;
+	my $folder = folder($dir, $label);
+
+	kill_double($folder);
+	rename "$folder/journal.backup", "$folder/journal" or die $!;
 	start_double($folder);
 	return;
 }

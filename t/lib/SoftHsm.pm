@@ -154,6 +154,25 @@ sub returns
 	return;
 }
 
+# back_up(DIR), restore(DIR): all tokens of that folder.
+sub back_up
+{
+	my ($class, $dir) = @_;
+
+	PostgreSQL::Test::Utils::system_or_bail('cp', '-a', "$dir/tokens",
+		"$dir/tokens.backup");
+	return;
+}
+
+sub restore
+{
+	my ($class, $dir) = @_;
+
+	PostgreSQL::Test::Utils::system_or_bail('rm', '-rf', "$dir/tokens");
+	rename "$dir/tokens.backup", "$dir/tokens" or die $!;
+	return;
+}
+
 # trouble(OPERATION => WHAT...): "hangs" never answers, "holds" answers when
 # there is no trouble any more, "fails", "forbids", "once hangs", or a number
 # of milliseconds by which it is late.  None: no trouble.
