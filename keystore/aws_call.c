@@ -213,6 +213,18 @@ read_body(Call *call, const AwsAnswer *answer)
 	return ks_fail(call->why, KS_MODULE_ERROR, "an answer is no JSON object");
 }
 
+/* Whatever else a service's words repeat, it is not our credentials. */
+static void
+hide_echo(AwsReply *reply, const AwsCredentials *credentials)
+{
+	char		start[17];
+
+	snprintf(start, sizeof(start), "%s", credentials->token != NULL ? credentials->token : "");
+	if (strstr(reply->message, credentials->secret) != NULL ||
+		(start[0] != '\0' && strstr(reply->message, start) != NULL))
+		reply->message[0] = '\0';
+}
+
 /* One attempt.  Unless KS_OK, call->verdict says what next. */
 static KsStatus
 attempt(Call *call, AwsCredentials *credentials)
@@ -229,6 +241,7 @@ attempt(Call *call, AwsCredentials *credentials)
 		else
 		{
 			aws_read_error(&answer, call->reply);
+			hide_echo(call->reply, credentials);
 			call->verdict = aws_judge(&answer, call->reply, (int64_t) time(NULL), call->why);
 			status = call->verdict.status;
 		}
@@ -273,25 +286,44 @@ try_again(Call *call, AwsCredentials *used, int tries)
 	return pause_before(call, tries);
 }
 
+/* How an attempt ended. */
+typedef struct Outcome
+{
+	KsStatus	status;
+	AwsReply	reply;
+	KsFailure	why;
+} Outcome;
+
+/*
+ * When the time is over in the middle of an attempt, what the one before it
+ * was told says more.
+ */
 static KsStatus
 make_call(Call *call)
 {
 	AwsCredentials *credentials;
+	Outcome		before = {KS_TIMEOUT};
 	KsStatus	status;
 	bool		again;
 
 	for (int tries = 1;; tries++)
 	{
+		*call->reply = (AwsReply) {0};
 		status = aws_chain_get(call->chain, call->until, &credentials, call->why);
 		if (status != KS_OK)
 			return status;
-		call->reply->http = 0;
-		call->reply->error[0] = call->reply->message[0] = '\0';
 		status = attempt(call, credentials);
 		again = status != KS_OK && try_again(call, credentials, tries);
 		aws_chain_give_back(call->chain, credentials);
+		if (status == KS_TIMEOUT && before.status != KS_TIMEOUT)
+		{
+			*call->reply = before.reply;
+			*call->why = before.why;
+			status = before.status;
+		}
 		if (!again)
 			return status;
+		before = (Outcome) {status, *call->reply, *call->why};
 	}
 }
 

@@ -189,9 +189,13 @@ replace(AwsChain *chain, AwsCredentials *found, uint64_t stamp)
 	chain->renew_at = 0;
 	if (found->expires == 0)
 		return;
-	/* a short-lived set is not renewed at once */
+	/* ten minutes of an hour's would be most of a quarter of an hour's */
 	ahead = (found->expires - now) / 4;
-	chain->renew_at = found->expires - (ahead < RENEW_SECONDS ? ahead : RENEW_SECONDS);
+	if (ahead > RENEW_SECONDS)
+		ahead = RENEW_SECONDS;
+	if (ahead < 2 * LAST_SECONDS)
+		ahead = 2 * LAST_SECONDS;
+	chain->renew_at = found->expires - ahead;
 }
 
 /* Find new credentials.  Holds the lock, but not while it looks. */

@@ -175,7 +175,7 @@ extern KsStatus kms_each(Keystore *ks, size_t n, KmsTask task, void *arg, KsFail
 extern KmsDirectory *directory_new(void);
 extern void directory_free(KmsDirectory *dir);
 extern bool directory_get(KmsDirectory *dir, const char *arn, KmsKey *out);
-extern bool directory_put(KmsDirectory *dir, const KmsKey *key);
+extern void directory_described(KmsDirectory *dir, const char *arn);
 extern void directory_gone(KmsDirectory *dir, const char *arn);
 extern bool directory_match(KmsDirectory *dir, const char *label, bool as_prefix, KmsKeys *out);
 extern void directory_free_keys(KmsKeys *keys);

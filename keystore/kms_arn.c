@@ -87,8 +87,12 @@ const char *
 kms_partition_of(const char *region)
 {
 	static const char *const others[][2] = {
-		{"eusc-", "aws-eusc"}, {"cn-", "aws-cn"}, {"us-gov-", "aws-us-gov"},
-		{"us-iso-", "aws-iso"}, {"us-isob-", "aws-iso-b"}, {"eu-isoe-", "aws-iso-e"},
+		{"eusc-", "aws-eusc"},
+		{"cn-", "aws-cn"},
+		{"us-gov-", "aws-us-gov"},
+		{"us-iso-", "aws-iso"},
+		{"us-isob-", "aws-iso-b"},
+		{"eu-isoe-", "aws-iso-e"},
 	};
 
 	for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)

@@ -5,7 +5,6 @@
  * The time that a request has is kept for its thread, and for those that it
  * starts.  No secrets here: answers with data keys are read in kms_crypto.c.
  */
-#include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -48,7 +47,7 @@ kms_time_left(void)
 bool
 kms_pause(double seconds)
 {
-	struct timespec t = {(time_t) seconds, (long) (fmod(seconds, 1) * 1e9)};
+	struct timespec t = {(time_t) seconds, (long) ((seconds - (double) (time_t) seconds) * 1e9)};
 
 	if (kms_time_left() < seconds)
 		return false;
@@ -159,7 +158,7 @@ read_state(const json_t *metadata, const KmsArn *arn, KmsSight *sight, KsFailure
 	{
 		if (!(until >= 1 && until < 1e11))
 			return ks_fail(why, KS_MODULE_ERROR, "%s is pending deletion without a date", arn->text);
-		sight->until = (uint64_t) ceil(until);
+		sight->until = (uint64_t) until;
 	}
 	return KS_OK;
 }

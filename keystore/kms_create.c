@@ -97,7 +97,7 @@ wait_until_seen(Keystore *ks, KmsKind kind, KmsKey *key, KsFailure *why)
 			key->provisional == made.provisional)
 		{
 			key->described = true;
-			(void) directory_put(ks->directory, key);
+			directory_described(ks->directory, key->arn);
 			return KS_OK;
 		}
 		if (status != KS_OK && status != KS_KEY_ABSENT)

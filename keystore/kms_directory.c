@@ -147,8 +147,8 @@ directory_get(KmsDirectory *dir, const char *arn, KmsKey *out)
 }
 
 /* Remember a key as its tags were just read. */
-bool
-directory_put(KmsDirectory *dir, const KmsKey *key)
+static bool
+put_key(KmsDirectory *dir, const KmsKey *key)
 {
 	Entry	   *entry;
 
@@ -166,6 +166,19 @@ directory_put(KmsDirectory *dir, const KmsKey *key)
 	}
 	pthread_mutex_unlock(&dir->lock);
 	return entry != NULL;
+}
+
+/* A key is of the right kind. */
+void
+directory_described(KmsDirectory *dir, const char *arn)
+{
+	Entry	   *entry;
+
+	pthread_mutex_lock(&dir->lock);
+	entry = find_entry(dir, arn);
+	if (entry != NULL)
+		entry->key.described = true;
+	pthread_mutex_unlock(&dir->lock);
 }
 
 /* The service does not know a key any more. */
@@ -362,7 +375,7 @@ directory_read(Keystore *ks, const char *arn, KmsKey *out, KsFailure *why)
 	}
 	if (status != KS_OK)
 		return status;
-	if (!directory_put(ks->directory, &key) || !directory_get(ks->directory, arn, out))
+	if (!put_key(ks->directory, &key) || !directory_get(ks->directory, arn, out))
 		return ks_fail(why, KS_MODULE_ERROR, "out of memory");
 	return KS_OK;
 }

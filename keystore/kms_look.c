@@ -261,20 +261,50 @@ kms_find(Keystore *ks, const char *inst, const char *label, KmsKind kind, KmsFou
 	{
 		KmsFounds	founds;
 		KsStatus	status;
+		size_t		n;
 
 		if (look > 0 && !kms_pause(LOOK_PAUSE))
 			return ks_fail(why, KS_NETWORK, "there was no time to make sure that the key \"%s\" is absent",
 						   label);
 		status = kms_look(ks, &query, &founds, why);
-		if (status == KS_OK && founds.n == 1)
+		n = founds.n;
+		if (status == KS_OK && n == 1)
 			*out = founds.items[0];
 		kms_free_founds(&founds);
-		if (status != KS_OK || founds.n == 1)
+		if (status != KS_OK || n == 1)
 			return status;
-		if (founds.n > 1)
-			return ks_fail(why, KS_REFUSED, "%zu keys have the label \"%s\": none is used", founds.n, label);
+		if (n > 1)
+			return ks_fail(why, KS_REFUSED, "%zu keys have the label \"%s\": none is used", n, label);
 	}
 	return ks_fail(why, KS_KEY_ABSENT, "there is no key \"%s\"", label);
+}
+
+/*
+ * Make sure of a key that is known by its name: of the right kind, and which
+ * label it has.  Done once in a helper's life.  KS_KEY_ABSENT is no verdict.
+ */
+KsStatus
+kms_meet(Keystore *ks, const char *arn, KmsKey *out, KsFailure *why)
+{
+	const bool	known = directory_get(ks->directory, arn, out) && out->label[0] != '\0';
+	KmsSight	sight;
+	KsStatus	status;
+
+	if (known && out->described)
+		return KS_OK;
+	status = kms_describe(ks, arn, KMS_WRAPPING, &sight, why);
+	if (status == KS_OK && !sight.found)
+	{
+		directory_gone(ks->directory, arn);
+		return ks_fail(why, KS_KEY_ABSENT, "the service does not know %s", arn);
+	}
+	if (status == KS_OK && !known)
+		status = directory_read(ks, arn, out, why);
+	if (status != KS_OK)
+		return status;
+	out->described = true;
+	directory_described(ks->directory, arn);
+	return KS_OK;
 }
 
 /* Find a KEK by its label; one that is known is asked for its label only. */
@@ -287,7 +317,9 @@ kms_find_surely(Keystore *ks, const KsLabel *label, KmsKey *out, KsFailure *why)
 
 	if (!directory_match(ks->directory, label->base, false, &known))
 		return ks_fail(why, KS_MODULE_ERROR, "out of memory");
-	if (known.n == 1 && known.items[0].described)
+	if (known.n == 1)
+		status = kms_meet(ks, known.items[0].arn, out, why);
+	if (known.n == 1 && status == KS_OK)
 		status = directory_read(ks, known.items[0].arn, out, why);
 	directory_free_keys(&known);
 	if (status != KS_KEY_ABSENT && (status != KS_OK || strcmp(out->label, label->base) == 0))
@@ -297,33 +329,9 @@ kms_find_surely(Keystore *ks, const KsLabel *label, KmsKey *out, KsFailure *why)
 	{
 		*out = found.key;
 		out->described = true;
-		(void) directory_put(ks->directory, out);
+		directory_described(ks->directory, out->arn);
 	}
 	return status;
-}
-
-/*
- * Make sure of a key that is known by its name: of the right kind, and which
- * label it has.  Done once in a helper's life.  KS_KEY_ABSENT is no verdict.
- */
-KsStatus
-kms_meet(Keystore *ks, const char *arn, KmsKey *out, KsFailure *why)
-{
-	KmsSight	sight;
-	KsStatus	status;
-
-	if (directory_get(ks->directory, arn, out) && out->described)
-		return KS_OK;
-	status = kms_describe(ks, arn, KMS_WRAPPING, &sight, why);
-	if (status == KS_OK && !sight.found)
-		status = ks_fail(why, KS_KEY_ABSENT, "the service does not know %s", arn);
-	if (status == KS_OK)
-		status = directory_read(ks, arn, out, why);
-	if (status != KS_OK)
-		return status;
-	out->described = true;
-	(void) directory_put(ks->directory, out);
-	return KS_OK;
 }
 
 /* May a key be used?  KS_KEY_DISABLED says why not. */

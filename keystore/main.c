@@ -216,6 +216,7 @@ main(void)
 {
 	struct stat st;
 	int			code = EXIT_SUCCESS;
+	bool		finished;
 
 	default_signals();
 	(void) prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0);
@@ -229,9 +230,10 @@ main(void)
 
 	/* A hardware token should see its session closed, but not for ever. */
 	(void) alarm(CLOSING_SECONDS);
+	finished = workers_end(WORKERS_SECONDS);
 	if (workers_met_bad_frame())
 		code = EXIT_BAD_FRAME;
-	if (!workers_end(WORKERS_SECONDS))
+	if (!finished)
 		_exit(code);			/* they wait for a service, in the middle of things */
 	request_shutdown();
 	return code;

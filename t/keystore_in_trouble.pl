@@ -291,7 +291,7 @@ my $new_pin = sprintf 'nyhemlig%08x', int rand 2**32;
 trouble(
 	'PIN changed in the token',
 	break => sub {
-		NompTest::pkcs11_tool($dir, 'nomp', '--change-pin', '--new-pin',
+		SoftHsm::pkcs11_tool($dir, 'nomp', '--change-pin', '--new-pin',
 			$new_pin);
 		is( plaintext(shift @schools) =~ /^Anna/ ? 'reads' : 'does not read',
 			'reads',

@@ -9,29 +9,29 @@ use Exporter 'import';
 use FindBin;
 use HTTP::Tiny;
 use JSON::PP ();
-use POSIX ();
+use POSIX    ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Time::HiRes ();
 
-our @EXPORT = qw(start_double kill_double double_says double_keys);
+our @EXPORT = qw(start_double kill_double double_says double_keys double_uri);
 
 my %doubles;    # folder => { pid, tls, plain, control, options }
 my $json = JSON::PP->new->canonical;
 
 # start_double(FOLDER, OPTIONS...): one that keeps its keys there, on the same
-# ports each time; waits until it listens.  Returns its ports, as a hash.
+# ports each time, unless it runs; waits until it listens.  Returns its ports,
+# as a hash.
 sub start_double
 {
 	my ($folder, @options) = @_;
 	my $double = $doubles{$folder} //= {
 		options => \@options,
-		ports => [
-			map { PostgreSQL::Test::Cluster::get_free_port() } 1 .. 3
-		]
+		ports => [ map { PostgreSQL::Test::Cluster::get_free_port() } 1 .. 3 ]
 	};
 	my $log = "$PostgreSQL::Test::Utils::log_path/kms_double.log";
 
+	return $double if defined $double->{pid};
 	unlink "$folder/ready.json";
 	my $pid = fork // die "cannot fork: $!";
 	if ($pid == 0)
@@ -42,8 +42,7 @@ sub start_double
 		# not to be left behind by a test that is killed
 		exec 'setpriv', '--pdeathsig', 'KILL', '/usr/bin/python3',
 		  "$FindBin::RealBin/../test/kms_double.py", $folder,
-		  '--ports', join(',', @{ $double->{ports} }),
-		  @{ $double->{options} }
+		  '--ports', join(',', @{ $double->{ports} }), @{ $double->{options} }
 		  or POSIX::_exit(127);
 	}
 	$double->{pid} = $pid;
@@ -57,6 +56,17 @@ sub start_double
 		PostgreSQL::Test::Utils::slurp_file("$folder/ready.json"));
 	@$double{qw(tls plain control)} = @$ready{qw(tls plain control)};
 	return $double;
+}
+
+# double_uri(FOLDER, OPTIONS): the setting for it, with more options in it.
+sub double_uri
+{
+	my ($folder, $options) = @_;
+
+	return
+	  "aws-kms://eu-north-1?endpoint=https://127.0.0.1:$doubles{$folder}->{tls}"
+	  . "&test=yes&ca-file=$folder/ca.pem"
+	  . ($options // '');
 }
 
 # kill_double(FOLDER): as a power cut would; start_double goes on.
