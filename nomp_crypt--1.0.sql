@@ -1222,7 +1222,8 @@ BEGIN
 	UPDATE nomp_crypt.erasure e SET keystores =
 		(SELECT jsonb_object_agg(k.key, k.value || (told -> k.key)) FROM jsonb_each(e.keystores) k)
 	WHERE e.case_id = c.case_id;
-	PERFORM nomp_crypt._audit_case('erase_disable', c, told);
+	PERFORM nomp_crypt._audit_case('erase_disable', c, jsonb_build_object('serial', c.keystore_serial,
+		'disabled', (SELECT sum((k.value ->> 'disabled')::int) FROM jsonb_each(told) k)));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_disable(uuid) FROM PUBLIC;
