@@ -297,7 +297,7 @@ erased_ok('twice', 'cancelled twice');
 
 	# the service is asked, and the transaction that knows it is lost
 	$session = $node->background_psql('postgres', on_error_stop => 0);
-	$session->query_safe('BEGIN');
+	$session->query_safe('SET client_min_messages = warning; BEGIN');
 	$session->query_safe(
 		"SELECT nomp_crypt._erase_destroy('$cases{crash_scheduling}')");
 	crash($node);
@@ -316,7 +316,7 @@ erased_ok('twice', 'cancelled twice');
 	days_pass(8);
 	# seen to be gone, and the transaction that knows it is lost
 	$session = $node->background_psql('postgres', on_error_stop => 0);
-	$session->query_safe('BEGIN');
+	$session->query_safe('SET client_min_messages = warning; BEGIN');
 	$session->query_safe(
 		"SELECT nomp_crypt._erase_destroy('$cases{crash_gone}')");
 	$step->('crash_settled', 'destroy');
@@ -348,7 +348,7 @@ erased_ok('twice', 'cancelled twice');
 		't', 'that database may destroy');
 	is( sqlstate($node, "CALL nomp_crypt.erase_tenant('dumped', 'agreement_ended', 'PUB-1')", dbname => 'restored'),
 		'', 'there the call ends it');
-	is($node->safe_psql('restored', "SELECT state FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant WHERE t.id = 'dumped'"),
+	is($node->safe_psql('restored', "SELECT e.state FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant WHERE t.id = 'dumped'"),
 		'destroyed', 'by what was witnessed before the dump');
 	is(code_of("erase_tenant('dumped', 'agreement_ended', 'PUB-1')"), '', 'and here');
 	erased_ok('dumped', 'dumped');

@@ -15,7 +15,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
-my $schools = 300;
+my $schools = $ENV{NOMP_COLD_SCHOOLS} || 300;
 my $sessions = 30;
 my $node = nomp_node('main');
 my $aws = "$node->{nomp_dir}/aws-nomp";
