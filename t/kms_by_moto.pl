@@ -5,13 +5,14 @@
 # What moto cannot do, and kms_double.py does: it knows no states (keys that are
 # disabled or wait to be deleted still decrypt), has no windows that end, no
 # throttling, no session credentials that expire, no TLS; it answers a wrong
-# signature with XML.
+# signature with XML.  test/moto_server.py repairs one thing in it.
 use strict;
 use warnings;
 
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use ClientTest;
 use HTTP::Tiny;
 use JSON::PP ();
 use NompTest;
@@ -38,11 +39,9 @@ if ($pid == 0)
 	open STDIN, '<', '/dev/null' or POSIX::_exit(126);
 	open STDOUT, '>>', $log or POSIX::_exit(126);
 	open STDERR, '>&', \*STDOUT or POSIX::_exit(126);
-	$ENV{PYTHONPATH} = "$moto/usr/lib/python3/dist-packages";
-	$ENV{PYTHONDONTWRITEBYTECODE} = 1;
 	# not to be left behind by a test that is killed
-	exec 'setpriv', '--pdeathsig', 'KILL', $python, '-m', 'moto.server',
-	  '-H', '127.0.0.1', '-p', $port
+	exec 'setpriv', '--pdeathsig', 'KILL', $python,
+	  "$FindBin::RealBin/../test/moto_server.py", $moto, $port
 	  or POSIX::_exit(127);
 }
 
@@ -146,6 +145,19 @@ is(school_reads($node, 'south'),
 write_credentials($secret);
 restart_helper($node);
 is(school_reads($node, 'south'), 'Anna i south', 'and not the right one');
+
+# ---- a key pair ----
+
+{
+	my $libdir = run_command([ 'pg_config', '--pkglibdir' ]);
+
+	run_client(
+		'helper',
+		$python,
+		"$FindBin::RealBin/../test/helper_signs.py",
+		"$libdir/nomp_crypt-keystore",
+		"aws-kms://eu-north-1?endpoint=$url&test=yes");
+}
 
 # ---- a deletion ----
 
