@@ -60,9 +60,9 @@ END
 wait_until(
 	sub { HTTP::Tiny->new(timeout => 5)->get("$url/moto-api/")->{success} },
 	'moto');
-my ($access_key, $secret) =
-  split / /, run_command([ $python, $account, $url, 'user' ]);
-is(length($secret) > 20, 1, 'moto has a user, and checks signatures');
+my ($user) = run_command([ $python, $account, $url, 'user' ]);
+my ($access_key, $secret) = split / /, $user;
+ok(length($secret // '') > 20, 'moto has a user, and checks signatures');
 
 # keys(): moto's, as boto3 sees them.
 sub keys_in_moto
@@ -70,8 +70,9 @@ sub keys_in_moto
 	local $ENV{AWS_ACCESS_KEY_ID} = $access_key;
 	local $ENV{AWS_SECRET_ACCESS_KEY} = $secret;
 
-	return map { JSON::PP::decode_json($_) }
-	  split /\n/, run_command([ $python, $account, $url, 'keys' ]);
+	my ($keys) = run_command([ $python, $account, $url, 'keys' ]);
+
+	return map { JSON::PP::decode_json($_) } split /\n/, $keys;
 }
 
 # ---- a server ----
@@ -149,7 +150,7 @@ is(school_reads($node, 'south'), 'Anna i south', 'and not the right one');
 # ---- a key pair ----
 
 {
-	my $libdir = run_command([ 'pg_config', '--pkglibdir' ]);
+	my ($libdir) = run_command([ 'pg_config', '--pkglibdir' ]);
 
 	run_client(
 		'helper',
