@@ -253,8 +253,10 @@ sub state_in_kms
 	  double_keys($aws);
 }
 
+add_pupils();
 for my $id (qw(many2 many3))
 {
+	is(school_reads($node, $id), "Anna i $id", "$id: it reads");
 	my $uuid = one("SELECT uuid FROM nomp_crypt.tenants WHERE id = '$id'");
 
 	is(sqlstate($node, "CALL nomp_crypt.erase_tenant('$id', 'test')"),

@@ -15,7 +15,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
-my $schools = 300;
+my $schools = $ENV{NOMP_COLD_SCHOOLS} || 300;
 my $sessions = 30;
 my $node = nomp_node('main');
 my $aws = "$node->{nomp_dir}/aws-nomp";
@@ -31,34 +31,48 @@ cold_schools($node, map { "s$_" } 1 .. $schools);
 # A session goes through its share of the schools, each in a transaction.
 sub share
 {
-	my ($from) = @_;
-	my @mine = grep { $_ % $sessions == $from } 1 .. $schools;
+	my ($from, $of) = @_;
+	my @mine = grep { $_ % $of == $from } 1 .. $schools;
 
 	return join ';', map { read_school("s$_") } @mine;
 }
 
+# read_by(SESSIONS): all schools, by so many sessions at once; how long that
+# took, and what they read.
+sub read_by
+{
+	my ($at_once) = @_;
+	my $began = time;
+	my @queries =
+	  map { start_query($node, share($_, $at_once)) } 0 .. $at_once - 1;
+	my @read;
+
+	for my $query (@queries)
+	{
+		my ($error, $out) = end_query($query);
+
+		is($error, '', 'a session ends well');
+		push @read, split /\n/, $out;
+	}
+	return (time - $began, sort @read);
+}
+
+my @right = sort map { "Anna i s$_" } 1 .. $schools;
+
 double_says($aws, 'latency', action => 'Decrypt', seconds => 0.01);
 double_says($aws, 'forget_calls');
-my $began = time;
-my @queries = map { start_query($node, share($_)) } 0 .. $sessions - 1;
-my @read;
-
-for my $query (@queries)
-{
-	my ($error, $out) = end_query($query);
-
-	is($error, '', 'a session ends well');
-	push @read, split /\n/, $out;
-}
-my $taken = time - $began;
+my ($together, @read) = read_by($sessions);
 my $asked = double_says($aws, 'counts')->{Decrypt};
 
-is( join(' ', sort @read),
-	join(' ', sort map { "Anna i s$_" } 1 .. $schools),
-	'every school reads what is its own');
+is_deeply(\@read, \@right, 'every school reads what is its own');
 cmp_ok($asked, '>=', $schools, 'each school was asked for');
 cmp_ok($asked, '<=', 2 * $schools + 10, 'no more often than it has keys');
-note sprintf '%d schools, %d calls of 10 ms, in %.1f s', $schools, $asked,
-  $taken;
+
+$node->restart;
+(my $alone, @read) = read_by(1);
+is_deeply(\@read, \@right, 'one after another as well');
+note sprintf
+  '%d schools, %d calls of 10 ms: %.1f s by %d sessions, %.1f s by one (%.1f times)',
+  $schools, $asked, $together, $sessions, $alone, $alone / $together;
 
 done_testing();

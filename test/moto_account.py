@@ -24,7 +24,8 @@ def make_user(url):
     iam.create_user(UserName="nomp")
     iam.put_user_policy(UserName="nomp", PolicyName="kms", PolicyDocument=json.dumps(POLICY))
     key = iam.create_access_key(UserName="nomp")["AccessKey"]
-    urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset-auth", b"0")).close()
+    urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset-auth", b"0",
+                                                  {"Content-Type": "text/plain"})).close()
     print(key["AccessKeyId"], key["SecretAccessKey"])
 
 
