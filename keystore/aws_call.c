@@ -81,7 +81,7 @@ find_endpoints(AwsClient *client, const AwsOptions *options, AwsEndpoint *sts, K
 		return status;
 	/* STS has FIPS hosts in North America only */
 	for_sts.fips = false;
-	if (given == NULL)
+	if (given == NULL || given[0] == '\0')
 		given = options->test ? options->endpoint : "";
 	return aws_endpoint("sts", &for_sts, given, sts, why);
 }

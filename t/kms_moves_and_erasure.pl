@@ -162,7 +162,7 @@ for my $school (qw(moves returns))
 	is(keys_of($school), '0 PendingDeletion',
 		"$school: the token has destroyed its keys, the service will");
 	is( one("SELECT string_agg(concat_ws(' ', CASE WHEN k.key LIKE 'arn:%' THEN 'service' ELSE 'token' END,"
-			  . " k.value ? 'destroyed', k.value ? 'pending', k.value ->> 'at_once'), ', ' ORDER BY 1)"
+			  . " k.value ? 'destroyed', k.value ? 'pending', k.value ->> 'at_once'), ', ' ORDER BY k.key LIKE 'arn:%' DESC)"
 			  . " FROM nomp_crypt.erasure e, jsonb_each(e.keystores) k WHERE e.tenant = '@{[ uuid_of($school) ]}'"
 		),
 		'service f t false, token t f true',
