@@ -469,6 +469,43 @@ test_in_flight(const char *uri)
 	tap_ok(exited_with(stop(&h), 0), "the helper ends with its socket");
 }
 
+/* Keys are made at the pace that the service allows, however many are wanted. */
+static void
+test_pace(const char *uri)
+{
+	enum
+	{
+		N = 12
+	};
+	Helper		h = start(uri);
+	bool		right = true;
+
+	(void) control("{\"do\": \"quota\", \"action\": \"CreateKey\", \"per_second\": 5}");
+	forget_calls();
+	for (int i = 0; i < N; i++)
+	{
+		begin();
+		put(INST);
+		put("eeeeeeee-eeee-4eee-8eee-eeeeeeeeeeee");
+		put_uint((uint64_t) i, 4);
+		put_uint(0, 1);
+		right = right && send_frame(&h, (uint64_t) i, KS_OP_CREATE_KEK);
+	}
+	for (int i = 0; i < N; i++)
+	{
+		uint8_t		frame[4];
+		WireReader	r = {frame, sizeof(frame), 0, false};
+
+		right = right && receive(&h, frame, sizeof(frame)) == 1 &&
+			receive(&h, reply.buf, (size_t) wire_get_uint(&r, 4)) == 1 && reply.buf[8] == KS_OK;
+	}
+	tap_ok(right && calls("CreateKey") == N, "%d keys that are wanted at once are made", N);
+	tap_ok(strstr(control("{\"do\": \"calls\", \"action\": \"CreateKey\"}"), "Throttling") == NULL,
+		   "without the service's asking for a pause");
+	recover();
+	stop(&h);
+}
+
 /* What is under way when the socket ends does not hold the helper up. */
 static void
 test_end_in_flight(const char *uri, const DataKey *key)
@@ -519,6 +556,7 @@ main(int argc, char **argv)
 	test_register(&h, &other);
 	tap_ok(exited_with(stop(&h), 0) && exited_with(stop(&other), 0), "the helpers end with their sockets");
 	test_in_flight(kms_uri);
+	test_pace(kms_uri);
 	test_end_in_flight(kms_uri, &good);
 	return end_tests();
 }
