@@ -266,6 +266,10 @@ UPDATE nomp_crypt.tenant_key k SET wrapped = o.wrapped FROM kept o WHERE o.key_i
 SQL
 is(school_reads($node, 'cold'), 'Anna i cold', 'when it is back it reads');
 
+# that a key is absent is said only after several looks
+$node->safe_psql('postgres',
+	"ALTER SYSTEM SET nomp_crypt.keystore_timeout = '30s'");
+$node->reload;
 double_says($aws, 'delete', key => key_of('other'));
 chill('other');
 like(
