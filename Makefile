@@ -51,6 +51,7 @@ endif
 # The keystore helper: a program of its own, without a line of the server.
 KEYSTORE = keystore/nomp_crypt-keystore
 KEYSTORE_OBJS = $(patsubst %.c,%.o,$(sort $(wildcard keystore/*.c)))
+AWS_OBJS = $(filter keystore/aws_%.o,$(KEYSTORE_OBJS))
 KEYSTORE_HEADERS = $(sort $(wildcard keystore/*.h))
 P11_CFLAGS = $(shell $(PKG_CONFIG) --cflags p11-kit-1)
 P11_LIBS = $(shell $(PKG_CONFIG) --libs p11-kit-1)
@@ -63,12 +64,13 @@ PLAIN_LDFLAGS = -Wl,-z,relro,-z,now $(SANITIZE)
 
 # Test programs.
 TEST_PROGRAMS = $(patsubst %.c,%,$(sort $(wildcard test/*_test.c)))
+AWS_PROGRAMS = $(filter test/aws_%,$(TEST_PROGRAMS))
 CLIENT_PROGRAMS = $(patsubst %.c,%,$(sort $(wildcard test/*_client.c)))
 TEST_LIBRARIES = $(patsubst %.c,%.so,$(sort $(wildcard test/*_shim.c)))
 PLAIN_OBJS = $(patsubst %,src/%.o,cipher cipher_openssl cipher_ipsec_mb scrub value keyplace)	# need no server
 
-# pg_regress on a server of its own; the token and the server's settings come
-# from scripts/regress-config.
+# pg_regress on a server of its own; the keystore and the server's settings
+# come from scripts/regress-config.
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
 REGRESS_DIR = $(CURDIR)/tmp_regress
 REGRESS_OPTS = --temp-instance='$(REGRESS_DIR)/server' \
@@ -108,8 +110,13 @@ uninstall-keystore:
 test-programs: $(TEST_PROGRAMS) $(CLIENT_PROGRAMS) $(TEST_LIBRARIES) $(KEYSTORE)
 
 $(TEST_PROGRAMS): test/%: test/%.c $(PLAIN_OBJS) $(OUR_HEADERS) $(wildcard test/*.h)
-	$(CC) $(PLAIN_CFLAGS) $(P11_CFLAGS) $(SANITIZE) -o $@ $< $(PLAIN_OBJS) \
-		-lcrypto $(IPSEC_MB_LIBS) -lpthread
+	$(CC) $(PLAIN_CFLAGS) $(P11_CFLAGS) $(SANITIZE) -o $@ $< $(PLAIN_OBJS) $(TEST_OBJS) \
+		-lcrypto $(IPSEC_MB_LIBS) $(TEST_LIBS) -lpthread
+
+# Of the helper's objects, those of the AWS client.
+$(AWS_PROGRAMS): $(AWS_OBJS) $(KEYSTORE_HEADERS)
+$(AWS_PROGRAMS): TEST_OBJS = $(AWS_OBJS)
+$(AWS_PROGRAMS): TEST_LIBS = $(AWS_LIBS)
 
 # libpq's own place: PGXS's libpq flags are for the server's tree.
 $(CLIENT_PROGRAMS): test/%: test/%.c
@@ -132,8 +139,10 @@ ASAN_FLAGS = -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	-fno-omit-frame-pointer -O1
 
 installcheck: export SOFTHSM2_CONF = $(REGRESS_DIR)/softhsm2.conf
+installcheck: export AWS_SHARED_CREDENTIALS_FILE = $(REGRESS_DIR)/aws/credentials
+installcheck: export AWS_CONFIG_FILE = $(REGRESS_DIR)/aws/config
 regress-config:
-	./scripts/regress-config '$(REGRESS_DIR)'
+	./scripts/regress-config '$(REGRESS_DIR)' $$PPID
 
 check-tap: $(TEST_LIBRARIES) $(CLIENT_PROGRAMS)
 	$(prove_installcheck)

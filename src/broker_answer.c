@@ -201,7 +201,7 @@ error_answered(Job *job, KsStatus status, WireReader *r)
 	answer_note(job, status, reason);
 	if (job->op == KS_OP_UNWRAP && status == KS_KEY_ABSENT && job->is_certain && job->is_check)
 	{
-		jobs_add_check(job->check_of, KS_OP_SEE, &job->body.unwrap);
+		jobs_add_check(job->check_of != NULL ? job->check_of : store, KS_OP_SEE, &job->body.unwrap);
 		route_end(job, status, reason);
 		return;
 	}
