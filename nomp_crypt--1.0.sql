@@ -1259,10 +1259,10 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.repair_register(boolean) FROM PUBLIC;
 
--- A site takes the installation over: its file is written from the table, and
--- the keys are pinned. An empty keystore gets a new key, since the old one is no
+-- A site takes the installation over: its file is written from the table unless
+-- a copy of another site's is there, and the keys are pinned. An empty keystore gets a new key, since the old one is no
 -- more.
-CREATE FUNCTION nomp_crypt._register_adopt(installation uuid, empty_keystore boolean) RETURNS void
+CREATE FUNCTION nomp_crypt._register_adopt(installation uuid, empty_keystore boolean, newly boolean) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	file record;
@@ -1276,6 +1276,11 @@ BEGIN
 	IF file.trouble = 'missing' THEN
 		PERFORM nomp_crypt._register_make(_register_adopt.installation, gen_random_uuid(),
 			ARRAY(SELECT r.jws FROM nomp_crypt.register r ORDER BY r.number));
+	ELSIF newly AND file.installation = _register_adopt.installation AND NOT EXISTS (
+		SELECT FROM nomp_crypt._register_lines(0) l WHERE l.number < 0) THEN
+		-- a copy of another site's: from here on it is this one's
+		PERFORM nomp_crypt._register_make(_register_adopt.installation, gen_random_uuid(),
+			ARRAY(SELECT l.jws FROM nomp_crypt._register_lines(0) l ORDER BY l.number));
 	END IF;
 	IF _register_adopt.empty_keystore THEN
 		-- nothing can vouch for the old keys but what this database says of them
@@ -1288,7 +1293,7 @@ BEGIN
 	PERFORM nomp_crypt._register_pin_all(_register_adopt.installation);
 END
 $$;
-REVOKE ALL ON FUNCTION nomp_crypt._register_adopt(uuid, boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._register_adopt(uuid, boolean, boolean) FROM PUBLIC;
 
 -- Schools have moved to the first keystore: so does the register's key.
 CREATE FUNCTION nomp_crypt._register_follow() RETURNS void
@@ -1429,7 +1434,7 @@ BEGIN
 	PERFORM nomp_crypt._register_write(mine);
 	PERFORM nomp_crypt._keystore_setup(mine);
 	INSERT INTO nomp_crypt.installation (uuid) VALUES (mine) ON CONFLICT DO NOTHING;
-	PERFORM nomp_crypt._register_adopt(mine, NOT status.canary);
+	PERFORM nomp_crypt._register_adopt(mine, NOT status.canary, NOT reg.ours);
 	PERFORM nomp_crypt._audit('adopt_keystore', NULL, jsonb_build_object('installation', mine,
 		'serial', status.serial, 'canary', status.canary, 'new_keystore', new_keystore));
 	RETURN mine;
@@ -3941,6 +3946,482 @@ $$;
 REVOKE ALL ON FUNCTION nomp_crypt._keep_warm() FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- The certificate: a record of the register, for the school
+-- ---------------------------------------------------------------------------
+
+-- What only a person can know, said by a role.
+CREATE TABLE nomp_crypt.attestation (
+	case_id		uuid NOT NULL,
+	statement	text NOT NULL CHECK (statement IN
+				('no_keystore_backups', 'keystore_backups_destroyed', 'other_nodes_stopped', 'exports_deleted')),
+	role		name NOT NULL,
+	at			timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (case_id, statement)
+);
+COMMENT ON TABLE nomp_crypt.attestation IS 'what somebody vouches for in a certificate';
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.attestation', '');
+
+-- Vouch for what no program can observe. Raises 42704, 22023, 55000 once the
+-- case is certified.
+CREATE FUNCTION nomp_crypt.attest_erasure(case_id uuid, statement text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(attest_erasure.case_id);
+BEGIN
+	IF attest_erasure.statement IS NULL OR attest_erasure.statement NOT IN
+		('no_keystore_backups', 'keystore_backups_destroyed', 'other_nodes_stopped', 'exports_deleted') THEN
+		RAISE EXCEPTION 'unknown statement "%"', attest_erasure.statement USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Statements are no_keystore_backups, keystore_backups_destroyed, other_nodes_stopped and exports_deleted.';
+	ELSIF c.state = 'certified' THEN
+		RAISE EXCEPTION 'erasure case % is certified', c.case_id USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'A certificate is not changed any more.';
+	END IF;
+	INSERT INTO nomp_crypt.attestation (case_id, statement, role)
+	VALUES (c.case_id, attest_erasure.statement, nomp_crypt._acting_role())
+	ON CONFLICT (case_id, statement) DO UPDATE SET role = excluded.role, at = excluded.at;
+	PERFORM nomp_crypt._audit_case('attest_erasure', c, jsonb_build_object('statement', attest_erasure.statement));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.attest_erasure(uuid, text) FROM PUBLIC;
+
+-- Every KEK that a school ever had, by what the register and the case say, and
+-- how each ended; end is NULL for one whose end nobody witnessed.
+CREATE FUNCTION nomp_crypt._certificate_keys(c nomp_crypt.erasure, OUT label text, OUT key jsonb, OUT ended boolean)
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+#variable_conflict use_column
+DECLARE
+	k record;
+	ending jsonb;
+BEGIN
+	FOR k IN
+		WITH records AS (
+			SELECT r.* FROM nomp_crypt.register g, nomp_crypt._record(g.jws) r
+			WHERE g.school = c.tenant AND r.school = c.tenant),
+		seen AS (
+			SELECT s.key AS serial, regexp_replace(l, ':provisional@.*$', '') AS label, s.value ->> 'at' AS at
+			FROM jsonb_each(c.keystores) s, jsonb_array_elements_text(s.value -> 'seen') l
+			WHERE s.value ? 'destroyed')
+		SELECT n.label, m.data ->> 'serial' AS serial, (m.data ->> 'generation')::int AS generation, m.at AS made_at,
+			array_agg(DISTINCT s.serial) FILTER (WHERE s.serial IS NOT NULL) AS seen_in, max(s.at) AS gone_at,
+			e.type AS end_type, e.at AS end_at, e.number AS end_record
+		FROM (SELECT r.data ->> 'key' AS label FROM records r WHERE r.type IN ('born', 'moved')
+			  UNION SELECT s.label FROM seen s) n
+		LEFT JOIN LATERAL (SELECT r.* FROM records r WHERE r.type IN ('born', 'moved') AND r.data ->> 'key' = n.label
+						   ORDER BY r.number LIMIT 1) m ON true
+		LEFT JOIN LATERAL (SELECT r.* FROM records r WHERE r.type IN ('expired', 'removed') AND r.data ->> 'key' = n.label
+						   ORDER BY r.number LIMIT 1) e ON true
+		LEFT JOIN seen s ON s.label = n.label
+		GROUP BY 1, 2, 3, 4, 7, 8, 9 ORDER BY 3 NULLS LAST, 1
+	LOOP
+		ending := CASE
+			WHEN k.seen_in IS NOT NULL THEN jsonb_build_object('how', 'destroyed', 'at', k.gone_at, 'in', to_jsonb(k.seen_in))
+			WHEN k.end_type IS NOT NULL THEN jsonb_build_object('how', k.end_type, 'at', k.end_at, 'record', k.end_record)
+			-- an expired key's end that was begun, and that the crash's repetition did not see
+			WHEN EXISTS (SELECT FROM nomp_crypt.kek e WHERE e.label = k.label AND e.tenant = c.tenant
+						 AND e.submitted_at IS NOT NULL AND e.state = 'destroyed')
+				THEN jsonb_build_object('how', 'expired') END;
+		label := k.label;
+		key := jsonb_strip_nulls(jsonb_build_object('label', k.label, 'generation', k.generation, 'keystore', k.serial,
+			'made_at', k.made_at, 'end', ending));
+		ended := ending IS NOT NULL;
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_keys(nomp_crypt.erasure) FROM PUBLIC;
+
+-- This database's encrypted columns, and since when they are, where that is
+-- known.
+CREATE FUNCTION nomp_crypt._certificate_columns() RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	col record;
+	since timestamptz;
+	columns jsonb := '[]';
+BEGIN
+	FOR col IN SELECT format('%I.%I', n.nspname, c.relname) AS tab, a.attname AS name
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+		WHERE c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition AND n.nspname !~ '^pg_'
+			AND nomp_crypt._holds_values(a.atttypid)
+		ORDER BY 1, a.attnum LOOP
+		since := NULL;
+		IF to_regclass('nomp_crypt.column_history') IS NOT NULL THEN
+			EXECUTE 'SELECT max(h.at) FROM nomp_crypt.column_history h
+				WHERE h.table_name = $1 AND h.column_name = $2 AND h.event <> ''gone'''
+			INTO since USING col.tab, col.name;
+		END IF;
+		columns := columns || jsonb_strip_nulls(jsonb_build_object('table', col.tab, 'column', col.name,
+			'encrypted_since', since));
+	END LOOP;
+	RETURN columns;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_columns() FROM PUBLIC;
+
+-- What a certificate says: docs/certificate.schema.json has its form. Nothing
+-- in it is personal data.
+CREATE FUNCTION nomp_crypt._certificate_data(c nomp_crypt.erasure, keys jsonb, stores jsonb) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	t nomp_crypt.tenant;
+	lease interval := current_setting('nomp_crypt.key_lease')::interval;
+	retention interval := nomp_crypt._backup_retention();
+	k record;
+BEGIN
+	SELECT * INTO t FROM nomp_crypt.tenant u WHERE u.uuid = c.tenant;
+	SELECT * INTO k FROM nomp_crypt.register_key();
+	RETURN jsonb_strip_nulls(jsonb_build_object(
+		'case', c.case_id, 'school', c.tenant,
+		-- as far as it is a number of an agreement, and no free text
+		'agreement', substring(t.agreement FROM '^[A-Za-z0-9._/-]{1,64}$'),
+		'reason', c.reason, 'reference', c.reference,
+		'statement', 'The keys that encrypted this school''s values were destroyed.',
+		'method', jsonb_build_object('name', 'cryptographic erasure', 'cipher', 'AES-256',
+			'by', 'destroying every key-encryption key in its keystore'),
+		'timeline', jsonb_build_object('requested_at', c.requested_at, 'fenced_at', c.fenced_at,
+			'submitted_at', c.submitted_at, 'destroyed_at', c.destroyed_at, 'verified_at', clock_timestamp()),
+		'keys', keys,
+		'keystores', stores,
+		'observed', jsonb_build_array('every_key_seen_before', 'every_key_destroyed_on_request', 'no_key_seen_after',
+			'canary_seen_before_and_after', 'no_wrapped_key_left_in_the_database', 'no_key_in_this_servers_memory',
+			'register_verified'),
+		'attested', coalesce((SELECT jsonb_agg(jsonb_build_object('statement', a.statement, 'role', a.role, 'at', a.at) ORDER BY a.at)
+			FROM nomp_crypt.attestation a WHERE a.case_id = c.case_id), '[]'),
+		'nodes', jsonb_build_object('asked', jsonb_build_array('this_server'),
+			'not_asked', coalesce((SELECT jsonb_agg(DISTINCT r.application_name ORDER BY r.application_name)
+				FROM pg_stat_replication r), '[]')),
+		'longest_lease_seconds', extract(epoch FROM lease)::bigint,
+		'leases_ended', clock_timestamp() >= c.destroyed_at + lease,
+		'columns', nomp_crypt._certificate_columns(),
+		'remains', jsonb_build_object(
+			'unreadable', jsonb_build_array('values_in_this_database', 'values_in_backups_and_wal'),
+			'backups_until', c.destroyed_at + retention,
+			'backup_retention_seconds', extract(epoch FROM retention)::bigint,
+			'not_reached', jsonb_build_array('plaintext_from_before_a_column_was_encrypted', 'logs_and_exports',
+				'keystore_backups')),
+		'versions', jsonb_build_object('nomp_crypt', (SELECT e.extversion FROM pg_extension e WHERE e.extname = 'nomp_crypt'),
+			'postgresql', current_setting('server_version')),
+		'key', jsonb_build_object('kid', k.kid, 'generation', k.generation, 'fingerprint', k.fingerprint)));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_data(nomp_crypt.erasure, jsonb, jsonb) FROM PUBLIC;
+
+-- The keystores of a case, in none of which a key of the school is seen now.
+-- Raises NC004, 55000.
+CREATE FUNCTION nomp_crypt._certificate_stores(c nomp_crypt.erasure) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	mine uuid := nomp_crypt._require_owner();
+	store record;
+	seen record;
+	now jsonb;
+	stores jsonb := '[]';
+BEGIN
+	SELECT jsonb_object_agg(s.serial, to_jsonb(s)) INTO now FROM nomp_crypt._keystores(mine) s WHERE s.serial IS NOT NULL;
+	FOR store IN SELECT s.key AS serial, s.value AS done FROM jsonb_each(c.keystores) s ORDER BY 1 LOOP
+		SELECT * INTO seen FROM nomp_crypt._keystore_see(mine, c.tenant, store.serial);
+		IF seen.labels <> '{}' OR NOT store.done ? 'destroyed' THEN
+			RAISE EXCEPTION 'a key of the school is in the keystore: nothing is certified'
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				DETAIL = format('Keystore %s, keys %s.', store.serial, array_to_string(seen.labels, ', ')),
+				HINT = 'Somebody put it back after it was destroyed. Find out who, destroy it there, and repeat the call.';
+		END IF;
+		stores := stores || jsonb_strip_nulls(jsonb_build_object('serial', store.serial,
+			'manufacturer', now -> store.serial ->> 'manufacturer', 'model', now -> store.serial ->> 'model',
+			'software', now -> store.serial -> 'software', 'destroyed_at', store.done ->> 'at',
+			'last_looked_at', clock_timestamp()));
+	END LOOP;
+	RETURN stores;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_stores(nomp_crypt.erasure) FROM PUBLIC;
+
+-- The certificate of a case, a compact JWS; made once, after everything was
+-- verified again. Raises 42704, 55000 if the keys are not destroyed or the
+-- register is in trouble, NC003 if the end of a key was not witnessed, NC004.
+CREATE FUNCTION nomp_crypt.certificate(case_id uuid) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure;
+	made text;
+	keys jsonb;
+	unwitnessed text;
+BEGIN
+	SELECT r.jws INTO made FROM nomp_crypt.register r, nomp_crypt._record(r.jws) v
+	WHERE r.case_id = certificate.case_id AND v.type = 'certificate' AND v.case_id = r.case_id;
+	IF FOUND THEN
+		RETURN made;
+	END IF;
+	c := nomp_crypt._erase_case(certificate.case_id);
+	IF c.state NOT IN ('destroyed', 'certified') THEN
+		RAISE EXCEPTION 'the keys of erasure case % are not destroyed', c.case_id
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.erasure.';
+	END IF;
+	PERFORM nomp_crypt._register_require(true);
+	IF NOT EXISTS (SELECT FROM nomp_crypt.register r, nomp_crypt._record(r.jws) v
+				   WHERE r.case_id = c.case_id AND v.type = 'destroyed' AND v.case_id = c.case_id
+				   AND v.school = c.tenant) THEN
+		RAISE EXCEPTION 'no record of the register proves that the keys of erasure case % were destroyed', c.case_id
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.register_status().';
+	END IF;
+	IF EXISTS (SELECT FROM nomp_crypt.tenant_key k WHERE k.tenant = c.tenant AND k.wrapped IS NOT NULL) THEN
+		RAISE EXCEPTION 'a wrapped key of the school is in nomp_crypt.tenant_key: nothing is certified'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Somebody put it back. It cannot be opened any more; find out who, and remove it.';
+	ELSIF EXISTS (SELECT FROM nomp_crypt._keyring_uses() u WHERE u.tenant = c.tenant) THEN
+		RAISE EXCEPTION 'a key of the school is in this server''s memory: nothing is certified'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'CALL nomp_crypt.erase_tenant again: it wipes it.';
+	END IF;
+	SELECT jsonb_agg(k.key), min(k.label) FILTER (WHERE NOT k.ended) INTO keys, unwitnessed
+	FROM nomp_crypt._certificate_keys(c) k;
+	IF unwitnessed IS NOT NULL OR keys IS NULL THEN
+		RAISE EXCEPTION 'the end of key % was not witnessed: nothing is certified', coalesce(unwitnessed, 'of the school')
+			USING ERRCODE = 'NC003', HINT = 'It is on record in the register and was in no keystore that was seen.';
+	END IF;
+	made := (nomp_crypt._register_add('certificate',
+		nomp_crypt._certificate_data(c, keys, nomp_crypt._certificate_stores(c)))).jws;
+	UPDATE nomp_crypt.erasure e SET state = 'certified' WHERE e.case_id = c.case_id;
+	PERFORM nomp_crypt._audit_case('certificate', c);
+	RETURN made;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.certificate(uuid) FROM PUBLIC;
+
+-- Is it a certificate of this installation? Only ES256 by one of its keys is
+-- believed; reason says what is wrong, or that this database's register does
+-- not have it. Raises NC004 if the keys cannot be known now.
+CREATE FUNCTION nomp_crypt.verify_certificate(jws text, OUT valid boolean, OUT reason text, OUT payload jsonb)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	compact text := btrim(verify_certificate.jws, E' \t\r\n');
+	header jsonb := nomp_crypt._record_claims(compact, 1);
+	rec record;
+	mine nomp_crypt.register;
+BEGIN
+	valid := false;
+	IF compact IS NULL OR compact !~ '^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*$' OR jsonb_typeof(header) IS DISTINCT FROM 'object' THEN
+		reason := 'not a compact JWS';
+		RETURN;
+	ELSIF header ->> 'alg' IS DISTINCT FROM 'ES256' THEN
+		reason := 'the algorithm is not ES256';
+		RETURN;
+	ELSIF header - '{alg,kid,typ}'::text[] <> '{}' THEN
+		reason := 'the header has more than alg, kid and typ: keys in it are not believed';
+		RETURN;
+	END IF;
+	SELECT * INTO rec FROM nomp_crypt._record(compact);
+	SELECT * INTO mine FROM nomp_crypt.register r WHERE r.number = rec.number;
+	IF rec.number IS NULL THEN
+		reason := CASE WHEN EXISTS (SELECT FROM nomp_crypt.register g, nomp_crypt._record(g.jws) k
+				WHERE k.type IN ('founded', 'key') AND k.data ->> 'kid' = header ->> 'kid')
+			THEN 'the signature is wrong' ELSE 'it is signed by another key' END;
+	ELSIF rec.type <> 'certificate' OR rec.installation IS DISTINCT FROM (SELECT i.uuid FROM nomp_crypt.installation i) THEN
+		reason := 'a record, but no certificate';
+	ELSIF mine.hash <> nomp_crypt._record_hash(compact) THEN
+		reason := 'the register has another record of that number';
+	ELSE
+		valid := true;
+		payload := nomp_crypt._record_claims(compact);
+		reason := CASE WHEN mine.number IS NULL THEN 'this database''s register does not have it' ELSE '' END;
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.verify_certificate(text) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._html(value text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT replace(replace(replace(replace(replace(coalesce($1, ''), '&', '&amp;'), '<', '&lt;'), '>', '&gt;'), '"', '&quot;'), '''', '&#39;')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._html(text) FROM PUBLIC;
+
+-- The page's words.
+CREATE FUNCTION nomp_crypt._certificate_words(language text) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	CASE language
+	WHEN 'en' THEN
+		RETURN $json${
+"title": "Certificate of erasure by destruction of keys",
+"lead": "The keys that encrypted this school's values were destroyed on {at}. Without them the values cannot be read again, wherever copies of them are.",
+"not": "This certificate says that keys were destroyed and what was observed. It does not say that every copy of the encrypted values is gone: what remains, and until when, stands below.",
+"software": "The keystore was software. Whoever copied its files before has the keys, so this certificate proves nothing about a real hardware security module.",
+"school": "School", "uuid": "The school's id", "agreement": "Agreement", "reference": "Reference", "reason": "Reason", "case": "Case",
+"number": "Record in the register", "issued": "Issued", "installation": "Installation",
+"agreement_ended": "the agreement has ended", "controller_request": "the controller asked for it", "school_closed": "the school was closed", "test": "a test",
+"timeline": "What was done, and when", "requested_at": "Requested; the school became unreadable", "fenced_at": "Point of no return", "submitted_at": "Destruction ordered", "destroyed_at": "Keys destroyed, and not seen any more", "verified_at": "Verified again",
+"method": "How", "method_text": "Each school has key-encryption keys of its own in the keystore, which never leave it. They encrypt the keys that encrypt the school's values (AES-256). Every one of them was destroyed: cryptographic erasure as in NIST SP 800-88.",
+"keys": "Keys that the school ever had", "label": "Key", "keystore": "Keystore", "made": "Made", "end": "End", "destroyed": "destroyed", "expired": "destroyed earlier, after it was replaced", "removed": "removed, it was never used",
+"observed": "What the system observed",
+"every_key_seen_before": "Every key on record was in its keystore before it was destroyed.", "every_key_destroyed_on_request": "The keystore destroyed every one of them when asked to.", "no_key_seen_after": "No key of this school was seen in the keystore afterwards, and again when this certificate was made.", "canary_seen_before_and_after": "Each look was at the right keystore: a known key was found in it before and after.", "no_wrapped_key_left_in_the_database": "The database holds no wrapped key of this school.", "no_key_in_this_servers_memory": "This server's memory holds no key of this school.", "register_verified": "The chain of signed records was verified from its beginning.",
+"attested": "What somebody vouches for", "nothing_attested": "Nothing. No statement was made about keystore backups, other servers or exports.",
+"no_keystore_backups": "There were no backups of the keystore.", "keystore_backups_destroyed": "Backups of the keystore that held the keys were destroyed.", "other_nodes_stopped": "Other servers that could read the school were stopped.", "exports_deleted": "Exports of the school's data were deleted.", "by": "by role", "on": "on",
+"remains": "What remains, and until when",
+"values_in_this_database": "Unreadable values in this database, until they are removed.", "values_in_backups_and_wal": "Unreadable values in backups and logs of changes, until {until} at the latest.",
+"plaintext_from_before_a_column_was_encrypted": "Not reached: what was stored before a column was encrypted, in files and backups from then.", "logs_and_exports": "Not reached: logs, reports and exports that were taken out of the database.", "keystore_backups": "Not reached: backups of the keystore itself, if there are any.",
+"lease": "A server that was not asked could still read until its lease ended, at the latest {lease} after the destruction, on {ended}.", "nodes": "Servers", "asked": "Asked", "this_server": "this server", "not_asked": "Not asked", "none": "none that is connected",
+"columns": "Encrypted columns of the database", "since": "encrypted since", "unknown_since": "not known since when",
+"keystores": "Keystores", "is_software": "software", "is_hardware": "not known to be software",
+"versions": "Versions", "check": "How to check this certificate",
+"check_text": "You need the public key that you were given at the beginning of the contract (key.pem), with this fingerprint:", "check_openssl": "With OpenSSL: save the text below as certificate.jws, then", "check_jose": "With any JOSE library: verify the compact JWS with that key, and accept the algorithm ES256 only. Its payload is the content of this page.", "jws": "The certificate itself"}$json$;
+	WHEN 'sv' THEN
+		RETURN $json${
+"title": "Intyg om radering genom förstöring av nycklar",
+"lead": "Nycklarna som krypterade skolans uppgifter förstördes {at}. Utan dem kan uppgifterna inte läsas igen, var det än finns kopior av dem.",
+"not": "Intyget säger att nycklar har förstörts och vad som observerades. Det säger inte att varje kopia av de krypterade uppgifterna är borta: vad som finns kvar, och hur länge, står nedan.",
+"software": "Nyckelförvaringen var ett program. Den som tidigare kopierade dess filer har nycklarna, så intyget bevisar ingenting om en riktig säkerhetsmodul (HSM).",
+"school": "Skola", "uuid": "Skolans id", "agreement": "Avtal", "reference": "Referens", "reason": "Anledning", "case": "Ärende",
+"number": "Post i registret", "issued": "Utfärdat", "installation": "Installation",
+"agreement_ended": "avtalet har upphört", "controller_request": "den personuppgiftsansvarige begärde det", "school_closed": "skolan har lagts ned", "test": "ett prov",
+"timeline": "Vad som gjordes, och när", "requested_at": "Begärd; skolan blev oläsbar", "fenced_at": "Därefter oåterkallelig", "submitted_at": "Förstöringen beställd", "destroyed_at": "Nycklarna förstörda, och inte längre sedda", "verified_at": "Kontrollerat igen",
+"method": "Hur", "method_text": "Varje skola har egna nyckelkrypteringsnycklar i nyckelförvaringen, som aldrig lämnar den. De krypterar de nycklar som krypterar skolans uppgifter (AES-256). Alla har förstörts: kryptografisk radering enligt NIST SP 800-88.",
+"keys": "Nycklar som skolan någonsin har haft", "label": "Nyckel", "keystore": "Nyckelförvaring", "made": "Skapad", "end": "Slut", "destroyed": "förstörd", "expired": "förstörd tidigare, sedan den ersatts", "removed": "borttagen, användes aldrig",
+"observed": "Vad systemet observerade",
+"every_key_seen_before": "Varje känd nyckel fanns i sin nyckelförvaring innan den förstördes.", "every_key_destroyed_on_request": "Nyckelförvaringen förstörde var och en av dem på begäran.", "no_key_seen_after": "Ingen av skolans nycklar syntes i nyckelförvaringen efteråt, och inte heller när intyget gjordes.", "canary_seen_before_and_after": "Varje kontroll gällde rätt nyckelförvaring: en känd nyckel fanns i den före och efter.", "no_wrapped_key_left_in_the_database": "Databasen har ingen krypterad nyckel kvar för skolan.", "no_key_in_this_servers_memory": "Serverns minne har ingen nyckel för skolan.", "register_verified": "Kedjan av signerade poster kontrollerades från början.",
+"attested": "Vad någon går i god för", "nothing_attested": "Ingenting. Ingen har uttalat sig om säkerhetskopior av nyckelförvaringen, andra servrar eller exporter.",
+"no_keystore_backups": "Det fanns inga säkerhetskopior av nyckelförvaringen.", "keystore_backups_destroyed": "Säkerhetskopior av nyckelförvaringen som hade nycklarna har förstörts.", "other_nodes_stopped": "Andra servrar som kunde läsa skolan har stoppats.", "exports_deleted": "Exporter av skolans uppgifter har raderats.", "by": "av rollen", "on": "den",
+"remains": "Vad som finns kvar, och hur länge",
+"values_in_this_database": "Oläsbara uppgifter i databasen, tills de tas bort.", "values_in_backups_and_wal": "Oläsbara uppgifter i säkerhetskopior och ändringsloggar, längst till {until}.",
+"plaintext_from_before_a_column_was_encrypted": "Omfattas inte: det som lagrades innan en kolumn krypterades, i filer och säkerhetskopior från den tiden.", "logs_and_exports": "Omfattas inte: loggar, rapporter och exporter som har tagits ut ur databasen.", "keystore_backups": "Omfattas inte: säkerhetskopior av själva nyckelförvaringen, om det finns några.",
+"lease": "En server som inte tillfrågades kunde läsa tills dess lån av nyckeln gick ut, längst {lease} efter förstöringen, {ended}.", "nodes": "Servrar", "asked": "Tillfrågade", "this_server": "denna server", "not_asked": "Inte tillfrågade", "none": "inga anslutna",
+"columns": "Databasens krypterade kolumner", "since": "krypterad sedan", "unknown_since": "okänt sedan när",
+"keystores": "Nyckelförvaringar", "is_software": "program", "is_hardware": "inte känd som program",
+"versions": "Versioner", "check": "Hur intyget kontrolleras",
+"check_text": "Ni behöver den publika nyckel som ni fick vid avtalets början (key.pem), med detta fingeravtryck:", "check_openssl": "Med OpenSSL: spara texten nedan som certificate.jws, och kör", "check_jose": "Med ett JOSE-bibliotek: verifiera JWS-texten med den nyckeln, och godta bara algoritmen ES256. Dess innehåll är det som står på den här sidan.", "jws": "Själva intyget"}$json$;
+	ELSE
+		RAISE EXCEPTION 'unknown language "%"', language USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Languages are sv and en.';
+	END CASE;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_words(text) FROM PUBLIC;
+
+-- A row of a table, its cells escaped, the first one a heading.
+CREATE FUNCTION nomp_crypt._html_row(VARIADIC cells text[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT '<tr>' || string_agg(CASE c.n WHEN 1 THEN '<th scope="row">' || nomp_crypt._html(c.cell) || '</th>'
+		ELSE '<td>' || nomp_crypt._html(c.cell) || '</td>' END, '' ORDER BY c.n) || E'</tr>\n'
+	FROM unnest($1) WITH ORDINALITY c(cell, n)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._html_row(text[]) FROM PUBLIC;
+
+-- A list of words for the codes of an array.
+CREATE FUNCTION nomp_crypt._html_list(words jsonb, codes jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT '<ul>' || coalesce(string_agg('<li>' || nomp_crypt._html(coalesce($1 ->> c.code, c.code)) || '</li>', E'\n' ORDER BY c.n), '')
+		|| E'</ul>\n'
+	FROM jsonb_array_elements_text($2) WITH ORDINALITY c(code, n)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._html_list(jsonb, jsonb) FROM PUBLIC;
+
+-- A certificate as one page that can be printed and filed, in Swedish (sv) or
+-- English (en): no script, nothing from elsewhere. Raises as certificate, and
+-- 22023.
+CREATE FUNCTION nomp_crypt.certificate_html(case_id uuid, language text DEFAULT 'sv') RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	w jsonb := nomp_crypt._certificate_words(language);
+	jws text := nomp_crypt.certificate(case_id);
+	checked record;
+	p jsonb;
+	d jsonb;
+	t nomp_crypt.tenant;
+	day text := 'YYYY-MM-DD HH24:MI "UTC"';
+	page text;
+	attested text;
+BEGIN
+	SELECT * INTO checked FROM nomp_crypt.verify_certificate(jws);
+	IF NOT checked.valid THEN
+		RAISE EXCEPTION 'the certificate is not valid: %', checked.reason USING ERRCODE = 'data_corrupted';
+	END IF;
+	p := checked.payload;
+	d := p -> 'data';
+	SELECT * INTO t FROM nomp_crypt.tenant u WHERE u.uuid = (d ->> 'school')::uuid;
+	w := w || jsonb_build_object(
+		'lead', replace(w ->> 'lead', '{at}', to_char((d #>> '{timeline,destroyed_at}')::timestamptz, day)),
+		'values_in_backups_and_wal', replace(w ->> 'values_in_backups_and_wal', '{until}',
+			to_char((d #>> '{remains,backups_until}')::timestamptz, day)),
+		'lease', replace(replace(w ->> 'lease', '{lease}', make_interval(secs => (d ->> 'longest_lease_seconds')::float8)::text),
+			'{ended}', to_char((d #>> '{timeline,destroyed_at}')::timestamptz +
+				make_interval(secs => (d ->> 'longest_lease_seconds')::float8), day)));
+	page := '<!DOCTYPE html>' || E'\n<html lang="' || language || E'">\n<head>\n<meta charset="utf-8">\n'
+		|| '<meta http-equiv="Content-Security-Policy" content="default-src ''none''; style-src ''unsafe-inline''">' || E'\n<title>'
+		|| nomp_crypt._html(w ->> 'title') || E'</title>\n<style>\n'
+		|| E'@page { margin: 18mm }\nbody { font: 11pt/1.45 Georgia, serif; color: #111; max-width: 46em; margin: 2em auto; padding: 0 1em }\n'
+		|| E'h1 { font-size: 1.5em; border-bottom: 3px solid #111; padding-bottom: .3em }\nh2 { font-size: 1.1em; margin: 1.4em 0 .3em }\n'
+		|| E'table { border-collapse: collapse; width: 100% }\nth, td { text-align: left; vertical-align: top; padding: .2em .6em .2em 0; border-bottom: 1px solid #ccc; overflow-wrap: anywhere }\n'
+		|| E'th { font-weight: normal; color: #444 }\n.lead { font-size: 1.1em }\n.note { border-left: 4px solid #a00; padding: .3em .8em; background: #fdf3f3 }\n'
+		|| E'pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 8.5pt/1.35 monospace; background: #f5f5f5; padding: .6em }\n</style>\n</head>\n<body>\n'
+		|| '<h1>' || nomp_crypt._html(w ->> 'title') || E'</h1>\n<p class="lead">' || nomp_crypt._html(w ->> 'lead') || E'</p>\n'
+		|| '<p>' || nomp_crypt._html(w ->> 'not') || E'</p>\n';
+	IF jsonb_path_exists(d, '$.keystores[*] ? (@.software == true)') THEN
+		page := page || '<p class="note" id="software">' || nomp_crypt._html(w ->> 'software') || E'</p>\n';
+	END IF;
+	page := page || '<table>'
+		|| nomp_crypt._html_row(w ->> 'school', concat_ws(', ', t.display_name, t.id))
+		|| nomp_crypt._html_row(w ->> 'uuid', d ->> 'school')
+		|| nomp_crypt._html_row(w ->> 'agreement', d ->> 'agreement')
+		|| nomp_crypt._html_row(w ->> 'reference', d ->> 'reference')
+		|| nomp_crypt._html_row(w ->> 'reason', w ->> (d ->> 'reason'))
+		|| nomp_crypt._html_row(w ->> 'case', d ->> 'case')
+		|| nomp_crypt._html_row(w ->> 'number', p ->> 'number')
+		|| nomp_crypt._html_row(w ->> 'issued', to_char((p ->> 'at')::timestamptz, day))
+		|| nomp_crypt._html_row(w ->> 'installation', p ->> 'installation') || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'timeline') || E'</h2>\n<table>'
+		|| (SELECT string_agg(nomp_crypt._html_row(w ->> e.step, to_char((d -> 'timeline' ->> e.step)::timestamptz, day)), '' ORDER BY e.n)
+			FROM unnest('{requested_at,fenced_at,submitted_at,destroyed_at,verified_at}'::text[]) WITH ORDINALITY e(step, n)
+			WHERE d -> 'timeline' ? e.step) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'method') || E'</h2>\n<p>' || nomp_crypt._html(w ->> 'method_text') || E'</p>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'keys') || E'</h2>\n<table>'
+		|| nomp_crypt._html_row(w ->> 'label', w ->> 'keystore', w ->> 'made', w ->> 'end')
+		|| (SELECT string_agg(nomp_crypt._html_row(k.key ->> 'label', k.key ->> 'keystore',
+				to_char((k.key ->> 'made_at')::timestamptz, day),
+				concat_ws(', ', w ->> (k.key #>> '{end,how}'), to_char((k.key #>> '{end,at}')::timestamptz, day))), '' ORDER BY k.n)
+			FROM jsonb_array_elements(d -> 'keys') WITH ORDINALITY k(key, n)) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'observed') || E'</h2>\n' || nomp_crypt._html_list(w, d -> 'observed')
+		|| '<h2>' || nomp_crypt._html(w ->> 'attested') || E'</h2>\n';
+	SELECT string_agg('<li>' || nomp_crypt._html(format('%s (%s %s, %s %s)', w ->> (a.said ->> 'statement'), w ->> 'by',
+			a.said ->> 'role', w ->> 'on', to_char((a.said ->> 'at')::timestamptz, 'YYYY-MM-DD'))) || E'</li>\n', '' ORDER BY a.n)
+	INTO attested FROM jsonb_array_elements(d -> 'attested') WITH ORDINALITY a(said, n);
+	page := page || coalesce('<ul>' || attested || E'</ul>\n', '<p>' || nomp_crypt._html(w ->> 'nothing_attested') || E'</p>\n')
+		|| '<h2>' || nomp_crypt._html(w ->> 'remains') || E'</h2>\n'
+		|| nomp_crypt._html_list(w, (d #> '{remains,unreadable}') || (d #> '{remains,not_reached}'))
+		|| '<p>' || nomp_crypt._html(w ->> 'lease') || E'</p>\n<table>'
+		|| nomp_crypt._html_row(w ->> 'asked', (SELECT string_agg(coalesce(w ->> n, n), ', ')
+			FROM jsonb_array_elements_text(d #> '{nodes,asked}') n))
+		|| nomp_crypt._html_row(w ->> 'not_asked', coalesce((SELECT string_agg(n, ', ')
+			FROM jsonb_array_elements_text(d #> '{nodes,not_asked}') n), w ->> 'none')) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'columns') || E'</h2>\n<table>'
+		|| coalesce((SELECT string_agg(nomp_crypt._html_row(concat(c.col ->> 'table', '.', c.col ->> 'column'),
+				coalesce((w ->> 'since') || ' ' || to_char((c.col ->> 'encrypted_since')::timestamptz, 'YYYY-MM-DD'),
+						 w ->> 'unknown_since')), '' ORDER BY c.n)
+			FROM jsonb_array_elements(d -> 'columns') WITH ORDINALITY c(col, n)), '') || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'keystores') || E'</h2>\n<table>'
+		|| (SELECT string_agg(nomp_crypt._html_row(s.store ->> 'serial', concat_ws(', ', s.store ->> 'manufacturer', s.store ->> 'model'),
+				w ->> CASE WHEN (s.store ->> 'software')::boolean THEN 'is_software' ELSE 'is_hardware' END), '' ORDER BY s.n)
+			FROM jsonb_array_elements(d -> 'keystores') WITH ORDINALITY s(store, n)) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'versions') || E'</h2>\n<table>'
+		|| (SELECT string_agg(nomp_crypt._html_row(v.key, v.value), '' ORDER BY v.key) FROM jsonb_each_text(d -> 'versions') v) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'check') || E'</h2>\n<p>' || nomp_crypt._html(w ->> 'check_text') || '<br><code id="fingerprint">'
+		|| nomp_crypt._html(d #>> '{key,fingerprint}') || E'</code></p>\n<p>' || nomp_crypt._html(w ->> 'check_openssl') || E'</p>\n<pre id="openssl">'
+		|| nomp_crypt._html($sh$openssl pkey -pubin -in key.pem -outform DER | openssl dgst -sha256
+cut -d. -f1,2 certificate.jws | tr -d '\n' > signed
+printf '%s==' "$(cut -d. -f3 certificate.jws | tr -- '-_' '+/')" | openssl base64 -d -A > rs
+hex=$(od -An -v -tx1 rs | tr -d ' \n')
+printf 'asn1=SEQUENCE:s\n[s]\nr=INTEGER:0x%.64s\ns=INTEGER:0x%s\n' "$hex" "${hex#????????????????????????????????????????????????????????????????}" > asn1
+openssl asn1parse -genconf asn1 -noout -out signature
+openssl dgst -sha256 -verify key.pem -signature signature signed$sh$) || E'</pre>\n<p>' || nomp_crypt._html(w ->> 'check_jose') || E'</p>\n<h2>'
+		|| nomp_crypt._html(w ->> 'jws') || E'</h2>\n<pre id="jws">' || nomp_crypt._html(jws) || E'</pre>\n</body>\n</html>\n';
+	RETURN page;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.certificate_html(uuid, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Administrators
 -- ---------------------------------------------------------------------------
 
@@ -3964,7 +4445,8 @@ BEGIN
 						   '_tenants_elsewhere')
 			 OR p.proname IN ('_progress_read', 'rotate_index_key')
 			 OR p.proname IN ('register_status', 'verify_register', 'register_key', 'rotate_register_key',
-						   'repair_register', 'register_archived', 'reconcile', '_register_follow')
+						   'repair_register', 'register_archived', 'reconcile', '_register_follow',
+						   'attest_erasure', 'certificate', 'verify_certificate', 'certificate_html')
 			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_disable', '_erase_submit', '_erase_destroy')
