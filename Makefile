@@ -93,7 +93,7 @@ $(KEYSTORE_OBJS): keystore/%.o: keystore/%.c $(OUR_HEADERS) $(KEYSTORE_HEADERS)
 	$(CC) $(PLAIN_CFLAGS) -fPIE $(P11_CFLAGS) -c -o $@ $<
 
 $(KEYSTORE): $(KEYSTORE_OBJS)
-	$(CC) $(PLAIN_CFLAGS) -pie $(PLAIN_LDFLAGS) -o $@ $^ $(P11_LIBS) $(AWS_LIBS) -ldl -lpthread
+	$(CC) $(PLAIN_CFLAGS) -pie $(PLAIN_LDFLAGS) -o $@ $^ $(P11_LIBS) $(AWS_LIBS) -ldl -lm -lpthread
 
 .PHONY: install-keystore uninstall-keystore
 install: install-keystore

@@ -2050,7 +2050,8 @@ BEGIN
 	UPDATE nomp_crypt.erasure e SET keystores =
 		(SELECT jsonb_object_agg(k.key, k.value || (told -> k.key)) FROM jsonb_each(e.keystores) k)
 	WHERE e.case_id = c.case_id;
-	PERFORM nomp_crypt._audit_case('erase_disable', c, told);
+	PERFORM nomp_crypt._audit_case('erase_disable', c, jsonb_build_object('serial', c.keystore_serial,
+		'disabled', (SELECT sum((k.value ->> 'disabled')::int) FROM jsonb_each(told) k)));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_disable(uuid) FROM PUBLIC;
@@ -2246,7 +2247,8 @@ BEGIN
 		PERFORM nomp_crypt._erase_schedule(c, installation, next_serial, asked.labels, asked.until);
 	-- no keystore of this kind destroys earlier
 	ELSIF NOT coalesce((c.keystores -> next_serial ->> 'at_once')::boolean, true)
-		AND c.keystores -> next_serial -> 'seen' <> '[]' AND clock_timestamp() < c.submitted_at + interval '7 days' THEN
+		AND asked.labels = '{}' AND c.keystores -> next_serial -> 'seen' <> '[]'
+		AND clock_timestamp() < c.submitted_at + interval '7 days' THEN
 		RAISE EXCEPTION 'the keys of the tenant are not in the keystore, so their destruction cannot be witnessed'
 			USING ERRCODE = 'NC003', DETAIL = format('Keystore %s, erasure case %s.', next_serial, c.case_id),
 			HINT = 'They were there when the tenant was fenced, and no destruction was pending. Find out where they are.';

@@ -52,7 +52,7 @@ extern dlist_head jobs_sent;	/* and not answered */
 
 extern void jobs_collect(void);
 extern void jobs_add_check(struct Store *store, KsOp op, const UnwrapRequest *what);
-extern Job *jobs_new_probe(struct Store *store);
+extern Job *jobs_new_probe(struct Store *store, const Job *cause);
 extern bool jobs_checking(const char *label);
 extern void jobs_forget_checks(const struct Store *store);
 extern bool jobs_alone(const Job *job);

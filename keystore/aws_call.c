@@ -81,7 +81,7 @@ find_endpoints(AwsClient *client, const AwsOptions *options, AwsEndpoint *sts, K
 		return status;
 	/* STS has FIPS hosts in North America only */
 	for_sts.fips = false;
-	if (given == NULL)
+	if (given == NULL || given[0] == '\0')
 		given = options->test ? options->endpoint : "";
 	return aws_endpoint("sts", &for_sts, given, sts, why);
 }
@@ -213,6 +213,18 @@ read_body(Call *call, const AwsAnswer *answer)
 	return ks_fail(call->why, KS_MODULE_ERROR, "an answer is no JSON object");
 }
 
+/* Whatever else a service's words repeat, it is not our credentials. */
+static void
+hide_echo(AwsReply *reply, const AwsCredentials *credentials)
+{
+	char		start[17];
+
+	snprintf(start, sizeof(start), "%s", credentials->token != NULL ? credentials->token : "");
+	if (strstr(reply->message, credentials->secret) != NULL ||
+		(start[0] != '\0' && strstr(reply->message, start) != NULL))
+		reply->message[0] = '\0';
+}
+
 /* One attempt.  Unless KS_OK, call->verdict says what next. */
 static KsStatus
 attempt(Call *call, AwsCredentials *credentials)
@@ -229,6 +241,7 @@ attempt(Call *call, AwsCredentials *credentials)
 		else
 		{
 			aws_read_error(&answer, call->reply);
+			hide_echo(call->reply, credentials);
 			call->verdict = aws_judge(&answer, call->reply, (int64_t) time(NULL), call->why);
 			status = call->verdict.status;
 		}

@@ -110,6 +110,26 @@ take_name(const char *text, char *out, size_t size)
 	aws_printable(out, size, text, len < size ? len : 0);
 }
 
+/*
+ * Errors whose words repeat the request: its headers, with the session token,
+ * or its values, among which may be a data key.
+ */
+static bool
+repeats_request(const char *name)
+{
+	static const char *const names[] = {
+		"IncompleteSignature", "IncompleteSignatureException", "InvalidSignatureException",
+		"SerializationException", "SignatureDoesNotMatch", "ValidationError", "ValidationException",
+	};
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+	{
+		if (strcmp(name, names[i]) == 0)
+			return true;
+	}
+	return false;
+}
+
 static const char *
 member(const json_t *object, const char *a, const char *b)
 {
@@ -132,18 +152,12 @@ read_xml_error(const AwsAnswer *answer, AwsReply *reply)
 	aws_xml_free(parts, 2);
 }
 
-void
-aws_read_error(const AwsAnswer *answer, AwsReply *reply)
+static void
+read_json_error(const AwsAnswer *answer, AwsReply *reply)
 {
 	json_t	   *body = NULL;
 	const char *text;
 
-	reply->error[0] = reply->message[0] = '\0';
-	if (answer->body.len > 0 && answer->body.data[0] == '<')
-	{
-		read_xml_error(answer, reply);
-		return;
-	}
 	if (answer->body.len > 0)
 		body = json_loadb(answer->body.data, answer->body.len, JSON_REJECT_DUPLICATES, NULL);
 	text = member(body, "__type", "code");
@@ -155,6 +169,18 @@ aws_read_error(const AwsAnswer *answer, AwsReply *reply)
 	if (text != NULL)
 		aws_printable(reply->message, sizeof(reply->message), text, strlen(text));
 	json_decref(body);
+}
+
+void
+aws_read_error(const AwsAnswer *answer, AwsReply *reply)
+{
+	reply->error[0] = reply->message[0] = '\0';
+	if (answer->body.len > 0 && answer->body.data[0] == '<')
+		read_xml_error(answer, reply);
+	else
+		read_json_error(answer, reply);
+	if (repeats_request(reply->error))
+		reply->message[0] = '\0';
 }
 
 static const KnownError *

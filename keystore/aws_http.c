@@ -184,7 +184,9 @@ make_headers(const AwsRequest *request, bool *made)
 			continue;
 		typed |= strcasecmp(request->headers[i].name, "content-type") == 0;
 		line.len = 0;
-		aws_text_addf(&line, "%s: %s", request->headers[i].name, request->headers[i].value);
+		aws_text_add(&line, request->headers[i].name, strlen(request->headers[i].name));
+		aws_text_add(&line, ": ", 2);
+		aws_text_add(&line, request->headers[i].value, strlen(request->headers[i].value));
 		longer = line.bad || !is_clean(line.data) ? NULL : curl_slist_append(list, line.data);
 		*made = longer != NULL;
 		list = *made ? longer : list;

@@ -32,6 +32,8 @@ typedef struct AwsText
 extern bool aws_memory_init(void);
 
 extern void aws_text_add(AwsText *text, const char *data, size_t len);
+
+/* Not for secrets: printf leaves parts of them on the stack. */
 extern void aws_text_addf(AwsText *text, const char *fmt,...)
 			__attribute__((format(printf, 2, 3)));
 

@@ -170,7 +170,8 @@ signing_key(const AwsSigner *signer, const char *date, uint8_t key[DIGEST_LEN])
 	uint8_t		step[3][DIGEST_LEN];
 	bool		made;
 
-	aws_text_addf(&first, "AWS4%s", signer->secret);
+	aws_text_add(&first, "AWS4", 4);
+	aws_text_add(&first, signer->secret, strlen(signer->secret));
 	made = !first.bad &&
 		hmac((const uint8_t *) first.data, first.len, date, DATE_LEN, step[0]) &&
 		hmac(step[0], DIGEST_LEN, signer->region, strlen(signer->region), step[1]) &&

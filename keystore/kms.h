@@ -53,6 +53,7 @@ struct Keystore
 	KsFailure	bad_why;
 	AwsOptions	options;
 	char		key_policy[512];
+	bool		account_given;
 	char		partition[16];
 	char		regions[KS_MAX_REGIONS + 1];
 	AwsClient  *client;
@@ -146,6 +147,7 @@ extern bool kms_signature_holds(const uint8_t *spki, size_t spki_len,
 extern bool kms_arn_parse(const char *text, KmsArn *out);
 extern const char *kms_partition_of(const char *region);
 extern bool kms_region_allowed(const Keystore *ks, const char *region);
+extern bool kms_account_is_ours(Keystore *ks, const KmsArn *arn);
 extern KsStatus kms_check_arn(Keystore *ks, const KmsArn *arn, KsFailure *why);
 extern bool kms_wrapped_parse(KsBytes wrapped, KmsWrapped *out);
 extern bool kms_wrapped_make(const char *arn, const uint8_t *blob, size_t blob_len,

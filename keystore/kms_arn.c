@@ -117,12 +117,22 @@ kms_region_allowed(const Keystore *ks, const char *region)
 	return false;
 }
 
+/* Is it in the keystore's account, or is that not known yet? */
+bool
+kms_account_is_ours(Keystore *ks, const KmsArn *arn)
+{
+	bool		ours;
+
+	pthread_mutex_lock(&ks->lock);
+	ours = ks->account[0] == '\0' || strcmp(arn->account, ks->account) == 0;
+	pthread_mutex_unlock(&ks->lock);
+	return ours;
+}
+
 /* May a key of that name be used here? */
 KsStatus
 kms_check_arn(Keystore *ks, const KmsArn *arn, KsFailure *why)
 {
-	char		account[ACCOUNT_LEN + 1];
-
 	if (!kms_region_allowed(ks, arn->region))
 		return ks_fail(why, KS_REGION, "%s is in region %s, which is not allowed",
 					   arn->text, arn->region);
@@ -132,12 +142,9 @@ kms_check_arn(Keystore *ks, const KmsArn *arn, KsFailure *why)
 	if (strcmp(arn->region, ks->options.region) != 0)
 		return ks_fail(why, KS_REGION, "%s is in another region than the keystore, %s",
 					   arn->text, ks->options.region);
-	pthread_mutex_lock(&ks->lock);
-	strcpy(account, ks->account);
-	pthread_mutex_unlock(&ks->lock);
-	if (account[0] != '\0' && strcmp(arn->account, account) != 0)
-		return ks_fail(why, KS_TOKEN_WRONG, "%s is in another account than the keystore, %s",
-					   arn->text, account);
+	if (!kms_account_is_ours(ks, arn))
+		return ks_fail(why, KS_MODULE_ERROR, "%s is in another account than the keystore",
+					   arn->text);
 	if (arn->multi_region)
 		return ks_fail(why, KS_REGION, "%s is a key of several regions", arn->text);
 	return KS_OK;

@@ -432,6 +432,9 @@ check_listed(Keystore *ks, const json_t *item, const char **arn, KsFailure *why)
 	*arn = json_string_value(json_object_get(item, "KeyArn"));
 	if (*arn == NULL || !kms_arn_parse(*arn, &parsed))
 		return ks_fail(why, KS_MODULE_ERROR, "ListKeys: the answer has a key without a name");
+	if (ks->account_given && !kms_account_is_ours(ks, &parsed))
+		return ks_fail(why, KS_BAD_URI, "the credentials are of account %s, not of the one that the keystore's URI names",
+					   parsed.account);
 	parsed.multi_region = false;
 	return kms_check_arn(ks, &parsed, why);
 }

@@ -17,15 +17,6 @@
 #define MAX_DER			80		/* of a signature on P-256 */
 #define TAG_CHARS		"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 +-=._:/@"
 
-static void
-register_label(const char *inst, uint32_t generation, char out[KS_MAX_LABEL + 1])
-{
-	char		prefix[KS_MAX_LABEL + 1];
-
-	label_installation_prefix(inst, prefix);
-	snprintf(out, KS_MAX_LABEL + 1, "%.60sregister:%u", prefix, (unsigned) generation);
-}
-
 static bool
 offers_es256(const json_t *body)
 {
@@ -85,7 +76,7 @@ find_pair(Keystore *ks, const char *inst, uint32_t generation, KmsFound *out, Ks
 	char		label[KS_MAX_LABEL + 1];
 	KsStatus	status;
 
-	register_label(inst, generation, label);
+	label_register(inst, generation, label);
 	status = kms_find(ks, inst, label, KMS_SIGNING, out, why);
 	return status == KS_OK ? kms_judge(out, why) : status;
 }
@@ -106,7 +97,7 @@ kms_register_key(Keystore *ks, const char *inst, uint32_t generation, bool creat
 		return get_public_key(ks, found.key.arn, out, why);
 	if (status != KS_KEY_ABSENT || !create)
 		return status;
-	register_label(inst, generation, label);
+	label_register(inst, generation, label);
 	status = kms_make_key(ks, label, inst, "register", NULL, KMS_SIGNING, &key, why);
 	if (status == KS_OK)
 		status = get_new_public_key(ks, key.arn, out, why);

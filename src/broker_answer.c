@@ -145,8 +145,10 @@ probe_answered(Job *job, WireReader *r)
 
 	(void) wire_get_str(r, &label);
 	wire_get_cstr(r, serial, sizeof(serial));
-	if (r->bad || serial[0] == '\0')
+	if (r->bad || (serial[0] == '\0' && strncmp(store->uri, "pkcs11:", 7) == 0))
 		route_probe_failed(store, KS_MODULE_ERROR, "the token has no serial number");
+	else if (serial[0] == '\0')	/* a key service without a key of ours */
+		route_probe_failed(store, KS_OTHER_TOKEN, "");
 	else
 		strlcpy(store->serial, serial, sizeof(store->serial));
 	store->ask_serial = false;

@@ -303,15 +303,51 @@ jobs_forget_checks(const Store *store)
 	}
 }
 
-/* A question for the serial of a keystore's token, to be sent at once. */
-Job *
-jobs_new_probe(Store *store)
+/* The installation that a job is about, as a str of the protocol; NULL if about none. */
+static const uint8 *
+installation_of(const Job *job)
 {
-	const KeystoreRef ref = {{0}, store->place};
-	static const uint8 no_installation[2] = {0, 0};
-	Job		   *job = new_job(KS_OP_STATUS, &ref, no_installation,
-							  sizeof(no_installation), 0);
+	static uint8 text[2 + 36] = {0, 36};
+	const char *name;
 
+	switch (job->is_check ? KS_OP_UNWRAP : job->op)
+	{
+		case KS_OP_UNWRAP:
+			name = job->body.unwrap.installation;
+			break;
+		case KS_OP_CREATE_KEK:
+			name = job->body.create.installation;
+			break;
+		case KS_OP_WRAP:
+			name = job->body.wrap.installation;
+			break;
+		default:
+			/* all others begin with it */
+			return job->len >= sizeof(text) && job->body.bytes[0] == 0 && job->body.bytes[1] == 36 ?
+				job->body.bytes : NULL;
+	}
+	if (strlen(name) != 36)
+		return NULL;
+	memcpy(text + 2, name, 36);
+	return text;
+}
+
+/*
+ * A question for the serial of a keystore's token, to be sent at once.  A key
+ * service knows its own only by an installation's keys: that of the job that
+ * makes us ask, or of the last one that did.
+ */
+Job *
+jobs_new_probe(Store *store, const Job *cause)
+{
+	static uint8 installation[2 + 36];
+	const KeystoreRef ref = {{0}, store->place};
+	const uint8 *known = cause != NULL ? installation_of(cause) : NULL;
+	Job		   *job;
+
+	if (known != NULL)
+		memcpy(installation, known, sizeof(installation));
+	job = new_job(KS_OP_STATUS, &ref, installation, installation[1] != 0 ? sizeof(installation) : 2, 0);
 	job->is_probe = true;
 	dlist_push_tail(&jobs_waiting, &job->node);
 	return job;

@@ -80,7 +80,7 @@ route_next(Store *store)
 			continue;
 		}
 		if (choice == PROBE_FIRST)
-			return jobs_new_probe(store);
+			return jobs_new_probe(store, job);
 		if (jobs_alone(job) && store->in_flight > 0)
 			return NULL;		/* nothing else is begun until it can go */
 		if (job->op == KS_OP_CREATE_KEK && store->creating >= MAX_CREATING)
@@ -88,7 +88,7 @@ route_next(Store *store)
 		return job;
 	}
 	return store->ask_serial && store->serial[0] == '\0' && store->uri[0] != '\0' ?
-		jobs_new_probe(store) : NULL;
+		jobs_new_probe(store, NULL) : NULL;
 }
 
 /* It was of no use to ask there; what was in the way first is told at the end. */

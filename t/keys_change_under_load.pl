@@ -368,6 +368,8 @@ sub rewrapped_ok
 		'NC004', 'nor a new KEK');
 	token_returns($dir, 'nomp');
 	restart_helper($node);
+	wait_until(sub { keystore_state($node) eq 'ok' },
+		'the keystore to be back');
 	is(reading('made'), 'Anna i made', 'and nothing is lost');
 	is(one("SELECT nomp_crypt.rotate_tenant('made')"),
 		3, 'when it is back it goes on');

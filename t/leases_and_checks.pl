@@ -114,7 +114,7 @@ sub set_and_reload
 		'Anna i deleted',
 		'another is in the middle of a cursor');
 
-	system_or_bail('cp', '-a', "$dir/tokens", "$dir/backup");
+	token_is_backed_up($dir, 'nomp');
 	delete_from_token($dir, 'nomp', $label);
 	$node->wait_for_log(qr/the keystore no longer has the key "\Q$label\E"/,
 		$log_start);
@@ -146,8 +146,7 @@ sub set_and_reload
 		qr/no longer has the key/,
 		'and proves no key gone');
 
-	system_or_bail('rm', '-rf', "$dir/tokens");
-	rename "$dir/backup", "$dir/tokens" or die $!;
+	token_is_restored($dir, 'nomp');
 	restart_helper($node);
 	wait_until(sub { reading('deleted') eq 'Anna i deleted' },
 		'the restored token to read');

@@ -227,7 +227,7 @@ is(reading('enabled'), 'Anna', 'half resumed: it reads');
 
 # The keystore is away.
 {
-	rename "$dir/pin", "$dir/pin.away" or die $!;
+	token_goes($dir, 'nomp');
 	restart_helper($node);
 	is(sqlstate($node, sprintf $suspend, 'school'),
 		'NC004', 'without a keystore the call fails');
@@ -235,7 +235,10 @@ is(reading('enabled'), 'Anna', 'half resumed: it reads');
 	is(sqlstate($node, sprintf $resume, 'school'),
 		'NC004', 'nor is it resumed without');
 	is(reading('school'), 'NC002', 'it stays suspended');
-	rename "$dir/pin.away", "$dir/pin" or die $!;
+	token_returns($dir, 'nomp');
+	restart_helper($node);
+	wait_until(sub { keystore_state($node) eq 'ok' },
+		'the keystore to be back');
 	is(by_keystore('school'), 'Anna', 'its keys had not been disabled');
 	is(sqlstate($node, sprintf $suspend, 'school'),
 		'', 'when it is back the same call goes on');

@@ -64,6 +64,10 @@ static const Expected answers[] = {
 	{"bad-secret", PATIENT, KS_CREDENTIALS, "InvalidSignatureException", NULL},
 	{"odd-date", PATIENT, KS_CREDENTIALS, "InvalidSignatureException", NULL},
 
+	{"echo", PATIENT, KS_REFUSED, "NotFoundException", NULL},
+	{"echo-signature", PATIENT, KS_CREDENTIALS, "SignatureDoesNotMatch", NULL},
+	{"echo-value", PATIENT, KS_REFUSED, "ValidationException", NULL},
+
 	{"rude", PATIENT, KS_REFUSED, "NotFoundException", "a?b??[31mxxx"},
 	{"rude-name", PATIENT, KS_MODULE_ERROR, "", NULL},
 	{"endless-name", PATIENT, KS_MODULE_ERROR, "", NULL},
@@ -114,6 +118,7 @@ test_answers(void)
 		(e->reason == NULL || strstr(r.why.reason, e->reason) != NULL) &&
 		(r.status == KS_OK) == (r.why.reason[0] == '\0') &&
 		(r.status == KS_OK) == json_is_object(r.reply.body) &&
+		strstr(r.why.reason, "secret-e") == NULL && strstr(r.reply.message, "secret-e") == NULL &&
 		is_printable(r.why.reason) && is_printable(r.reply.message);
 
 		if (!tap_ok(right, "%s", e->name))

@@ -141,6 +141,32 @@ test_files(void)
 	expect_first("other", "AKIDOTHER", "shared file", true, "the keystore's profile before both");
 }
 
+/* Where they are if no variable says otherwise. */
+static void
+test_home(void)
+{
+	const char *home = getenv("HOME");
+	char	   *before = strdup(home != NULL ? home : "/");
+
+	clear_sources();
+	(void) unsetenv("AWS_SHARED_CREDENTIALS_FILE");
+	(void) unsetenv("AWS_CONFIG_FILE");
+	(void) setenv("HOME", server_folder, 1);
+	expect_none("", "no AWS credentials were found", "a home without a folder .aws");
+	(void) mkdir(server_path(".aws"), 0700);
+	write_file(server_path(".aws/credentials"),
+			   "[default]\naws_access_key_id = AKIDFILE\naws_secret_access_key = secret-file\n", 0600);
+	write_file(server_path(".aws/config"),
+			   "[profile role]\nrole_arn = arn:aws:iam::1:role/r\nsource_profile = default\n", 0644);
+	expect_first("", "AKIDFILE", "shared file", true, "one with files in it");
+	expect_first("role", "ASIAROLE", "assumed role", false, "a role of the one by the keys of the other");
+	(void) unlink(server_path(".aws/credentials"));
+	(void) unlink(server_path(".aws/config"));
+	(void) rmdir(server_path(".aws"));
+	(void) setenv("HOME", before, 1);
+	free(before);
+}
+
 static void
 test_file_rules(void)
 {
@@ -509,6 +535,7 @@ main(void)
 	start_server();
 	test_environment();
 	test_files();
+	test_home();
 	test_file_rules();
 	test_file_changes();
 	test_two_roles();

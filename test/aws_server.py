@@ -48,11 +48,12 @@ def count(name):
 def issue(how, **facts):
     """New short-lived credentials, and what is known of them."""
     key = f"ASIA{how.upper()}{count('issued'):04d}"
+    secret = "Secret-of-credentials-no-longer-" if "residue" in CONTROL else "secret-" + key
     with LOCK:
-        SECRETS[key] = "secret-" + key
+        SECRETS[key] = secret
         ISSUED[key] = dict(facts, how=how)
     expires = datetime.datetime.utcnow() + datetime.timedelta(seconds=int(CONTROL["lifetime"]))
-    return key, "secret-" + key, "token-" + key, expires.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return key, secret, "token-" + key, expires.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Request:
@@ -131,6 +132,7 @@ def kms(request, connection):
                                 action=request.headers["x-amz-target"]))
     plain = {
         "ok": lambda: answer(200, OK),
+        "secret": lambda: answer(200, {"Plaintext": "Residue-of-a-key-that-was-opened"}),
         "empty": lambda: answer(200),
         "throttled": lambda: error("ThrottlingException", "Rate exceeded"),
         "throttled-twice": lambda: answer(200, OK) if seen > 2 else error("ThrottlingException"),
@@ -150,6 +152,10 @@ def kms(request, connection):
         "nameless": lambda: answer(400, b"{}"),
         "too-many": lambda: answer(429, b""),
         "unrecognized": lambda: error("UnrecognizedClientException", "The security token is invalid"),
+        "echo": lambda: error("NotFoundException", "Authorization: secret-env"),
+        "echo-signature": lambda: error("SignatureDoesNotMatch", "The canonical string should have been secret-e",
+                                        403),
+        "echo-value": lambda: error("ValidationException", "Value 'secret-e' at 'plaintext'"),
         "rude": lambda: error("NotFoundException", "a\nb\r\x1b[31m" + "x" * 1000 + "\u00e5"),
         "rude-name": lambda: error("Bad Name\n; drop", "words"),
         "endless-name": lambda: error("N" * 500, "words"),

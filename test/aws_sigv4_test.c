@@ -6,9 +6,8 @@
  * files named as here; the suite is in the tests of many SDKs).  Left out are
  * those that make a path or a query canonical: ours are constants.
  *
- * With the argument --sign, signs what it reads, for the comparison with
- * botocore in test/aws_signatures.py: lines "name value" of what a request has,
- * an empty one, and the body.
+ * And those of botocore, for every kind of request that the helper makes
+ * (test/aws_signatures.py).
  */
 #include "aws_client.h"
 
@@ -129,62 +128,87 @@ test_refusals(void)
 	aws_text_free(&got);
 }
 
-/*
- * "method", "path", "query", "region", "service", "key", "secret", then
- * headers, each in a line with a blank after the name.
- */
-static int
-sign_input(void)
+/* The headers that aws_call.c and aws_sts.c sign. */
+static bool
+are_ours(const char *service, const char *names)
 {
-	static char input[65536];
-	size_t		len = fread(input, 1, sizeof(input) - 1, stdin);
-	char	   *end = strstr(input, "\n\n");
-	const char *fixed[7] = {0};
-	AwsHeader	headers[AWS_MAX_HEADERS];
-	AwsSignable request = {.headers = headers};
-	AwsText		canonical = {0};
-	AwsText		authorization = {0};
+	static const char *const ours[][2] = {
+		{"kms", "content-type;host;x-amz-date;x-amz-target"},
+		{"kms", "content-type;host;x-amz-date;x-amz-security-token;x-amz-target"},
+		{"sts", "content-type;host;x-amz-date"},
+		{"sts", "content-type;host;x-amz-date;x-amz-security-token"},
+	};
+
+	for (size_t i = 0; i < sizeof(ours) / sizeof(ours[0]); i++)
+	{
+		const char *found = strstr(names, ours[i][1]);
+
+		if (strcmp(service, ours[i][0]) == 0 && found != NULL && found[strlen(ours[i][1])] == '\n')
+			return true;
+	}
+	return false;
+}
+
+/* One request that botocore has signed; the headers come in another order. */
+static void
+compare(json_t *request)
+{
+	const char *name = json_string_value(json_object_get(request, "name"));
+	const char *service = json_string_value(json_object_get(request, "service"));
+	const char *body = json_string_value(json_object_get(request, "body"));
+	const char *canonical = json_string_value(json_object_get(request, "canonical"));
+	const char *authorization = json_string_value(json_object_get(request, "authorization"));
+	json_t	   *headers = json_object_get(request, "headers");
+	AwsHeader	list[AWS_MAX_HEADERS];
+	AwsSignable signable = {"POST", "/", "", list, (int) json_array_size(headers), body, 0};
+	const AwsSigner signer = {ACCESS_KEY, SECRET, "eu-north-1", service};
+	AwsText		ours = {0};
+	AwsText		signature = {0};
+
+	if (body == NULL || canonical == NULL || authorization == NULL || signable.n_headers > AWS_MAX_HEADERS)
+		tap_bail("test/aws_signatures.py says something odd");
+	for (int i = 0; i < signable.n_headers; i++)
+	{
+		json_t	   *header = json_array_get(headers, i);
+
+		list[i].name = json_string_value(json_array_get(header, 0));
+		list[i].value = json_string_value(json_array_get(header, 1));
+	}
+	signable.body_len = strlen(body);
+	tap_ok(aws_canonical_request(&signable, &ours) && strcmp(ours.data, canonical) == 0 &&
+		   aws_sign(&signable, &signer, &signature) && strcmp(signature.data, authorization) == 0 &&
+		   are_ours(service, canonical), "botocore signs as we do: %s", name);
+	aws_text_free(&ours);
+	aws_text_free(&signature);
+}
+
+static void
+test_botocore(void)
+{
+	static char line[65536];
+	FILE	   *requests = popen("/usr/bin/python3 test/aws_signatures.py", "r");
 	int			n = 0;
 
-	if (end == NULL)
-		return 2;
-	*end = '\0';
-	request.body = end + 2;
-	request.body_len = len - (size_t) (request.body - input);
-	for (char *line = strtok(input, "\n"); line != NULL; line = strtok(NULL, "\n"), n++)
+	if (requests == NULL)
+		tap_bail("no botocore");
+	for (; fgets(line, sizeof(line), requests) != NULL; n++)
 	{
-		char	   *value = strchr(line, ' ');
+		json_t	   *request = json_loads(line, 0, NULL);
 
-		if (value == NULL || n >= 7 + AWS_MAX_HEADERS)
-			return 2;
-		*value++ = '\0';
-		if (n < 7)
-			fixed[n] = value;
-		else
-			headers[request.n_headers++] = (AwsHeader) {line, value};
+		compare(request);
+		json_decref(request);
 	}
-	if (n < 7)
-		return 2;
-	request.method = fixed[0];
-	request.path = fixed[1];
-	request.query = fixed[2];
-	if (!aws_canonical_request(&request, &canonical) ||
-		!aws_sign(&request, &(AwsSigner) {fixed[5], fixed[6], fixed[3], fixed[4]},
-				  &authorization))
-		return 1;
-	printf("%s\n%s\n", authorization.data, canonical.data);
-	aws_text_free(&canonical);
-	aws_text_free(&authorization);
-	return 0;
+	tap_ok(pclose(requests) == 0 && n == 148, "botocore signed %d requests", n);
 }
 
 int
-main(int argc, char **argv)
+main(void)
 {
-	if (argc > 1 && strcmp(argv[1], "--sign") == 0)
-		return sign_input();
+	if (!aws_memory_init())
+		tap_bail("no memory of our own");
 	test_vectors();
 	test_canonical();
 	test_refusals();
+	test_botocore();
 	return tap_done();
 }

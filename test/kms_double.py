@@ -90,9 +90,11 @@ class Double:
         tls.make_certificates(folder)
         self.contexts = tls.contexts(folder)
         self.certificate = "right"
-        self.tls = Listener(ports[0], self.service.answer, lambda: self.contexts[self.certificate])
-        self.plain = Listener(ports[1], self.service.answer)
-        self.control = Listener(ports[2], Control(self).answer)
+        now = self.clock.now
+        self.tls = Listener(ports[0], self.service.answer, now,
+                            lambda: self.contexts[self.certificate])
+        self.plain = Listener(ports[1], self.service.answer, now)
+        self.control = Listener(ports[2], Control(self).answer, now)
 
     def ports(self):
         return {"tls": self.tls.port, "plain": self.plain.port, "control": self.control.port}

@@ -20,7 +20,8 @@ my %doubles;    # folder => { pid, tls, plain, control, options }
 my $json = JSON::PP->new->canonical;
 
 # start_double(FOLDER, OPTIONS...): one that keeps its keys there, on the same
-# ports each time; waits until it listens.  Returns its ports, as a hash.
+# ports each time, unless it runs; waits until it listens.  Returns its ports,
+# as a hash.
 sub start_double
 {
 	my ($folder, @options) = @_;
@@ -30,6 +31,7 @@ sub start_double
 	};
 	my $log = "$PostgreSQL::Test::Utils::log_path/kms_double.log";
 
+	return $double if defined $double->{pid};
 	unlink "$folder/ready.json";
 	my $pid = fork // die "cannot fork: $!";
 	if ($pid == 0)
@@ -62,7 +64,7 @@ sub double_uri
 	my ($folder, $options) = @_;
 
 	return
-		"aws-kms://eu-north-1?endpoint=https://127.0.0.1:$doubles{$folder}->{tls}"
+	  "aws-kms://eu-north-1?endpoint=https://127.0.0.1:$doubles{$folder}->{tls}"
 	  . "&test=yes&ca-file=$folder/ca.pem"
 	  . ($options // '');
 }

@@ -11,6 +11,7 @@ use strict;
 use warnings;
 
 use KmsDouble;
+use PostgreSQL::Test::Utils;
 
 my %accounts;    # folder of a double => account
 my $current;     # the one that has trouble
@@ -30,7 +31,8 @@ sub make_token
 	my $folder = folder($dir, $label);
 
 	mkdir $dir;
-	$accounts{$folder} //= 111_122_223_333 + keys %accounts;
+	$accounts{$folder} = 111_122_223_333 + keys %accounts
+	  unless exists $accounts{$folder};
 	start_double($folder, '--account', $accounts{$folder}, '--at-once');
 	$ENV{AWS_SHARED_CREDENTIALS_FILE} = "$folder/credentials";
 	$ENV{AWS_CONFIG_FILE} = "$folder/config";
@@ -44,7 +46,8 @@ sub uri
 	my ($class, $dir, $label) = @_;
 	my $folder = folder($dir, $label);
 
-	return double_uri($folder) if exists $accounts{$folder};
+	return double_uri($folder, "&account=$accounts{$folder}")
+	  if exists $accounts{$folder};
 	return 'aws-kms://eu-north-1?endpoint=http://127.0.0.1:9&test=yes';
 }
 
@@ -69,9 +72,8 @@ sub labels
 {
 	my ($class, $dir, $label) = @_;
 
-	return
-	  map { label_of($_) }
-	  grep { exists $_->{tag}->{'nomp_crypt:label'} }
+	return map { label_of($_) }
+	  grep     { exists $_->{tag}->{'nomp_crypt:label'} }
 	  double_keys(folder($dir, $label));
 }
 
@@ -127,6 +129,28 @@ sub returns
 	return;
 }
 
+# back_up(DIR, LABEL), restore(DIR, LABEL): no customer of AWS can do that.
+sub back_up
+{
+	my ($class, $dir, $label) = @_;
+	my $folder = folder($dir, $label);
+
+	PostgreSQL::Test::Utils::system_or_bail('cp', "$folder/journal",
+		"$folder/journal.backup");
+	return;
+}
+
+sub restore
+{
+	my ($class, $dir, $label) = @_;
+	my $folder = folder($dir, $label);
+
+	kill_double($folder);
+	rename "$folder/journal.backup", "$folder/journal" or die $!;
+	start_double($folder);
+	return;
+}
+
 # What the operations of a keystore are in KMS.
 my %calls = (
 	open => ['ListKeys'],
@@ -145,7 +169,8 @@ my %happens = (
 	crashes => { kind => 'close' },
 	fails => { error => 'KMSInternalException', status => 500 },
 	forbids => { error => 'AccessDeniedException' },
-	'answers wrong' => { kind => 'patch', values => { Plaintext => 'AAAA' } });
+	'answers wrong' => { kind => 'patch', values => { Plaintext => 'AAAA' } }
+);
 
 sub trouble
 {
@@ -166,7 +191,9 @@ sub trouble
 					seconds => $what / 1000);
 				next;
 			}
-			double_says($current, 'fault', action => $action,
+			double_says(
+				$current, 'fault',
+				action => $action,
 				%{ $happens{$what} // die "cannot be: $what" }, @once);
 		}
 	}

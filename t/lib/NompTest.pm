@@ -30,7 +30,7 @@ our @EXPORT = qw(
   cold_schools read_school school_reads kek_label broken_rules
   serial_of shim_pid set_keystores frail_keystore
   keystore_has_trouble keystore_recovers keystore_calls over_kms
-  token_goes token_returns
+  token_goes token_returns token_is_backed_up token_is_restored
 );
 
 my %keystores = (softhsm => 'SoftHsm', 'aws-kms' => 'KmsKeystore');
@@ -71,6 +71,10 @@ sub token_labels { return $keystore->labels(@_) }
 # keys, and back; between them make_token makes an empty one in its place.
 sub token_goes    { return $keystore->goes(@_) }
 sub token_returns { return $keystore->returns(@_) }
+
+# token_is_backed_up(DIR, LABEL), token_is_restored(DIR, LABEL)
+sub token_is_backed_up { return $keystore->back_up(@_) }
+sub token_is_restored  { return $keystore->restore(@_) }
 
 # delete_from_token(DIR, LABEL, KEY): somebody deletes a key behind our back.
 sub delete_from_token { return $keystore->delete_key(@_) }

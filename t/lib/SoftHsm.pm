@@ -14,7 +14,8 @@ use FindBin;
 use IPC::Run;
 use PostgreSQL::Test::Utils;
 
-our @EXPORT = qw(shim_module shim_says shim_calls shim_pid broken_rules pkcs11_tool);
+our @EXPORT =
+  qw(shim_module shim_says shim_calls shim_pid broken_rules pkcs11_tool);
 
 our $softhsm = '/usr/lib/softhsm/libsofthsm2.so';
 
@@ -153,6 +154,25 @@ sub returns
 	return;
 }
 
+# back_up(DIR), restore(DIR): all tokens of that folder.
+sub back_up
+{
+	my ($class, $dir) = @_;
+
+	PostgreSQL::Test::Utils::system_or_bail('cp', '-a', "$dir/tokens",
+		"$dir/tokens.backup");
+	return;
+}
+
+sub restore
+{
+	my ($class, $dir) = @_;
+
+	PostgreSQL::Test::Utils::system_or_bail('rm', '-rf', "$dir/tokens");
+	rename "$dir/tokens.backup", "$dir/tokens" or die $!;
+	return;
+}
+
 # trouble(OPERATION => WHAT...): "hangs" never answers, "holds" answers when
 # there is no trouble any more, "fails", "forbids", "once hangs", or a number
 # of milliseconds by which it is late.  None: no trouble.
@@ -166,7 +186,8 @@ sub trouble
 		my $once = $what =~ s/^once // ? ' once' : '';
 		my $does = $happens{$what} // "delay=$what";
 
-		push @lines, map { "$_ $does$once" }
+		push @lines,
+		  map { "$_ $does$once" }
 		  @{ $calls{$operation} // die "no operation $operation" };
 	}
 	shim_says(@lines);

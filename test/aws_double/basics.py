@@ -1,5 +1,6 @@
 """What the parts share: requests, answers, errors, and the clock."""
 
+import email.utils
 import json
 import time
 import uuid
@@ -39,9 +40,11 @@ class Response:
                         ("x-amzn-RequestId", str(uuid.uuid4()))]
         self.body = body
         self.send = send
+        self.time = None
 
     def head(self, length=None):
-        lines = [f"HTTP/1.1 {self.status} {REASONS.get(self.status, 'Unknown')}"]
+        lines = [f"HTTP/1.1 {self.status} {REASONS.get(self.status, 'Unknown')}",
+                 "Date: " + email.utils.formatdate(self.time, usegmt=True)]
         lines += [f"{name}: {value}" for name, value in self.headers]
         lines.append(f"Content-Length: {len(self.body) if length is None else length}")
         return ("\r\n".join(lines) + "\r\n\r\n").encode()

@@ -50,10 +50,12 @@ def read_request(stream, connection):
 
 class Listener:
     """One port of loopback.  "answer" turns a Request into a Response;
-    "context" gives the TLS context for a new connection, or None."""
+    "context" gives the TLS context for a new connection, or None; "now" is
+    what the time is there."""
 
-    def __init__(self, port, answer, context=lambda: None):
+    def __init__(self, port, answer, now, context=lambda: None):
         self.answer = answer
+        self.now = now
         self.context = context
         self.down = False
         self.connections = set()
@@ -117,6 +119,7 @@ class Listener:
             if request is None:
                 return
             response = self.answer(request)
+            response.time = self.now()
             if response.send is not None:
                 response.send(connection, response)
                 return
