@@ -59,7 +59,8 @@ keystore_deletion_init(void)
 	DefineCustomIntVariable("nomp_crypt.key_deletion_window",
 							"How long a keystore that destroys keys later waits before it does.",
 							"In whole days, rounded up. Until then the destruction can be cancelled there.",
-							&key_deletion_window, 7 * DAY_SECONDS, 7 * DAY_SECONDS, 30 * DAY_SECONDS,
+							&key_deletion_window, 7 * 24 * 60 * 60,
+							7 * DAY_SECONDS, 30 * DAY_SECONDS,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 }
 

@@ -66,7 +66,9 @@ sub called
 	my ($out, $err);
 	my $status = $node->psql(
 		'postgres', "\\set VERBOSITY verbose\nCALL nomp_crypt.$call;",
-		stdout => \$out, stderr => \$err, on_error_stop => 0);
+		stdout => \$out,
+		stderr => \$err,
+		on_error_stop => 0);
 
 	return ($err =~ /ERROR:  (\w{5}):/ ? $1 : '', $err);
 }
@@ -117,7 +119,8 @@ sub erased_ok
 {
 	my ($school, $what) = @_;
 
-	is(case_of($school, 'e.state'), 'destroyed', "$what: the case is at its end");
+	is(case_of($school, 'e.state'),
+		'destroyed', "$what: the case is at its end");
 	is(school_reads($node, $school), 'NC001', "$what: erased");
 	is(states($school), '', "$what: the service has none of its keys");
 	is( one("SELECT count(*) FROM nomp_crypt.kek k JOIN nomp_crypt.tenant t ON t.uuid = k.tenant"
@@ -132,7 +135,9 @@ sub erased_ok
 my ($state, $said) = erase('plain');
 
 is($state, '', 'an erasure is asked for');
-like($said, qr/NOTICE: .*the keystore will destroy the last key of the tenant at \d{4}-/,
+like(
+	$said,
+	qr/NOTICE: .*the keystore will destroy the last key of the tenant at \d{4}-/,
 	'and says when it will be done');
 is(case_of('plain', 'e.state'), 'pending', 'the case is pending');
 is( case_of(
@@ -166,30 +171,35 @@ erase('plain');
 is(case_of('plain', 'e.state'), 'pending', 'a day before, too');
 days_pass(2);
 is(case_of('plain', 'e.state'), 'pending', 'nothing happens by itself');
-is(code_of("erase_tenant('plain', 'agreement_ended', 'PUB-1')"), '', 'after that date the call ends it');
+is(code_of("erase_tenant('plain', 'agreement_ended', 'PUB-1')"),
+	'', 'after that date the call ends it');
 erased_ok('plain', 'a week later');
-is( case_of(
-		'plain', "keys_destroyed = keys_seen AND pending_until IS NULL"),
+is( case_of('plain', "keys_destroyed = keys_seen AND pending_until IS NULL"),
 	't',
 	'every key that was seen was seen to be gone');
 
 # ---- the setting ----
 
 is( sqlstate($node, "ALTER SYSTEM SET nomp_crypt.key_deletion_window = '6d'"),
-	'22023', 'no window is shorter than a week');
-is( sqlstate($node, "ALTER SYSTEM SET nomp_crypt.key_deletion_window = '31d'"),
-	'22023', 'nor longer than thirty days');
+	'22023',
+	'no window is shorter than a week');
+is( sqlstate(
+		$node, "ALTER SYSTEM SET nomp_crypt.key_deletion_window = '31d'"),
+	'22023',
+	'nor longer than thirty days');
 one("ALTER SYSTEM SET nomp_crypt.key_deletion_window = '697h'");
 $node->reload;
 
 # ---- somebody cancels it ----
 
-is(code_of("erase_tenant('saved', 'agreement_ended', 'PUB-1')"), '', 'the next erasure');
+is(code_of("erase_tenant('saved', 'agreement_ended', 'PUB-1')"),
+	'', 'the next erasure');
 is(case_of('saved', "e.pending_until > now() + interval '29 days 1 hour'"),
 	't', 'the window is rounded up to days');
 one('ALTER SYSTEM RESET nomp_crypt.key_deletion_window');
 $node->reload;
-double_says($folder, 'call',
+double_says(
+	$folder, 'call',
 	action => 'CancelKeyDeletion',
 	KeyId => key_of('saved'));
 ($state, $said) = erase('saved');
@@ -199,23 +209,30 @@ like(
 	qr/WARNING: .*the destruction of key nomp_crypt:\S+ of an erased tenant was cancelled in the keystore/,
 	'but warns');
 is(case_of('saved', 'e.state'), 'pending', 'the case is where it was');
-is(case_of('saved', 'e.voided_at IS NOT NULL AND cardinality(e.voided_keys) = 1'),
-	't', 'and says since when it is void, and for which key');
+is( case_of(
+		'saved', 'e.voided_at IS NOT NULL AND cardinality(e.voided_keys) = 1'
+	),
+	't',
+	'and says since when it is void, and for which key');
 is(states('saved'), 'Disabled', 'the key is as it was left');
 is(school_reads($node, 'saved'), 'NC002', 'the school is not readable');
-is( one("SELECT severity || ': ' || detail FROM nomp_crypt.health() WHERE name = 'erasures'"),
+is( one("SELECT severity || ': ' || detail FROM nomp_crypt.health() WHERE name = 'erasures'"
+	),
 	"critical: the destruction of keys of 1 tenants under erasure was cancelled in the keystore: 'saved'",
 	'health() says so');
-is( one("SELECT count(*) FROM nomp_crypt.audit WHERE act = 'erase_voided' AND tenant = 'saved'"),
+is( one("SELECT count(*) FROM nomp_crypt.audit WHERE act = 'erase_voided' AND tenant = 'saved'"
+	),
 	'1',
 	'it is on the audit record');
-double_says($folder, 'call',
+double_says(
+	$folder, 'call',
 	action => 'EnableKey',
 	KeyId => key_of('saved'));
 ($state, $said) = erase('saved');
 like($said, qr/WARNING: .*was cancelled/, 'each call says it again');
 is(states('saved'), 'Enabled', 'and leaves the key alone');
-is( one("SELECT count(*) FROM nomp_crypt.audit WHERE act = 'erase_voided' AND tenant = 'saved'"),
+is( one("SELECT count(*) FROM nomp_crypt.audit WHERE act = 'erase_voided' AND tenant = 'saved'"
+	),
 	'1',
 	'once on record');
 days_pass(40);
@@ -231,14 +248,16 @@ is( case_of(
 	'pending true 1',
 	'the try that was cancelled stays on record');
 days_pass(8);
-is(code_of("erase_tenant('saved', 'agreement_ended', 'PUB-1')"), '', 'and after a week');
+is(code_of("erase_tenant('saved', 'agreement_ended', 'PUB-1')"),
+	'', 'and after a week');
 erased_ok('saved', 'cancelled once');
 
 # twice, and a resubmission that is interrupted
 erase('twice');
 for my $time (1, 2)
 {
-	double_says($folder, 'call',
+	double_says(
+		$folder, 'call',
 		action => 'CancelKeyDeletion',
 		KeyId => key_of('twice'));
 	erase('twice');
@@ -250,7 +269,8 @@ for my $time (1, 2)
 	is(code_of("resubmit_erasure('twice')"), '', 'the call goes on');
 	is(states('twice'), 'PendingDeletion', 'and asks it');
 }
-is( case_of('twice',
+is( case_of(
+		'twice',
 		"(SELECT jsonb_array_length(k.value -> 'cancelled') FROM jsonb_each(e.keystores) k)"
 	),
 	'2',
@@ -265,13 +285,17 @@ erased_ok('twice', 'cancelled twice');
 	my $request =
 	  one("SELECT nomp_crypt._erase_request('early', 'school_closed', NULL)");
 
-	one("SELECT nomp_crypt._erase_$_('$request')") for qw(fence disable submit);
+	one("SELECT nomp_crypt._erase_$_('$request')")
+	  for qw(fence disable submit);
 	double_says($folder, 'delete', key => key_of('early'));
-	is(code_of("erase_tenant('early', 'agreement_ended', 'PUB-1')"), 'NC003', 'a key that was never pending is not believed to be gone');
-	is(case_of('early', 'e.state'), 'submitted', 'and the case stays where it is');
-	one(    "UPDATE nomp_crypt.erasure SET submitted_at = submitted_at - interval '8 days'"
+	is(code_of("erase_tenant('early', 'agreement_ended', 'PUB-1')"),
+		'NC003', 'a key that was never pending is not believed to be gone');
+	is(case_of('early', 'e.state'),
+		'submitted', 'and the case stays where it is');
+	one("UPDATE nomp_crypt.erasure SET submitted_at = submitted_at - interval '8 days'"
 		  . " WHERE case_id = '$request'");
-	is(code_of("erase_tenant('early', 'agreement_ended', 'PUB-1')"), '', 'but if a call may have asked for it a week ago');
+	is(code_of("erase_tenant('early', 'agreement_ended', 'PUB-1')"),
+		'', 'but if a call may have asked for it a week ago');
 	erased_ok('early', 'asked for by a call that was lost');
 }
 
@@ -288,7 +312,9 @@ erased_ok('twice', 'cancelled twice');
 	for my $school (@crash_schools)
 	{
 		$cases{$school} =
-		  one("SELECT nomp_crypt._erase_request('$school', 'school_closed', NULL)");
+		  one(
+			"SELECT nomp_crypt._erase_request('$school', 'school_closed', NULL)"
+		  );
 		$step->($school, 'fence');
 	}
 	$step->('crash_disabled', 'disable');
@@ -305,11 +331,14 @@ erased_ok('twice', 'cancelled twice');
 	$node->start;
 	is(states('crash_scheduling'),
 		'PendingDeletion', 'the service was asked before the crash');
-	is(case_of('crash_scheduling', 'e.state'), 'submitted', 'which nobody knows');
+	is(case_of('crash_scheduling', 'e.state'),
+		'submitted', 'which nobody knows');
+
 	for my $school (grep { !/gone|settled/ } @crash_schools)
 	{
 		is(school_reads($node, $school), 'NC002', "$school: not readable");
-		is(code_of("erase_tenant('$school', 'agreement_ended', 'PUB-1')"), '', "$school: the call goes on");
+		is(code_of("erase_tenant('$school', 'agreement_ended', 'PUB-1')"),
+			'', "$school: the call goes on");
 		is(case_of($school, 'e.state'), 'pending', "$school: pending");
 		is(states($school), 'PendingDeletion', "$school: its key, too");
 	}
@@ -323,10 +352,13 @@ erased_ok('twice', 'cancelled twice');
 	crash($node);
 	$session->{run}->finish;
 	$node->start;
-	is(case_of('crash_gone', 'e.state'), 'pending', 'what was seen is forgotten');
+	is(case_of('crash_gone', 'e.state'),
+		'pending', 'what was seen is forgotten');
+
 	for my $school (@crash_schools)
 	{
-		is(code_of("erase_tenant('$school', 'agreement_ended', 'PUB-1')"), '', "$school: the call ends it");
+		is(code_of("erase_tenant('$school', 'agreement_ended', 'PUB-1')"),
+			'', "$school: the call ends it");
 		erased_ok($school, $school);
 	}
 }
@@ -336,21 +368,34 @@ erased_ok('twice', 'cancelled twice');
 {
 	my $dump = PostgreSQL::Test::Utils::tempdir() . '/dump';
 
-	is(code_of("erase_tenant('dumped', 'agreement_ended', 'PUB-1')"), '', 'an erasure is pending');
-	$node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, $node->connstr('postgres') ],
+	is(code_of("erase_tenant('dumped', 'agreement_ended', 'PUB-1')"),
+		'', 'an erasure is pending');
+	$node->command_ok(
+		[ 'pg_dump', '-Fc', '-f', $dump, $node->connstr('postgres') ],
 		'a dump of it');
 	one('CREATE DATABASE restored');
 	$node->command_ok(
 		[ 'pg_restore', '-d', $node->connstr('restored'), $dump ],
 		'is restored');
 	days_pass(8);
-	is( $node->safe_psql('restored', "SELECT nomp_crypt.adopt_keystore() IS NOT NULL"),
-		't', 'that database may destroy');
-	is( sqlstate($node, "CALL nomp_crypt.erase_tenant('dumped', 'agreement_ended', 'PUB-1')", dbname => 'restored'),
-		'', 'there the call ends it');
-	is($node->safe_psql('restored', "SELECT e.state FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant WHERE t.id = 'dumped'"),
-		'destroyed', 'by what was witnessed before the dump');
-	is(code_of("erase_tenant('dumped', 'agreement_ended', 'PUB-1')"), '', 'and here');
+	is( $node->safe_psql(
+			'restored', "SELECT nomp_crypt.adopt_keystore() IS NOT NULL"),
+		't',
+		'that database may destroy');
+	is( sqlstate(
+			$node,
+			"CALL nomp_crypt.erase_tenant('dumped', 'agreement_ended', 'PUB-1')",
+			dbname => 'restored'),
+		'',
+		'there the call ends it');
+	is( $node->safe_psql(
+			'restored',
+			"SELECT e.state FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant WHERE t.id = 'dumped'"
+		),
+		'destroyed',
+		'by what was witnessed before the dump');
+	is(code_of("erase_tenant('dumped', 'agreement_ended', 'PUB-1')"),
+		'', 'and here');
 	erased_ok('dumped', 'dumped');
 }
 
@@ -358,35 +403,45 @@ erased_ok('twice', 'cancelled twice');
 
 is(code_of("suspend_tenant('paused')"), '', 'a school is suspended');
 is(states('paused'), 'Disabled', 'its key is disabled');
-double_says($folder, 'call',
+double_says(
+	$folder, 'call',
 	action => 'ScheduleKeyDeletion',
-	KeyId => key_of('paused'), PendingWindowInDays => 7);
+	KeyId => key_of('paused'),
+	PendingWindowInDays => 7);
 ($state, $said) = called("resume_tenant('paused')");
 is($state, 'NC004', 'somebody scheduled its deletion: it cannot be resumed');
 like(
 	$said,
 	qr/key nomp_crypt:\S+ of tenant "paused" will be destroyed by its keystore at \d{4}-.*Cancel the destruction/s,
 	'and the error says why, and what to do');
-double_says($folder, 'call',
+double_says(
+	$folder, 'call',
 	action => 'CancelKeyDeletion',
 	KeyId => key_of('paused'));
 is(code_of("resume_tenant('paused')"), '', 'cancelled, it can be');
 is(school_reads($node, 'paused'), 'Anna i paused', 'and reads');
-double_says($folder, 'call',
+double_says(
+	$folder, 'call',
 	action => 'ScheduleKeyDeletion',
-	KeyId => key_of('paused'), PendingWindowInDays => 7);
+	KeyId => key_of('paused'),
+	PendingWindowInDays => 7);
 $node->restart;
-is(school_reads($node, 'paused'), 'NC002',
-	'a key that is pending opens nothing');
-double_says($folder, 'call',
+is(school_reads($node, 'paused'),
+	'NC002', 'a key that is pending opens nothing');
+double_says(
+	$folder, 'call',
 	action => 'CancelKeyDeletion',
 	KeyId => key_of('paused'));
-double_says($folder, 'call', action => 'EnableKey', KeyId => key_of('paused'));
+double_says(
+	$folder, 'call',
+	action => 'EnableKey',
+	KeyId => key_of('paused'));
 
 # ---- the end of a key that no backup needs ----
 
 {
-	my $kek = "FROM nomp_crypt.kek k JOIN nomp_crypt.tenant t ON t.uuid = k.tenant"
+	my $kek =
+		"FROM nomp_crypt.kek k JOIN nomp_crypt.tenant t ON t.uuid = k.tenant"
 	  . " WHERE t.id = 'retired' AND k.generation = 1";
 	my $old = key_of('retired');
 
@@ -397,42 +452,62 @@ double_says($folder, 'call', action => 'EnableKey', KeyId => key_of('paused'));
 		$said,
 		qr/keys destroyed that no backup needs any more: 0; their keystore will destroy: 1/,
 		'none is gone yet');
-	is(one("SELECT k.state || ' ' || (k.pending_until > now() + interval '6 days') $kek"),
-		'retired true', 'until when is on record');
+	is( one("SELECT k.state || ' ' || (k.pending_until > now() + interval '6 days') $kek"
+		),
+		'retired true',
+		'until when is on record');
 	is(states('retired'), 'Enabled PendingDeletion', 'only the old key');
-	is(one("SELECT severity FROM nomp_crypt.health() WHERE name = 'old_keks'"),
-		'ok', 'that is no trouble');
-	is(code_of("suspend_tenant('retired')"), '', 'such a school is suspended');
+	is( one("SELECT severity FROM nomp_crypt.health() WHERE name = 'old_keks'"
+		),
+		'ok',
+		'that is no trouble');
+	is(code_of("suspend_tenant('retired')"), '',
+		'such a school is suspended');
 	is(code_of("resume_tenant('retired')"), '', 'and resumed, beside it');
-	double_says($folder, 'call', action => 'CancelKeyDeletion', KeyId => $old);
+	double_says(
+		$folder, 'call',
+		action => 'CancelKeyDeletion',
+		KeyId => $old);
 	one("ALTER SYSTEM SET nomp_crypt.backup_retention = '1d'");
 	$node->reload;
-	one("UPDATE nomp_crypt.kek SET retired_at = retired_at - interval '2 days', destroy_after = destroy_after - interval '2 days' WHERE state = 'retired'");
+	one("UPDATE nomp_crypt.kek SET retired_at = retired_at - interval '2 days', destroy_after = destroy_after - interval '2 days' WHERE state = 'retired'"
+	);
 	($state, $said) = called('destroy_expired_keks()');
-	like($said, qr/WARNING: .*the destruction of key \S+:1 was cancelled in the keystore/,
+	like(
+		$said,
+		qr/WARNING: .*the destruction of key \S+:1 was cancelled in the keystore/,
 		'a cancellation is said');
-	is(one("SELECT k.state || ' ' || (k.pending_until IS NULL) || ' ' || (k.destroy_after > now() + interval '23 hours') $kek"),
-		'retired true true', 'and the key is kept for as long again');
+	is( one("SELECT k.state || ' ' || (k.pending_until IS NULL) || ' ' || (k.destroy_after > now() + interval '23 hours') $kek"
+		),
+		'retired true true',
+		'and the key is kept for as long again');
 	is(states('retired'), 'Disabled Enabled', 'nothing else happens to it');
-	one("UPDATE nomp_crypt.kek SET destroy_after = now() - interval '1 hour' WHERE state = 'retired'");
+	one("UPDATE nomp_crypt.kek SET destroy_after = now() - interval '1 hour' WHERE state = 'retired'"
+	);
 	is(code_of('destroy_expired_keks()'), '', 'then it is ended again');
 	is(states('retired'), 'Enabled PendingDeletion', 'as before');
 	days_pass(8);
 	($state, $said) = called('destroy_expired_keks()');
-	like($said, qr/keys destroyed that no backup needs any more: 1$/m,
+	like(
+		$said,
+		qr/keys destroyed that no backup needs any more: 1$/m,
 		'and counts when it is gone');
-	is(one("SELECT k.state || ' ' || (k.pending_until IS NULL) $kek"),
-		'destroyed true', 'and is on record so');
+	is( one("SELECT k.state || ' ' || (k.pending_until IS NULL) $kek"),
+		'destroyed true',
+		'and is on record so');
 	is(school_reads($node, 'retired'), 'Anna i retired', 'the school reads');
 }
 
-is(school_reads($node, 'living'), 'Anna i living',
+is( school_reads($node, 'living'),
+	'Anna i living',
 	'through all of this another school was left alone');
-is( one("SELECT concat_ws(' ', destroys_at_once, credentials, lasting_credentials) FROM nomp_crypt.keystore_status()"),
+is( one("SELECT concat_ws(' ', destroys_at_once, credentials, lasting_credentials) FROM nomp_crypt.keystore_status()"
+	),
 	'f shared file t',
 	'what kind of keystore it is is shown');
 like(
-	one("SELECT severity || ': ' || detail FROM nomp_crypt.health() WHERE name = 'credentials'"),
+	one("SELECT severity || ': ' || detail FROM nomp_crypt.health() WHERE name = 'credentials'"
+	),
 	qr/^warning: the key service's credentials do not expire/,
 	'and health() warns of credentials that do not expire');
 $node->stop;

@@ -62,7 +62,7 @@ sub keys_of
 	return join ' ',
 	  scalar(grep { /:\Q$uuid\E:/ } token_labels($dir, 'nomp')),
 	  sort map { $_->{state} }
-	  grep { join(' ', values %{ $_->{tag} }) =~ /\Q$uuid\E/ }
+	  grep     { join(' ', values %{ $_->{tag} }) =~ /\Q$uuid\E/ }
 	  double_keys($folder);
 }
 
@@ -70,7 +70,8 @@ sub kek_of
 {
 	my ($school) = @_;
 
-	return one("SELECT k.keystore FROM nomp_crypt.kek k WHERE k.tenant = '@{[ uuid_of($school) ]}' AND k.state = 'active'"
+	return one(
+		"SELECT k.keystore FROM nomp_crypt.kek k WHERE k.tenant = '@{[ uuid_of($school) ]}' AND k.state = 'active'"
 	);
 }
 
@@ -79,14 +80,17 @@ sub erase
 	my ($school) = @_;
 
 	return sqlstate($node,
-		"CALL nomp_crypt.erase_tenant('$school', 'agreement_ended', 'PUB-1')");
+		"CALL nomp_crypt.erase_tenant('$school', 'agreement_ended', 'PUB-1')"
+	);
 }
 
 sub case_state
 {
 	my ($school) = @_;
 
-	return one("SELECT state FROM nomp_crypt.erasure WHERE tenant = '@{[ uuid_of($school) ]}'");
+	return one(
+		"SELECT state FROM nomp_crypt.erasure WHERE tenant = '@{[ uuid_of($school) ]}'"
+	);
 }
 
 # The keystores that answer and are this installation's, in the settings' order.
@@ -95,7 +99,8 @@ sub await_keystores
 	my ($wanted) = @_;
 
 	return $node->poll_query_until('postgres',
-		"SELECT string_agg(state, ',') FROM nomp_crypt.keystore_status()", $wanted);
+		"SELECT string_agg(state, ',') FROM nomp_crypt.keystore_status()",
+		$wanted);
 }
 
 # ---- a key service is added ----
@@ -104,14 +109,17 @@ set_keystores($node, $token, $kms);
 ok( await_keystores("ok,the token is not this installation's"),
 	'a key service without a key of ours is said to be so');
 is(school_reads($node, 'moves'), 'Anna i moves', 'which disturbs nobody');
-is(sqlstate($node, "SELECT nomp_crypt.add_keystore('')"), '',
-	'it has no serial: it can be added by that');
-is(sqlstate($node, "SELECT nomp_crypt.add_keystore('$kms')"), '',
-	'and, again, by its URI');
-is(sqlstate($node, "SELECT nomp_crypt.add_keystore('aws-kms://eu-west-1')"),
-	'42704', 'but not by another');
+is(sqlstate($node, "SELECT nomp_crypt.add_keystore('')"),
+	'', 'it has no serial: it can be added by that');
+is(sqlstate($node, "SELECT nomp_crypt.add_keystore('$kms')"),
+	'', 'and, again, by its URI');
+is( sqlstate($node, "SELECT nomp_crypt.add_keystore('aws-kms://eu-west-1')"),
+	'42704',
+	'but not by another');
 ok(await_keystores('ok,ok'), 'it has a canary now');
-my $arn = one("SELECT serial FROM nomp_crypt.keystore_status() WHERE keystore LIKE 'aws%'");
+my $arn = one(
+	"SELECT serial FROM nomp_crypt.keystore_status() WHERE keystore LIKE 'aws%'"
+);
 like($arn, qr/^arn:aws:kms:eu-north-1:\d{12}$/, 'and an account');
 
 # ---- there, and back ----
@@ -140,14 +148,15 @@ is(school_reads($node, 'returns'), 'Anna i returns', 'and reads from cold');
 
 one("ALTER SYSTEM SET nomp_crypt.keystore_regions = 'eu-west-1'");
 $node->reload;
-ok( await_keystores('ok,it is not in a region that is allowed'),
+ok(await_keystores('ok,it is not in a region that is allowed'),
 	'a reload takes its region away');
 $node->restart;
 is(school_reads($node, 'moves'), 'NC004', 'a school there cannot be read');
 is(school_reads($node, 'returns'), 'Anna i returns', 'the others can');
 is(sqlstate($node, "ALTER SYSTEM SET nomp_crypt.keystore_regions = '$_'"),
 	'22023', "not a region: $_")
-  for 'EU-north-1', 'eu-north', 'north', 'eu-north-1; eu-west-1', 'eu--north-1', 'eu-north-1x';
+  for 'EU-north-1', 'eu-north', 'north', 'eu-north-1; eu-west-1',
+  'eu--north-1', 'eu-north-1x';
 one('ALTER SYSTEM RESET nomp_crypt.keystore_regions');
 $node->reload;
 ok(await_keystores('ok,ok'), 'a reload gives it back');
@@ -159,7 +168,8 @@ for my $school (qw(moves returns))
 {
 	is(erase($school), '', "$school: an erasure");
 	is(case_state($school), 'pending', "$school: is pending");
-	is(keys_of($school), '0 PendingDeletion',
+	is( keys_of($school),
+		'0 PendingDeletion',
 		"$school: the token has destroyed its keys, the service will");
 	is( one("SELECT string_agg(concat_ws(' ', CASE WHEN k.key LIKE 'arn:%' THEN 'service' ELSE 'token' END,"
 			  . " k.value ? 'destroyed', k.value ? 'pending', k.value ->> 'at_once'), ', ' ORDER BY k.key LIKE 'arn:%' DESC)"

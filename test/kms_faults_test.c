@@ -356,6 +356,8 @@ test_rights(DataKey *good)
 {
 	char		uri[4 * PATH_MAX];
 	char		file[PATH_MAX + 128];
+	DataKey		fresh;
+	bool		removed = false;
 	Helper		h = start(kms_uri);
 
 	(void) control("{\"do\": \"identity\", \"name\": \"default\", \"deny\": [\"kms:Decrypt\"]}");
@@ -380,6 +382,20 @@ test_rights(DataKey *good)
 		   "but for the profile that is set apart: %s", reply.reason);
 	tap_ok(unwrap_one(&h, KEK1, good) == KS_OK, "the everyday ones do everything else");
 	(void) control("{\"do\": \"identity\", \"name\": \"default\", \"deny\": []}");
+	if (create_kek(&h, INST, EXTRA, 2, &fresh, 1) != KS_OK)
+		tap_bail("no key: %s", reply.reason);
+	stop(&h);
+	snprintf(uri, sizeof(uri), "%s&profile=reader", kms_uri);
+	h = start(uri);
+	tap_ok(unwrap(&h, INST, LABEL(INST, EXTRA, "2"), true, &fresh, 1) == KS_OK && fresh.status == KS_OK,
+		   "those who may only read can unwrap what is not confirmed: %s", reply.reason);
+	tap_ok(ask_strings(&h, KS_OP_CONFIRM, INST, LABEL(INST, EXTRA, "2"), NULL) == KS_ACCESS_DENIED &&
+		   remove_key(&h, INST, LABEL(INST, EXTRA, "2"), 0, &(bool) {false}) == KS_ACCESS_DENIED,
+		   "and cannot confirm it, nor remove it");
+	stop(&h);
+	h = start(kms_uri);
+	tap_ok(remove_key(&h, INST, LABEL(INST, EXTRA, "2"), 0, &removed) == KS_OK && removed,
+		   "so it is still provisional");
 	stop(&h);
 }
 

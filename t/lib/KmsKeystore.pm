@@ -83,7 +83,7 @@ sub label_of
 	my $label = $key->{tag}->{'nomp_crypt:label'};
 	my $mark = $key->{tag}->{'nomp_crypt:provisional'};
 
-	return defined $mark ? "$label:provisional@$mark" : $label;
+	return defined $mark ? "$label:provisional\@$mark" : $label;
 }
 
 sub delete_key
