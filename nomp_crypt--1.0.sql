@@ -569,6 +569,768 @@ COMMENT ON VIEW nomp_crypt.access IS
 'use of values on this node that the server log does not have yet; see nomp_crypt.log_access';
 
 -- ---------------------------------------------------------------------------
+-- The register: what became of schools and their keys, as one chain of signed
+-- records; see docs/register.md
+-- ---------------------------------------------------------------------------
+
+-- A record is a JWS; its payload has the hash of the record before. Columns
+-- but jws are there to find it: what counts is what it says.
+CREATE TABLE nomp_crypt.register (
+	number	bigint PRIMARY KEY CHECK (number > 0),
+	hash	bytea NOT NULL CHECK (octet_length(hash) = 32),	-- SHA-256 of jws
+	jws		text NOT NULL,
+	at		timestamptz NOT NULL,
+	type	text NOT NULL,
+	school	uuid,
+	case_id	uuid
+);
+COMMENT ON TABLE nomp_crypt.register IS 'signed records of what became of schools and keys; append-only';
+CREATE INDEX register_school_idx ON nomp_crypt.register (school);
+CREATE INDEX register_case_idx ON nomp_crypt.register (case_id);
+CREATE INDEX register_type_idx ON nomp_crypt.register (type, number);
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.register', '');
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON nomp_crypt.register
+FOR EACH STATEMENT EXECUTE FUNCTION nomp_crypt._append_only();
+CREATE TRIGGER append_only_rows BEFORE UPDATE OR DELETE ON nomp_crypt.register
+FOR EACH ROW EXECUTE FUNCTION nomp_crypt._append_only();
+ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only;
+ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only_rows;
+
+-- What a transaction will put on record when it commits: the chain is locked
+-- and signed last, so that a long transaction keeps nobody waiting.
+CREATE TABLE nomp_crypt.register_pending (
+	uuid	uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+	type	text NOT NULL,
+	data	jsonb NOT NULL
+);
+
+CREATE FUNCTION nomp_crypt._lock_register() RETURNS void
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_lock_register';
+REVOKE ALL ON FUNCTION nomp_crypt._lock_register() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_file(OUT trouble text, OUT installation uuid, OUT site uuid, OUT torn text)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_register_file';
+REVOKE ALL ON FUNCTION nomp_crypt._register_file() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_lines(after bigint, OUT number bigint, OUT jws text) RETURNS SETOF record
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_lines';
+REVOKE ALL ON FUNCTION nomp_crypt._register_lines(bigint) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_queue(number bigint, jws text, kid text, head text) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_queue';
+REVOKE ALL ON FUNCTION nomp_crypt._register_queue(bigint, text, text, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_extend(number bigint, records text[]) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_extend';
+REVOKE ALL ON FUNCTION nomp_crypt._register_extend(bigint, text[]) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_make(installation uuid, site uuid, records text[]) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_make';
+REVOKE ALL ON FUNCTION nomp_crypt._register_make(uuid, uuid, text[]) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_key(generation int, make boolean,
+	OUT kid text, OUT jwk text, OUT spki bytea, OUT created boolean, OUT place int)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_key';
+REVOKE ALL ON FUNCTION nomp_crypt._register_key(int, boolean) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_pin(installation uuid, generations int[], keys bytea[]) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_pin';
+REVOKE ALL ON FUNCTION nomp_crypt._register_pin(uuid, int[], bytea[]) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_sign(kid text, payload text) RETURNS text
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_sign';
+REVOKE ALL ON FUNCTION nomp_crypt._register_sign(text, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_verify(jws text) RETURNS text
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_verify';
+REVOKE ALL ON FUNCTION nomp_crypt._register_verify(text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_head(kid text, set text DEFAULT NULL) RETURNS text
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_register_head';
+REVOKE ALL ON FUNCTION nomp_crypt._register_head(text, text) FROM PUBLIC;
+-- Raises that the tenant was erased, NC001, or NC003 if no record proves it.
+CREATE FUNCTION nomp_crypt._raise_erased(tenant uuid) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_raise_erased';
+REVOKE ALL ON FUNCTION nomp_crypt._raise_erased(uuid) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._record_hash(jws text) RETURNS bytea
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT sha256(convert_to($1, 'UTF8')) $$;
+REVOKE ALL ON FUNCTION nomp_crypt._record_hash(text) FROM PUBLIC;
+
+-- What a record says, all NULL unless a trusted key signed it. Raises NC004.
+CREATE FUNCTION nomp_crypt._record(jws text, OUT number bigint, OUT previous text, OUT installation uuid,
+	OUT site uuid, OUT at timestamptz, OUT type text, OUT data jsonb, OUT school uuid, OUT case_id uuid)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	payload jsonb := nomp_crypt._register_verify(jws)::jsonb;
+BEGIN
+	number := payload ->> 'number';
+	previous := payload ->> 'previous';
+	installation := payload ->> 'installation';
+	site := payload ->> 'site';
+	at := payload ->> 'at';
+	type := payload ->> 'type';
+	data := payload -> 'data';
+	school := data ->> 'school';
+	case_id := data ->> 'case';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._record(text) FROM PUBLIC;
+
+-- How the table, this site's file and the head that the keystore remembers
+-- agree; the whole chain, or only its end. Changes nothing. state:
+--   none         nothing yet
+--   ok           they do
+--   ahead        the file has more, of what this table's database has forgotten
+--   behind       the file lacks records of other sites, or the end of its last line
+--   missing, foreign, corrupt, truncated, forked, head ahead: in trouble
+-- number and hash are the last record's of both. Raises NC004.
+CREATE FUNCTION nomp_crypt._register_look(whole boolean,
+	OUT state text, OUT detail text, OUT number bigint, OUT hash bytea, OUT in_table bigint, OUT in_file bigint,
+	OUT head text, OUT site uuid, OUT generation int, OUT kid text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	mine uuid := (SELECT i.uuid FROM nomp_crypt.installation i);
+	file record;
+	line record;
+	rec record;
+	first bigint;
+	before bytea;
+	behind boolean := false;
+	key_record text;
+	head_number bigint;
+	head_hash bytea;
+BEGIN
+	SELECT * INTO file FROM nomp_crypt._register_file();
+	SELECT coalesce(max(r.number), 0) INTO in_table FROM nomp_crypt.register r;
+	site := file.site;
+	number := 0;
+	in_file := 0;
+	IF mine IS NULL THEN
+		state := 'none';
+		RETURN;
+	ELSIF file.trouble = 'missing' AND in_table > 0 THEN
+		state := 'missing';
+		detail := 'this site has no file of the register';
+	ELSIF file.trouble = 'corrupt' THEN
+		state := 'corrupt';
+		detail := 'the file''s first line is not that of a register';
+	ELSIF file.installation <> mine THEN
+		state := 'foreign';
+		detail := 'the file is the register of installation ' || file.installation;
+	END IF;
+	IF state IS NOT NULL AND state <> 'missing' THEN
+		RETURN;
+	END IF;
+	-- the end alone, if both have it
+	first := CASE WHEN whole OR in_table = 0 OR state = 'missing' OR
+		NOT EXISTS (SELECT FROM nomp_crypt._register_lines(in_table - 1)) THEN 1 ELSE in_table END;
+	number := first - 1;
+	SELECT r.jws INTO key_record FROM nomp_crypt.register r
+	WHERE r.type IN ('founded', 'key') AND r.number < first ORDER BY r.number DESC LIMIT 1;
+	FOR line IN
+		SELECT coalesce(t.number, f.number) AS number, t.hash, t.jws, t.at, t.type, t.school, t.case_id,
+			f.jws AS in_file
+		FROM (SELECT * FROM nomp_crypt.register r WHERE r.number >= first) t
+		FULL JOIN nomp_crypt._register_lines(first - 1) f ON f.number = t.number
+		ORDER BY 1
+	LOOP
+		IF line.number = -1 THEN
+			state := 'corrupt';
+			detail := 'the file has a line that is no record';
+			RETURN;
+		ELSIF line.number <> number + 1 THEN
+			state := 'corrupt';
+			detail := format('record %s is missing', number + 1);
+			RETURN;
+		ELSIF line.jws IS NULL AND line.number < in_table THEN
+			state := 'corrupt';
+			detail := format('the table lacks record %s', line.number);
+			RETURN;
+		END IF;
+		SELECT * INTO rec FROM nomp_crypt._record(coalesce(line.jws, line.in_file));
+		IF line.jws <> line.in_file THEN
+			state := CASE WHEN rec.number IS NOT NULL AND (nomp_crypt._record(line.in_file)).number = rec.number
+				THEN 'forked' ELSE 'corrupt' END;
+			detail := format('table and file have different records %s%s', line.number,
+				CASE WHEN state = 'forked' THEN ', both signed'
+					WHEN rec.number IS NULL THEN '; the table''s is not signed by this installation''s key'
+					ELSE '; the file''s is not signed by this installation''s key' END);
+			RETURN;
+		END IF;
+		IF rec.number IS NULL THEN
+			state := 'corrupt';
+			detail := format('record %s is not signed by this installation''s key', line.number);
+			RETURN;
+		ELSIF rec.number <> line.number OR rec.installation <> mine OR
+			(before IS NOT NULL AND rec.previous <> encode(before, 'hex')) OR
+			(line.number = 1 AND rec.previous <> '') THEN
+			state := 'corrupt';
+			detail := format('record %s does not follow the one before', line.number);
+			RETURN;
+		ELSIF line.jws IS NOT NULL AND (line.hash <> nomp_crypt._record_hash(line.jws) OR line.type <> rec.type OR
+			line.at <> rec.at OR line.school IS DISTINCT FROM rec.school OR line.case_id IS DISTINCT FROM rec.case_id) THEN
+			state := 'corrupt';
+			detail := format('the table''s columns of record %s are not what it says', line.number);
+			RETURN;
+		ELSIF line.in_file IS NULL AND state IS DISTINCT FROM 'missing' THEN
+			IF rec.site = file.site AND NOT (file.torn <> '' AND number = in_file AND
+											 starts_with(line.number || ' ' || line.jws, file.torn)) THEN
+				state := 'truncated';
+				detail := format('the file lacks record %s, which this site wrote', line.number);
+				RETURN;
+			END IF;
+			behind := true;
+		ELSIF behind AND line.in_file IS NOT NULL THEN
+			state := 'corrupt';
+			detail := format('the file lacks records before %s', line.number);
+			RETURN;
+		END IF;
+		IF rec.type IN ('founded', 'key') THEN
+			key_record := coalesce(line.jws, line.in_file);
+		END IF;
+		before := nomp_crypt._record_hash(coalesce(line.jws, line.in_file));
+		number := line.number;
+		in_file := CASE WHEN line.in_file IS NOT NULL THEN line.number ELSE in_file END;
+	END LOOP;
+	hash := before;
+	IF number = 0 THEN
+		state := 'none';
+		RETURN;
+	END IF;
+	SELECT r.data ->> 'generation', r.data ->> 'kid' INTO generation, kid FROM nomp_crypt._record(key_record) r;
+	head := nomp_crypt._register_head(kid);
+	head_number := substring(head FROM '^([0-9]{1,18}) [0-9a-f]{64}$');
+	IF head <> '' AND head_number IS NULL THEN
+		state := 'corrupt';
+		detail := 'the head that the keystore remembers is malformed';
+		RETURN;
+	END IF;
+	SELECT coalesce((SELECT r.hash FROM nomp_crypt.register r WHERE r.number = head_number),
+		(SELECT nomp_crypt._record_hash(l.jws) FROM nomp_crypt._register_lines(head_number - 1) l
+		 WHERE l.number = head_number)) INTO head_hash;
+	IF head_number > number THEN
+		state := 'head ahead';
+		detail := format('the keystore remembers record %s, and the last one here is %s', head_number, number);
+	ELSIF head_number IS NOT NULL AND encode(head_hash, 'hex') <> split_part(head, ' ', 2) THEN
+		state := 'forked';
+		detail := format('the keystore remembers another record %s: another site has appended', head_number);
+	ELSIF state IS NULL THEN
+		state := CASE WHEN number > in_table THEN 'ahead' WHEN behind THEN 'behind' ELSE 'ok' END;
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_look(boolean) FROM PUBLIC;
+
+-- What an operator does about it. The sections are those of docs/register.md.
+CREATE FUNCTION nomp_crypt._register_advice(state text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE $1
+		WHEN 'ahead' THEN 'If this database was restored from a backup: SELECT * FROM nomp_crypt.reconcile();'
+		WHEN 'behind' THEN 'The next record brings the file up to date.'
+		WHEN 'missing' THEN 'If this site has had no file yet, or it is lost: SELECT * FROM nomp_crypt.repair_register(); it is written from the table.'
+		WHEN 'foreign' THEN 'Set nomp_crypt.register_directory to this installation''s own.'
+		WHEN 'corrupt' THEN 'Nothing is erased until it is repaired: SELECT * FROM nomp_crypt.repair_register(); it takes each record from where it is whole.'
+		WHEN 'truncated' THEN 'Nothing is erased until it is repaired: SELECT * FROM nomp_crypt.repair_register(); the file''s end is taken from the table. Find out why it was lost.'
+		WHEN 'head ahead' THEN 'Records are lost here. Look for another site''s file, or a copy, that has them, put it in place, and SELECT * FROM nomp_crypt.reconcile(); see "Lost records" in docs/register.md.'
+		WHEN 'forked' THEN 'Two sites have appended. Stop one of them and build it anew from the other, file included; see "A forked register" in docs/register.md.'
+		END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_advice(text) FROM PUBLIC;
+
+-- Refuse what the register must be whole for: to erase, and to append. Raises
+-- 55000, NC004.
+CREATE FUNCTION nomp_crypt._register_require(whole boolean DEFAULT false) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	now record;
+BEGIN
+	SELECT * INTO now FROM nomp_crypt._register_look(whole);
+	IF now.state NOT IN ('none', 'ok', 'ahead', 'behind') THEN
+		RAISE EXCEPTION 'the register is %: nothing is erased', now.state
+			USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = now.detail || '.',
+			HINT = nomp_crypt._register_advice(now.state);
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_require(boolean) FROM PUBLIC;
+
+-- Take over what the file has and the table has not, verified; how many
+-- records. The caller holds the lock.
+CREATE FUNCTION nomp_crypt._register_catch_up(after bigint) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	taken bigint;
+BEGIN
+	INSERT INTO nomp_crypt.register (number, hash, jws, at, type, school, case_id)
+	SELECT l.number, nomp_crypt._record_hash(l.jws), l.jws, r.at, r.type, r.school, r.case_id
+	FROM nomp_crypt._register_lines(_register_catch_up.after) l, nomp_crypt._record(l.jws) r
+	ORDER BY l.number;
+	GET DIAGNOSTICS taken = ROW_COUNT;
+	IF taken > 0 THEN
+		PERFORM nomp_crypt._audit('register_catch_up', NULL,
+			jsonb_build_object('after', _register_catch_up.after, 'records', taken));
+	END IF;
+	RETURN taken;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_catch_up(bigint) FROM PUBLIC;
+
+-- The register's key for the installation's first record, and the file.
+CREATE FUNCTION nomp_crypt._register_found(installation uuid, OUT site uuid, OUT data jsonb)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	key record;
+	head text;
+BEGIN
+	SELECT * INTO key FROM nomp_crypt._register_key(1, true);
+	head := nomp_crypt._register_head(key.kid);
+	IF head <> '' THEN
+		RAISE EXCEPTION 'the register is head ahead: nothing is erased'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = format('The keystore remembers record %s, and there is none here.', split_part(head, ' ', 1)),
+			HINT = nomp_crypt._register_advice('head ahead');
+	END IF;
+	SELECT f.site INTO site FROM nomp_crypt._register_file() f;
+	IF site IS NULL THEN
+		site := gen_random_uuid();
+		PERFORM nomp_crypt._register_make(_register_found.installation, site, '{}');
+	END IF;
+	PERFORM nomp_crypt._register_pin(_register_found.installation, ARRAY[1], ARRAY[key.spki]);
+	data := jsonb_build_object('generation', 1, 'kid', key.kid, 'jwk', key.jwk::jsonb);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_found(uuid) FROM PUBLIC;
+
+-- Sign a record and put it in the table; the file has it before this
+-- transaction commits.
+CREATE FUNCTION nomp_crypt._register_put(installation uuid, site uuid, number bigint, previous bytea, kid text,
+	type text, data jsonb) RETURNS nomp_crypt.register
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	rec nomp_crypt.register;
+BEGIN
+	rec.number := _register_put.number;
+	rec.at := clock_timestamp();
+	rec.type := _register_put.type;
+	rec.school := data ->> 'school';
+	rec.case_id := data ->> 'case';
+	rec.jws := nomp_crypt._register_sign(_register_put.kid, jsonb_build_object(
+		'version', 1, 'number', rec.number, 'previous', coalesce(encode(_register_put.previous, 'hex'), ''),
+		'installation', _register_put.installation, 'site', _register_put.site,
+		'at', to_char(rec.at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+		'type', rec.type, 'data', jsonb_strip_nulls(data))::text);
+	rec.hash := nomp_crypt._record_hash(rec.jws);
+	INSERT INTO nomp_crypt.register VALUES (rec.*);
+	PERFORM nomp_crypt._register_queue(rec.number, rec.jws, _register_put.kid,
+		rec.number || ' ' || encode(rec.hash, 'hex'));
+	RETURN rec;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_put(uuid, uuid, bigint, bytea, text, text, jsonb) FROM PUBLIC;
+
+-- Append a record now, after what others have appended; the lock is held to
+-- the end of the transaction. A first one founds the register. "kid": with
+-- that key instead of the one in use. Raises 55000 where this server may not,
+-- or the register is in trouble; NC004.
+CREATE FUNCTION nomp_crypt._register_add(type text, data jsonb, kid text DEFAULT NULL) RETURNS nomp_crypt.register
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	mine uuid := nomp_crypt._require_owner();
+	now record;
+	founded record;
+	rec nomp_crypt.register;
+BEGIN
+	PERFORM nomp_crypt._lock_register();
+	PERFORM nomp_crypt._register_require(false);
+	SELECT * INTO now FROM nomp_crypt._register_look(false);
+	IF now.state = 'none' THEN
+		SELECT * INTO founded FROM nomp_crypt._register_found(mine);
+		rec := nomp_crypt._register_put(mine, founded.site, 1, NULL, founded.data ->> 'kid', 'founded', founded.data);
+		RETURN nomp_crypt._register_put(mine, founded.site, 2, rec.hash, founded.data ->> 'kid',
+			_register_add.type, _register_add.data);
+	ELSIF now.state = 'ahead' THEN
+		PERFORM nomp_crypt._register_catch_up(now.in_table);
+	ELSIF now.state = 'behind' THEN
+		PERFORM nomp_crypt._register_extend(now.in_file + 1,
+			ARRAY(SELECT r.jws FROM nomp_crypt.register r WHERE r.number > now.in_file ORDER BY r.number));
+	END IF;
+	-- a call that is repeated after a crash finds what it had put on record
+	SELECT r.* INTO rec FROM nomp_crypt.register r, nomp_crypt._record(r.jws) v
+	WHERE _register_add.type IN ('fenced', 'destroyed', 'certificate') AND r.case_id = (_register_add.data ->> 'case')::uuid
+		AND v.type = _register_add.type AND v.case_id = r.case_id;
+	IF FOUND THEN
+		RETURN rec;
+	END IF;
+	RETURN nomp_crypt._register_put(mine, now.site, now.number + 1, now.hash, coalesce(_register_add.kid, now.kid),
+		_register_add.type, _register_add.data);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_add(text, jsonb, text) FROM PUBLIC;
+
+-- Append a record when this transaction commits.
+CREATE FUNCTION nomp_crypt._register_append(type text, data jsonb) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	INSERT INTO nomp_crypt.register_pending (type, data) VALUES ($1, $2)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_append(text, jsonb) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._register_at_commit() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._register_add(NEW.type, NEW.data);
+	DELETE FROM nomp_crypt.register_pending p WHERE p.uuid = NEW.uuid;
+	RETURN NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_at_commit() FROM PUBLIC;
+CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON nomp_crypt.register_pending
+DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION nomp_crypt._register_at_commit();
+
+-- For the operator: is the register whole, all of it verified? Raises nothing
+-- for one in trouble, or a keystore.
+CREATE FUNCTION nomp_crypt.register_status(OUT state text, OUT detail text, OUT advice text, OUT records bigint,
+	OUT in_table bigint, OUT in_file bigint, OUT in_keystore bigint, OUT installation uuid, OUT site uuid, OUT key text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	now record;
+BEGIN
+	SELECT i.uuid INTO installation FROM nomp_crypt.installation i;
+	SELECT * INTO now FROM nomp_crypt._register_look(true);
+	state := now.state;
+	detail := now.detail;
+	advice := nomp_crypt._register_advice(now.state);
+	records := now.number;
+	in_table := now.in_table;
+	in_file := now.in_file;
+	in_keystore := nullif(split_part(now.head, ' ', 1), '');
+	site := now.site;
+	key := now.kid;
+EXCEPTION WHEN SQLSTATE 'NC004' OR data_corrupted OR io_error OR undefined_file OR insufficient_privilege THEN
+	state := 'unknown';
+	GET STACKED DIAGNOSTICS detail = MESSAGE_TEXT, advice = PG_EXCEPTION_HINT;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.register_status() FROM PUBLIC;
+
+-- Every record, as far as a trusted key signed it: valid is false from the
+-- first one on that is not what it should be. Raises NC004.
+CREATE FUNCTION nomp_crypt.verify_register(OUT number bigint, OUT valid boolean, OUT at timestamptz, OUT type text,
+	OUT school uuid, OUT case_id uuid, OUT data jsonb, OUT hash text, OUT jws text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	mine uuid := (SELECT i.uuid FROM nomp_crypt.installation i);
+	line record;
+	rec record;
+	before text := '';
+BEGIN
+	valid := true;
+	number := 0;
+	FOR line IN SELECT r.number, r.hash, r.jws FROM nomp_crypt.register r ORDER BY r.number LOOP
+		SELECT * INTO rec FROM nomp_crypt._record(line.jws);
+		valid := valid AND rec.number IS NOT NULL AND line.number = number + 1 AND rec.number = line.number
+			AND rec.previous = before AND rec.installation = mine
+			AND line.hash = nomp_crypt._record_hash(line.jws);
+		number := line.number;
+		at := rec.at;
+		type := rec.type;
+		school := rec.school;
+		case_id := rec.case_id;
+		data := rec.data;
+		hash := encode(line.hash, 'hex');
+		jws := line.jws;
+		before := hash;
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.verify_register() FROM PUBLIC;
+
+-- For a school, at the beginning of a contract: the key that signs what will be
+-- on record about it, and where the chain is. Raises 55000, NC004.
+CREATE FUNCTION nomp_crypt.register_key(OUT installation uuid, OUT generation int, OUT kid text, OUT jwk jsonb,
+	OUT pem text, OUT fingerprint text, OUT number bigint, OUT hash text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	now record;
+	k record;
+BEGIN
+	SELECT i.uuid INTO installation FROM nomp_crypt.installation i;
+	PERFORM nomp_crypt._register_require(false);
+	SELECT * INTO now FROM nomp_crypt._register_look(false);
+	IF now.state = 'none' THEN
+		RAISE EXCEPTION 'there is no register yet' USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'It begins with the first tenant.';
+	END IF;
+	SELECT * INTO k FROM nomp_crypt._register_key(now.generation, false);
+	IF k.kid IS DISTINCT FROM now.kid THEN
+		RAISE EXCEPTION 'the keystore is unavailable: no configured keystore has the register''s key'
+			USING ERRCODE = 'NC004', HINT = 'See nomp_crypt.keystore_status().';
+	END IF;
+	generation := now.generation;
+	kid := k.kid;
+	jwk := k.jwk::jsonb || jsonb_build_object('kid', k.kid, 'alg', 'ES256', 'use', 'sig');
+	pem := E'-----BEGIN PUBLIC KEY-----\n' ||
+		regexp_replace(replace(encode(k.spki, 'base64'), E'\n', ''), '(.{64})', E'\\1\n', 'g') ||
+		E'\n-----END PUBLIC KEY-----\n';
+	fingerprint := 'SHA256:' || encode(sha256(k.spki), 'hex');
+	number := now.number;
+	hash := encode(now.hash, 'hex');
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.register_key() FROM PUBLIC;
+
+-- A public JWK as SubjectPublicKeyInfo of P-256 and its point: RFC 5480.
+CREATE FUNCTION nomp_crypt._record_spki(jwk jsonb) RETURNS bytea
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+	SELECT decode('3059301306072a8648ce3d020106082a8648ce3d03010703420004', 'hex') ||
+		decode(translate($1 ->> 'x', '-_', '+/') || '=', 'base64') ||
+		decode(translate($1 ->> 'y', '-_', '+/') || '=', 'base64')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._record_spki(jsonb) FROM PUBLIC;
+
+-- All keys of the register that this node can be sure of, for its file.
+CREATE FUNCTION nomp_crypt._register_pin_all(installation uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	rec record;
+	generations int[] := '{}';
+	keys bytea[] := '{}';
+BEGIN
+	FOR rec IN SELECT DISTINCT r.data ->> 'kid' AS kid, (r.data ->> 'generation')::int AS generation,
+			r.data -> 'jwk' AS jwk
+		FROM nomp_crypt.register g, nomp_crypt._record(g.jws) r WHERE g.type IN ('founded', 'key')
+		AND r.data IS NOT NULL ORDER BY 2 LOOP
+		generations := generations || rec.generation;
+		keys := keys || nomp_crypt._record_spki(rec.jwk);
+	END LOOP;
+	IF cardinality(keys) > 0 THEN
+		PERFORM nomp_crypt._register_pin(_register_pin_all.installation, generations, keys);
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_pin_all(uuid) FROM PUBLIC;
+
+-- A new key for the register, in the first keystore, signed for by the old
+-- one. "lost": the old one is no more, so the new one speaks for itself; schools
+-- see that in the record. Returns the new key's generation. Raises 55000, NC004.
+CREATE FUNCTION nomp_crypt.rotate_register_key(lost boolean DEFAULT false) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	mine uuid := nomp_crypt._require_owner();
+	now record;
+	new_generation int;
+	k record;
+BEGIN
+	PERFORM nomp_crypt._lock_register();
+	IF rotate_register_key.lost THEN
+		SELECT (r.data ->> 'generation')::int AS generation INTO now
+		FROM nomp_crypt.register g, nomp_crypt._record(g.jws) r
+		WHERE g.type IN ('founded', 'key') ORDER BY g.number DESC LIMIT 1;
+	ELSE
+		PERFORM nomp_crypt._register_require(true);
+		SELECT * INTO now FROM nomp_crypt._register_look(false);
+	END IF;
+	IF now.generation IS NULL THEN
+		RAISE EXCEPTION 'there is no register yet' USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'It begins with the first tenant.';
+	END IF;
+	new_generation := now.generation + 1;
+	SELECT * INTO k FROM nomp_crypt._register_key(new_generation, true);
+	PERFORM nomp_crypt._register_add('key', jsonb_build_object('generation', new_generation, 'kid', k.kid,
+		'jwk', k.jwk::jsonb, 'old_key_lost', nullif(rotate_register_key.lost, false)),
+		CASE WHEN rotate_register_key.lost THEN k.kid END);
+	PERFORM nomp_crypt._register_pin_all(mine);
+	PERFORM nomp_crypt._audit('rotate_register_key', NULL, jsonb_build_object('generation', new_generation,
+		'kid', k.kid, 'lost', rotate_register_key.lost));
+	RETURN new_generation;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.rotate_register_key(boolean) FROM PUBLIC;
+
+-- What a record claims, whoever signed it.
+CREATE FUNCTION nomp_crypt._record_claims(jws text, part int DEFAULT 2) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	encoded text := translate(split_part(jws, '.', part), '-_', '+/');
+BEGIN
+	RETURN convert_from(decode(rpad(encoded, (length(encoded) + 3) / 4 * 4, '='), 'base64'), 'UTF8')::jsonb;
+EXCEPTION WHEN OTHERS THEN
+	RETURN NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._record_claims(text, int) FROM PUBLIC;
+
+-- The chain from table and file, each record from where it is signed and follows
+-- the one before; as far as that goes. "left": others are there behind it.
+-- Raises 55000 where both have one.
+CREATE FUNCTION nomp_crypt._register_whole(OUT records text[], OUT hash bytea, OUT kid text, OUT "left" boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	mine uuid := (SELECT i.uuid FROM nomp_crypt.installation i);
+	candidate record;
+	rec record;
+	next text;
+BEGIN
+	records := '{}';
+	LOOP
+		next := NULL;
+		FOR candidate IN SELECT r.jws FROM nomp_crypt.register r WHERE r.number = cardinality(records) + 1
+			UNION SELECT l.jws FROM nomp_crypt._register_lines(cardinality(records)) l
+				  WHERE l.number = cardinality(records) + 1 LOOP
+			SELECT * INTO rec FROM nomp_crypt._record(candidate.jws);
+			CONTINUE WHEN rec.number IS DISTINCT FROM cardinality(records) + 1 OR rec.installation <> mine
+				OR rec.previous <> coalesce(encode(hash, 'hex'), '');
+			IF next IS NOT NULL THEN
+				RAISE EXCEPTION 'the register is forked: nothing is erased'
+					USING ERRCODE = 'object_not_in_prerequisite_state',
+					DETAIL = format('Table and file have different records %s, both signed.', rec.number),
+					HINT = nomp_crypt._register_advice('forked');
+			END IF;
+			next := candidate.jws;
+			kid := CASE WHEN rec.type IN ('founded', 'key') THEN rec.data ->> 'kid' ELSE kid END;
+		END LOOP;
+		EXIT WHEN next IS NULL;
+		records := records || next;
+		hash := nomp_crypt._record_hash(next);
+	END LOOP;
+	"left" := EXISTS (SELECT FROM nomp_crypt.register r, nomp_crypt._record(r.jws) v
+					  WHERE r.number > cardinality(records) AND v.number > cardinality(records))
+		OR EXISTS (SELECT FROM nomp_crypt._register_lines(cardinality(records)) l, nomp_crypt._record(l.jws) v
+				   WHERE v.number > cardinality(records));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_whole() FROM PUBLIC;
+
+-- Make table and file whole again, each record from where it is whole; the old
+-- file is kept beside it. Refuses where records are lost on both, unless
+-- accept_loss: then that is put on record. Returns what was done. Raises 55000,
+-- NC004.
+CREATE FUNCTION nomp_crypt.repair_register(accept_loss boolean DEFAULT false) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	mine uuid := nomp_crypt._require_owner();
+	whole record;
+	site uuid;
+	head text;
+	head_number bigint;
+	lost boolean;
+	changed bigint;
+	n bigint;
+BEGIN
+	PERFORM nomp_crypt._lock_register();
+	SELECT f.site INTO site FROM nomp_crypt._register_file() f WHERE f.installation = mine;
+	SELECT * INTO whole FROM nomp_crypt._register_whole();
+	n := cardinality(whole.records);
+	IF n = 0 AND NOT whole."left" AND NOT EXISTS (SELECT FROM nomp_crypt.register) THEN
+		RETURN 'there is no register yet';
+	END IF;
+	head := nomp_crypt._register_head(whole.kid);
+	head_number := substring(head FROM '^([0-9]{1,18}) ');
+	lost := n = 0 OR whole."left" OR coalesce(head_number > n, false);
+	IF head_number <= n AND
+		encode(nomp_crypt._record_hash(whole.records[head_number]), 'hex') <> split_part(head, ' ', 2) THEN
+		RAISE EXCEPTION 'the register is forked: nothing is erased'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = format('The keystore remembers another record %s.', head_number),
+			HINT = nomp_crypt._register_advice('forked');
+	ELSIF lost AND (NOT repair_register.accept_loss OR n = 0) THEN
+		RAISE EXCEPTION 'record % of the register is lost, in the table and in the file', n + 1
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Look for another site''s file, or a copy, that has it. If there is none: repair_register(accept_loss => true) goes on without, and puts that on record.';
+	END IF;
+	-- the one place where rows of the register change: what is not signed goes
+	ALTER TABLE nomp_crypt.register DISABLE TRIGGER append_only;
+	ALTER TABLE nomp_crypt.register DISABLE TRIGGER append_only_rows;
+	DELETE FROM nomp_crypt.register r WHERE r.number > n OR r.jws <> whole.records[r.number]
+		OR (r.number, r.hash, r.jws, r.at, r.type, r.school, r.case_id) IS DISTINCT FROM
+		   (SELECT (v.number, nomp_crypt._record_hash(r.jws), r.jws, v.at, v.type, v.school, v.case_id) FROM nomp_crypt._record(r.jws) v);
+	GET DIAGNOSTICS changed = ROW_COUNT;
+	ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only;
+	ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only_rows;
+	INSERT INTO nomp_crypt.register (number, hash, jws, at, type, school, case_id)
+	SELECT v.number, nomp_crypt._record_hash(w.jws), w.jws, v.at, v.type, v.school, v.case_id
+	FROM unnest(whole.records) w(jws), nomp_crypt._record(w.jws) v
+	WHERE NOT EXISTS (SELECT FROM nomp_crypt.register r WHERE r.number = v.number);
+	PERFORM nomp_crypt._register_make(mine, coalesce(site, gen_random_uuid()), whole.records);
+	PERFORM nomp_crypt._register_pin_all(mine);
+	IF lost THEN
+		PERFORM nomp_crypt._register_put(mine, (SELECT f.site FROM nomp_crypt._register_file() f), n + 1, whole.hash,
+			whole.kid, 'lost', jsonb_build_object('head', nullif(head, '')));
+	END IF;
+	PERFORM nomp_crypt._audit('repair_register', NULL, jsonb_build_object('records', n, 'removed', changed,
+		'lost', lost, 'head', head));
+	RETURN format('%s records are whole in table and file%s', n, CASE WHEN lost THEN '; the loss is on record' ELSE '' END);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.repair_register(boolean) FROM PUBLIC;
+
+-- A site takes the installation over: its file is written from the table unless
+-- a copy of another site's is there, and the keys are pinned. An empty keystore gets a new key, since the old one is no
+-- more.
+CREATE FUNCTION nomp_crypt._register_adopt(installation uuid, empty_keystore boolean, newly boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	file record;
+	k record;
+BEGIN
+	PERFORM nomp_crypt._lock_register();
+	SELECT * INTO file FROM nomp_crypt._register_file();
+	IF NOT EXISTS (SELECT FROM nomp_crypt.register) THEN
+		RETURN;
+	END IF;
+	IF file.trouble = 'missing' THEN
+		PERFORM nomp_crypt._register_make(_register_adopt.installation, gen_random_uuid(),
+			ARRAY(SELECT r.jws FROM nomp_crypt.register r ORDER BY r.number));
+	ELSIF newly AND file.installation = _register_adopt.installation AND NOT EXISTS (
+		SELECT FROM nomp_crypt._register_lines(0) l WHERE l.number < 0) THEN
+		-- a copy of another site's: from here on it is this one's
+		PERFORM nomp_crypt._register_make(_register_adopt.installation, gen_random_uuid(),
+			ARRAY(SELECT l.jws FROM nomp_crypt._register_lines(0) l ORDER BY l.number));
+	END IF;
+	IF _register_adopt.empty_keystore THEN
+		-- nothing can vouch for the old keys but what this database says of them
+		PERFORM nomp_crypt._register_pin(_register_adopt.installation, array_agg((c ->> 'generation')::int ORDER BY n),
+			array_agg(nomp_crypt._record_spki(c -> 'jwk') ORDER BY n))
+		FROM (SELECT r.number, nomp_crypt._record_claims(r.jws) -> 'data' FROM nomp_crypt.register r
+			  WHERE r.type IN ('founded', 'key')) r(n, c) HAVING count(*) > 0;
+		PERFORM nomp_crypt.rotate_register_key(true);
+	END IF;
+	PERFORM nomp_crypt._register_pin_all(_register_adopt.installation);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_adopt(uuid, boolean, boolean) FROM PUBLIC;
+
+-- Schools have moved to the first keystore: so does the register's key.
+CREATE FUNCTION nomp_crypt._register_follow() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	now record;
+BEGIN
+	SELECT * INTO now FROM nomp_crypt._register_look(false);
+	IF now.kid IS NOT NULL AND (SELECT k.place FROM nomp_crypt._register_key(now.generation, false) k) > 1 THEN
+		PERFORM nomp_crypt.rotate_register_key();
+	END IF;
+EXCEPTION WHEN SQLSTATE 'NC004' THEN
+	RAISE WARNING 'the register''s key did not follow to the first keystore: %', SQLERRM
+		USING HINT = 'SELECT nomp_crypt.rotate_register_key() before the other one is taken away.';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_follow() FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._register_mark(mark text) RETURNS text
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_register_mark';
+REVOKE ALL ON FUNCTION nomp_crypt._register_mark(text) FROM PUBLIC;
+
+-- Whoever copies the register's file away says how far: health() warns when
+-- that is long ago. Raises 22023 for a record that is not in the register.
+CREATE FUNCTION nomp_crypt.register_archived(number bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF NOT EXISTS (SELECT FROM nomp_crypt.register r WHERE r.number = register_archived.number) THEN
+		RAISE EXCEPTION 'the register has no record %', register_archived.number USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Give the number at the beginning of the copy''s last line.';
+	END IF;
+	PERFORM nomp_crypt._register_mark(register_archived.number::text);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.register_archived(bigint) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Rows and sessions of one tenant; for everybody
 -- ---------------------------------------------------------------------------
 
@@ -672,6 +1434,7 @@ BEGIN
 	PERFORM nomp_crypt._register_write(mine);
 	PERFORM nomp_crypt._keystore_setup(mine);
 	INSERT INTO nomp_crypt.installation (uuid) VALUES (mine) ON CONFLICT DO NOTHING;
+	PERFORM nomp_crypt._register_adopt(mine, NOT status.canary, NOT reg.ours);
 	PERFORM nomp_crypt._audit('adopt_keystore', NULL, jsonb_build_object('installation', mine,
 		'serial', status.serial, 'canary', status.canary, 'new_keystore', new_keystore));
 	RETURN mine;
@@ -782,6 +1545,7 @@ BEGIN
 	END LOOP;
 	PERFORM nomp_crypt._audit('create_tenant', create_tenant.id,
 		jsonb_build_object('uuid', new_tenant, 'key', made_label));
+	PERFORM nomp_crypt._register_kek('born', new_tenant, 1);
 	RETURN new_tenant;
 END
 $$;
@@ -857,6 +1621,8 @@ BEGIN
 				greatest(0, floor(extract(epoch FROM older_than)))::bigint, leftover.serial) THEN
 			action := 'removed';
 			PERFORM nomp_crypt._audit('reconcile_keystore', NULL, jsonb_build_object('removed', leftover.label));
+			PERFORM nomp_crypt._register_append('removed', jsonb_build_object('school', split_part(base, ':', 3),
+				'key', base, 'serial', leftover.serial));
 		ELSE
 			action := 'orphan';
 		END IF;
@@ -973,6 +1739,66 @@ COMMENT ON VIEW nomp_crypt.rights IS 'who may do what; tenant is null for a righ
 -- ---------------------------------------------------------------------------
 -- Erasure: the steps, each safe alone and harmless when repeated
 -- ---------------------------------------------------------------------------
+
+-- A key of a school, on record: its first, or another one.
+CREATE FUNCTION nomp_crypt._register_kek(type text, school uuid, generation int) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._register_append($1, jsonb_build_object('school', k.tenant, 'generation', k.generation,
+		'key', k.label, 'serial', nomp_crypt._keystore_serial(k.keystore)))
+	FROM nomp_crypt.kek k WHERE k.tenant = $2 AND k.generation = $3
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_kek(text, uuid, int) FROM PUBLIC;
+
+-- Before the point of no return: the register is whole, all of it, and every
+-- key that it knows of this school has been seen now, or its end is on record.
+-- A database restored from before a key was replaced knows less. Then the
+-- fence is put on record. Raises 55000, NC003, NC004.
+CREATE FUNCTION nomp_crypt._register_fence(c nomp_crypt.erasure, seen jsonb) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	missing record;
+	now record;
+BEGIN
+	PERFORM nomp_crypt._register_require(true);
+	SELECT * INTO now FROM nomp_crypt._register_look(false);
+	-- what the file has and the table has not counts, too
+	SELECT r.data ->> 'key' AS key, r.data ->> 'serial' AS serial INTO missing
+	FROM (SELECT g.jws FROM nomp_crypt.register g WHERE g.school = c.tenant
+		  UNION SELECT l.jws FROM nomp_crypt._register_lines(now.in_table) l) g, nomp_crypt._record(g.jws) r
+	WHERE r.type IN ('born', 'moved') AND r.school = c.tenant
+		AND NOT EXISTS (SELECT FROM jsonb_each(_register_fence.seen) s, jsonb_array_elements_text(s.value -> 'seen') l
+			WHERE l = r.data ->> 'key' OR starts_with(l, (r.data ->> 'key') || ':provisional@'))
+		AND NOT EXISTS (SELECT FROM nomp_crypt.register e, nomp_crypt._record(e.jws) x
+			WHERE e.school = c.tenant AND e.type IN ('expired', 'removed') AND x.type IN ('expired', 'removed')
+			AND x.data ->> 'key' = r.data ->> 'key')
+		AND NOT EXISTS (SELECT FROM nomp_crypt.kek k
+			WHERE k.label = r.data ->> 'key' AND k.tenant = c.tenant AND k.submitted_at IS NOT NULL)
+	LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'key % is on record in the register and in no keystore that was seen, so its destruction cannot be witnessed',
+			missing.key USING ERRCODE = 'NC003', DETAIL = format('It was made in the keystore with serial number %s.', missing.serial),
+			HINT = 'The school stays suspended. Name that keystore in nomp_crypt.other_keystores, or find its backup.';
+	END IF;
+	PERFORM nomp_crypt._register_append('fenced', jsonb_build_object('school', c.tenant, 'case', c.case_id,
+		'reason', c.reason, 'reference', c.reference, 'requested_at', c.requested_at, 'keystores', _register_fence.seen));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_fence(nomp_crypt.erasure, jsonb) FROM PUBLIC;
+
+-- The keys are destroyed and were not seen again: on record, once.
+CREATE FUNCTION nomp_crypt._register_destroyed(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure;
+BEGIN
+	SELECT * INTO c FROM nomp_crypt.erasure e WHERE e.case_id = _register_destroyed.case_id;
+	PERFORM nomp_crypt._register_append('destroyed', jsonb_build_object('school', c.tenant, 'case', c.case_id,
+		'reason', c.reason, 'reference', c.reference, 'requested_at', c.requested_at, 'fenced_at', c.fenced_at,
+		'submitted_at', c.submitted_at, 'destroyed_at', c.destroyed_at, 'keystores', c.keystores));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_destroyed(uuid) FROM PUBLIC;
 
 -- Put the case on record and suspend the school. Returns the case.
 CREATE FUNCTION nomp_crypt._erase_request(id text, reason text, reference text) RETURNS uuid
@@ -1102,6 +1928,7 @@ BEGIN
 	UPDATE nomp_crypt.tenant t SET state = 'active'
 	WHERE t.uuid = target AND t.state = 'suspended' AND t.suspended_at IS NULL;
 	PERFORM nomp_crypt._audit_case('withdraw_erasure', c);
+	PERFORM nomp_crypt._register_append('withdrawn', jsonb_build_object('school', c.tenant, 'case', c.case_id));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.withdraw_erasure(text) FROM PUBLIC;
@@ -1186,6 +2013,7 @@ BEGIN
 			keystores = seen, keys_seen = all_seen
 		WHERE e.case_id = c.case_id;
 		UPDATE nomp_crypt.tenant t SET state = 'fenced' WHERE t.uuid = c.tenant;
+		PERFORM nomp_crypt._register_fence(c, seen);
 		PERFORM nomp_crypt._audit_case('erase_fence', c, jsonb_build_object('keys', all_seen,
 			'serial', (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k)));
 	END IF;
@@ -1365,6 +2193,7 @@ BEGIN
 	WHERE e.case_id = c.case_id;
 	UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
 	UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
+	PERFORM nomp_crypt._register_destroyed(c.case_id);
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_settle(uuid) FROM PUBLIC;
@@ -1395,6 +2224,7 @@ BEGIN
 	END IF;
 	PERFORM nomp_crypt._erase_committed(c.case_id);
 	PERFORM nomp_crypt._require_synced(c.submitted_lsn);
+	PERFORM nomp_crypt._register_require();
 	IF c.voided_at IS NOT NULL THEN
 		PERFORM nomp_crypt._erase_void(c, c.voided_keys);
 		RETURN 0;
@@ -1486,6 +2316,142 @@ LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_tenant';
 REVOKE ALL ON PROCEDURE nomp_crypt.erase_tenant(text, text, text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- After a restore
+-- ---------------------------------------------------------------------------
+
+-- What the register says and this database does not: a backup was restored.
+-- Reads the table alone; whether the file has more is _register_look's.
+CREATE FUNCTION nomp_crypt._reconcile_due(OUT school uuid, OUT action text, OUT record jsonb) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH r AS (
+		SELECT g.number, g.type, g.school, nomp_crypt._record_claims(g.jws) || jsonb_build_object('number', g.number) AS record
+		FROM nomp_crypt.register g WHERE g.school IS NOT NULL)
+	SELECT r.school, 'erase', r.record FROM r JOIN nomp_crypt.tenant t ON t.uuid = r.school
+	WHERE r.type = 'destroyed' AND t.state <> 'erased'
+	UNION ALL
+	SELECT DISTINCT ON (r.school) r.school, 'fence', r.record FROM r JOIN nomp_crypt.tenant t ON t.uuid = r.school
+	WHERE r.type = 'fenced' AND t.state IN ('active', 'suspended')
+		AND NOT EXISTS (SELECT FROM r d WHERE d.school = r.school AND d.type = 'destroyed')
+	UNION ALL
+	SELECT r.school, 'note key', r.record FROM r JOIN nomp_crypt.tenant t ON t.uuid = r.school
+	WHERE r.type IN ('born', 'moved') AND t.state <> 'erased'
+		AND NOT EXISTS (SELECT FROM nomp_crypt.kek k WHERE k.label = r.record -> 'data' ->> 'key')
+		AND NOT EXISTS (SELECT FROM r d WHERE d.school = r.school AND (d.type = 'destroyed'
+			OR (d.type IN ('expired', 'removed') AND d.record -> 'data' ->> 'key' = r.record -> 'data' ->> 'key')))
+	UNION ALL
+	SELECT r.school, 'end key', r.record FROM r
+	JOIN nomp_crypt.kek k ON k.label = r.record -> 'data' ->> 'key' AND k.tenant = r.school
+	WHERE r.type = 'expired' AND k.state <> 'destroyed'
+	UNION ALL
+	SELECT r.school, 'missing', r.record FROM r
+	WHERE r.type = 'born' AND NOT EXISTS (SELECT FROM nomp_crypt.tenant t WHERE t.uuid = r.school)
+		AND NOT EXISTS (SELECT FROM r d WHERE d.school = r.school AND (d.type = 'destroyed'
+			OR (d.type = 'removed' AND d.record -> 'data' ->> 'key' = r.record -> 'data' ->> 'key')))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._reconcile_due() FROM PUBLIC;
+
+-- After a restore: make this database say what the register says, record by
+-- record, each verified. What was erased since the backup is erased, what was
+-- fenced is fenced, keys that were made since are known. A row for each thing
+-- done, and for each school that was made since and is not here. Harmless when
+-- repeated. Raises 55000 if the register is in trouble, NC004.
+CREATE FUNCTION nomp_crypt.reconcile(OUT tenant text, OUT school uuid, OUT action text, OUT since timestamptz,
+	OUT detail text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	now record;
+	due record;
+	rec record;
+	k record;
+BEGIN
+	IF pg_is_in_recovery() THEN
+		RAISE EXCEPTION 'a standby follows its primary' USING ERRCODE = 'read_only_sql_transaction',
+			HINT = 'Reconcile there.';
+	END IF;
+	PERFORM nomp_crypt._lock_register();
+	PERFORM nomp_crypt._register_require(true);
+	SELECT * INTO now FROM nomp_crypt._register_look(false);
+	PERFORM nomp_crypt._register_catch_up(now.in_table);
+	FOR due IN SELECT * FROM nomp_crypt._reconcile_due() ORDER BY (record ->> 'number')::bigint LOOP
+		SELECT * INTO rec FROM nomp_crypt._record((SELECT r.jws FROM nomp_crypt.register r
+			WHERE r.number = (due.record ->> 'number')::bigint));
+		PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = due.school FOR UPDATE;
+		tenant := (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = due.school);
+		school := due.school;
+		since := rec.at;
+		detail := 'record ' || rec.number;
+		CASE due.action
+		WHEN 'erase' THEN
+			action := 'erased';
+			PERFORM nomp_crypt._reconcile_case(rec.school, rec.data, 'destroyed');
+			UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = rec.at
+			WHERE k.tenant = rec.school AND k.state <> 'destroyed';
+			UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = rec.school;
+			UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = rec.school;
+		WHEN 'fence' THEN
+			action := 'fenced';
+			PERFORM nomp_crypt._reconcile_case(rec.school, rec.data, 'fenced');
+			UPDATE nomp_crypt.tenant t SET state = 'fenced' WHERE t.uuid = rec.school;
+			detail := detail || '; CALL nomp_crypt.erase_tenant again to go on';
+		WHEN 'note key' THEN
+			-- not in use here; backups from after this one's time may need it
+			action := 'key noted';
+			INSERT INTO nomp_crypt.kek (uuid, tenant, generation, keystore, label, state, retired_at, destroy_after)
+			VALUES (gen_random_uuid(), rec.school, (rec.data ->> 'generation')::int,
+				nomp_crypt._keystore_name(rec.data ->> 'serial'), rec.data ->> 'key', 'retired', clock_timestamp(),
+				clock_timestamp() + nomp_crypt._backup_retention());
+			detail := format('%s: generation %s', detail, rec.data ->> 'generation');
+		WHEN 'end key' THEN
+			action := 'key ended';
+			SELECT e.uuid, EXISTS (SELECT FROM nomp_crypt.tenant_key u WHERE u.kek = e.uuid) AS needed INTO k
+			FROM nomp_crypt.kek e WHERE e.label = rec.data ->> 'key';
+			UPDATE nomp_crypt.kek e SET state = 'destroyed', destroyed_at = rec.at WHERE e.uuid = k.uuid;
+			detail := format('%s: generation %s%s', detail, rec.data ->> 'generation',
+				CASE WHEN k.needed THEN '; this backup is older than nomp_crypt.backup_retention, its values do not open' END);
+		WHEN 'missing' THEN
+			action := 'missing';
+			detail := detail || '; made since this backup, or its making failed';
+		END CASE;
+		IF due.action IN ('erase', 'fence') THEN
+			PERFORM nomp_crypt._wipe(rec.school);
+		END IF;
+		IF due.action <> 'missing' THEN
+			PERFORM nomp_crypt._audit('reconcile', tenant, jsonb_build_object('uuid', rec.school, 'action', action,
+				'record', rec.number));
+		END IF;
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.reconcile() FROM PUBLIC;
+
+-- The case as its record has it.
+CREATE FUNCTION nomp_crypt._reconcile_case(school uuid, data jsonb, state text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	labels text[] := ARRAY(SELECT l FROM jsonb_each(data -> 'keystores') s,
+		jsonb_array_elements_text(s.value -> 'seen') l ORDER BY l);
+BEGIN
+	-- a request that the backup has open is another case, or this one
+	UPDATE nomp_crypt.erasure e SET state = 'withdrawn'
+	WHERE e.tenant = _reconcile_case.school AND e.case_id <> (data ->> 'case')::uuid AND e.state = 'requested';
+	INSERT INTO nomp_crypt.erasure (case_id, tenant, reason, reference, requested_by, state, requested_at, fenced_at,
+		submitted_at, destroyed_at, keystores, keys_seen, keystore_serial)
+	VALUES ((data ->> 'case')::uuid, _reconcile_case.school, data ->> 'reason', data ->> 'reference',
+		nomp_crypt._acting_role(), _reconcile_case.state, (data ->> 'requested_at')::timestamptz,
+		coalesce((data ->> 'fenced_at')::timestamptz, clock_timestamp()), (data ->> 'submitted_at')::timestamptz,
+		(data ->> 'destroyed_at')::timestamptz, data -> 'keystores', labels,
+		(SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(data -> 'keystores') k))
+	ON CONFLICT (case_id) DO UPDATE SET state = excluded.state, fenced_at = excluded.fenced_at,
+		submitted_at = excluded.submitted_at, destroyed_at = excluded.destroyed_at, keystores = excluded.keystores,
+		keys_seen = excluded.keys_seen, keystore_serial = excluded.keystore_serial;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._reconcile_case(uuid, jsonb, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- The life of keys: new data keys, new KEKs, suspension, the end of KEKs
 -- ---------------------------------------------------------------------------
 
@@ -1498,7 +2464,7 @@ DECLARE
 BEGIN
 	SELECT t.* INTO wanted FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
 	IF wanted.state = 'erased' THEN
-		RAISE EXCEPTION 'tenant "%" has been erased', _living_tenant.id USING ERRCODE = 'NC001';
+		PERFORM nomp_crypt._raise_erased(wanted.uuid);
 	END IF;
 	RETURN wanted;
 END
@@ -1607,6 +2573,7 @@ BEGIN
 	PERFORM nomp_crypt._audit(CASE _rewrap.serial WHEN '' THEN 'rewrap_tenant' ELSE 'migrate_tenant' END, t.id,
 		jsonb_build_object('uuid', t.uuid, 'generation', generation, 'key', made.label, 'keys', keys,
 						   'serial', nullif(_rewrap.serial, '')));
+	PERFORM nomp_crypt._register_kek('moved', t.uuid, generation);
 	RETURN generation;
 END
 $$;
@@ -2011,6 +2978,8 @@ BEGIN
 	WHERE e.uuid = k.uuid;
 	PERFORM nomp_crypt._audit('expire_destroy', (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant),
 		jsonb_build_object('key', k.label, 'serial', k.keystore_serial, 'destroyed_now', asked.destroyed));
+	PERFORM nomp_crypt._register_append('expired', jsonb_build_object('school', k.tenant, 'key', k.label,
+		'generation', k.generation, 'serial', k.keystore_serial, 'destroyed_now', asked.destroyed));
 	RETURN 1;
 END
 $$;
@@ -2146,6 +3115,8 @@ BEGIN
 	END IF;
 	PERFORM nomp_crypt._audit('replace_keystore', NULL, jsonb_build_object('old', old_serial, 'new', target,
 		'keys', moved, 'missing', missing));
+	PERFORM nomp_crypt._register_append('moved', jsonb_build_object('from_serial', old_serial, 'to_serial', target,
+		'keys', moved, 'missing', missing));
 	RETURN moved;
 END
 $$;
@@ -2199,6 +3170,8 @@ BEGIN
 			moved OPERATOR(pg_catalog.+) failed, pg_catalog.cardinality(ids));
 	END LOOP;
 	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+	PERFORM nomp_crypt._register_follow();
+	COMMIT;
 	SELECT pg_catalog.count(*) INTO others FROM nomp_crypt._tenants_elsewhere(target) e
 	WHERE e.state OPERATOR(pg_catalog.<>) 'active';
 	RAISE NOTICE '% tenants moved, % failed, % suspended ones left', moved, failed, others;
@@ -2644,6 +3617,32 @@ BEGIN
 			detail := 'the register directory is on the data directory''s file system';
 			advice := 'A snapshot or an image of that file system carries it along: move it elsewhere, or see that copies are not started with it.';
 		END IF;
+		IF reachable AND NOT pg_is_in_recovery() AND found_row.ours THEN
+			SELECT * INTO found_row FROM nomp_crypt._register_look(false);
+			IF found_row.state NOT IN ('none', 'ok', 'ahead', 'behind') THEN
+				severity := 'critical';
+				detail := format('the register is %s: %s', found_row.state, found_row.detail);
+				advice := nomp_crypt._register_advice(found_row.state);
+			END IF;
+		END IF;
+	WHEN 'register_archive' THEN
+		SELECT count(*), min(r.number) INTO n, names FROM nomp_crypt.register r
+		WHERE r.number > coalesce(nomp_crypt._register_mark(NULL)::bigint, 0) AND r.at < clock_timestamp() - interval '7 days';
+		IF n > 0 AND NOT pg_is_in_recovery() THEN
+			severity := 'warning';
+			detail := format('register not archived: %s records from %s on are older than a week', n, names);
+			advice := 'Copy the register''s file to where this site''s backups cannot be lost with it, then SELECT nomp_crypt.register_archived(<its last number>).';
+		END IF;
+	WHEN 'reconcile' THEN
+		SELECT count(*) INTO n FROM nomp_crypt._reconcile_due() d WHERE d.action <> 'missing';
+		IF n = 0 AND reachable AND NOT pg_is_in_recovery() AND (SELECT r.ours FROM nomp_crypt._register_read() r) THEN
+			SELECT l.number - l.in_table INTO n FROM nomp_crypt._register_look(false) l WHERE l.state = 'ahead';
+		END IF;
+		IF n > 0 THEN
+			severity := 'critical';
+			detail := format('the register has %s things that this database does not know: it was restored from a backup', n);
+			advice := 'SELECT * FROM nomp_crypt.reconcile();';
+		END IF;
 	WHEN 'grants' THEN
 		SELECT count(*), string_agg(DISTINCT quote_ident(r.role), ', ') INTO n, names FROM nomp_crypt.tenant_right r
 		WHERE NOT EXISTS (SELECT FROM pg_roles p WHERE p.rolname = r.role);
@@ -2816,7 +3815,7 @@ BEGIN
 		RETURN;
 	END;
 	FOREACH name IN ARRAY '{library,broker,keystore,canary,keystore_software,leases,keyring,credentials,
-		memory,core_dumps,swap,register,grants,public,old_keks,erasures,provisional_keys,data_keys,
+		memory,core_dumps,swap,register,register_archive,reconcile,grants,public,old_keks,erasures,provisional_keys,data_keys,
 		tls,log,tenant_setting,replication}'::text[] LOOP
 		BEGIN
 			SELECT c.severity, left(c.detail, 400), c.advice INTO severity, detail, advice
@@ -2949,6 +3948,482 @@ $$;
 REVOKE ALL ON FUNCTION nomp_crypt._keep_warm() FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- The certificate: a record of the register, for the school
+-- ---------------------------------------------------------------------------
+
+-- What only a person can know, said by a role.
+CREATE TABLE nomp_crypt.attestation (
+	case_id		uuid NOT NULL,
+	statement	text NOT NULL CHECK (statement IN
+				('no_keystore_backups', 'keystore_backups_destroyed', 'other_nodes_stopped', 'exports_deleted')),
+	role		name NOT NULL,
+	at			timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (case_id, statement)
+);
+COMMENT ON TABLE nomp_crypt.attestation IS 'what somebody vouches for in a certificate';
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.attestation', '');
+
+-- Vouch for what no program can observe. Raises 42704, 22023, 55000 once the
+-- case is certified.
+CREATE FUNCTION nomp_crypt.attest_erasure(case_id uuid, statement text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(attest_erasure.case_id);
+BEGIN
+	IF attest_erasure.statement IS NULL OR attest_erasure.statement NOT IN
+		('no_keystore_backups', 'keystore_backups_destroyed', 'other_nodes_stopped', 'exports_deleted') THEN
+		RAISE EXCEPTION 'unknown statement "%"', attest_erasure.statement USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Statements are no_keystore_backups, keystore_backups_destroyed, other_nodes_stopped and exports_deleted.';
+	ELSIF c.state = 'certified' THEN
+		RAISE EXCEPTION 'erasure case % is certified', c.case_id USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'A certificate is not changed any more.';
+	END IF;
+	INSERT INTO nomp_crypt.attestation (case_id, statement, role)
+	VALUES (c.case_id, attest_erasure.statement, nomp_crypt._acting_role())
+	ON CONFLICT (case_id, statement) DO UPDATE SET role = excluded.role, at = excluded.at;
+	PERFORM nomp_crypt._audit_case('attest_erasure', c, jsonb_build_object('statement', attest_erasure.statement));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.attest_erasure(uuid, text) FROM PUBLIC;
+
+-- Every KEK that a school ever had, by what the register and the case say, and
+-- how each ended; end is NULL for one whose end nobody witnessed.
+CREATE FUNCTION nomp_crypt._certificate_keys(c nomp_crypt.erasure, OUT label text, OUT key jsonb, OUT ended boolean)
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+#variable_conflict use_column
+DECLARE
+	k record;
+	ending jsonb;
+BEGIN
+	FOR k IN
+		WITH records AS (
+			SELECT r.* FROM nomp_crypt.register g, nomp_crypt._record(g.jws) r
+			WHERE g.school = c.tenant AND r.school = c.tenant),
+		seen AS (
+			SELECT s.key AS serial, regexp_replace(l, ':provisional@.*$', '') AS label, s.value ->> 'at' AS at
+			FROM jsonb_each(c.keystores) s, jsonb_array_elements_text(s.value -> 'seen') l
+			WHERE s.value ? 'destroyed')
+		SELECT n.label, m.data ->> 'serial' AS serial, (m.data ->> 'generation')::int AS generation, m.at AS made_at,
+			array_agg(DISTINCT s.serial) FILTER (WHERE s.serial IS NOT NULL) AS seen_in, max(s.at) AS gone_at,
+			e.type AS end_type, e.at AS end_at, e.number AS end_record
+		FROM (SELECT r.data ->> 'key' AS label FROM records r WHERE r.type IN ('born', 'moved')
+			  UNION SELECT s.label FROM seen s) n
+		LEFT JOIN LATERAL (SELECT r.* FROM records r WHERE r.type IN ('born', 'moved') AND r.data ->> 'key' = n.label
+						   ORDER BY r.number LIMIT 1) m ON true
+		LEFT JOIN LATERAL (SELECT r.* FROM records r WHERE r.type IN ('expired', 'removed') AND r.data ->> 'key' = n.label
+						   ORDER BY r.number LIMIT 1) e ON true
+		LEFT JOIN seen s ON s.label = n.label
+		GROUP BY 1, 2, 3, 4, 7, 8, 9 ORDER BY 3 NULLS LAST, 1
+	LOOP
+		ending := CASE
+			WHEN k.seen_in IS NOT NULL THEN jsonb_build_object('how', 'destroyed', 'at', k.gone_at, 'in', to_jsonb(k.seen_in))
+			WHEN k.end_type IS NOT NULL THEN jsonb_build_object('how', k.end_type, 'at', k.end_at, 'record', k.end_record)
+			-- an expired key's end that was begun, and that the crash's repetition did not see
+			WHEN EXISTS (SELECT FROM nomp_crypt.kek e WHERE e.label = k.label AND e.tenant = c.tenant
+						 AND e.submitted_at IS NOT NULL AND e.state = 'destroyed')
+				THEN jsonb_build_object('how', 'expired') END;
+		label := k.label;
+		key := jsonb_strip_nulls(jsonb_build_object('label', k.label, 'generation', k.generation, 'keystore', k.serial,
+			'made_at', k.made_at, 'end', ending));
+		ended := ending IS NOT NULL;
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_keys(nomp_crypt.erasure) FROM PUBLIC;
+
+-- This database's encrypted columns, and since when they are, where that is
+-- known.
+CREATE FUNCTION nomp_crypt._certificate_columns() RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	col record;
+	since timestamptz;
+	columns jsonb := '[]';
+BEGIN
+	FOR col IN SELECT format('%I.%I', n.nspname, c.relname) AS tab, a.attname AS name
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+		WHERE c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition AND n.nspname !~ '^pg_'
+			AND nomp_crypt._holds_values(a.atttypid)
+		ORDER BY 1, a.attnum LOOP
+		since := NULL;
+		IF to_regclass('nomp_crypt.column_history') IS NOT NULL THEN
+			EXECUTE 'SELECT max(h.at) FROM nomp_crypt.column_history h
+				WHERE h.table_name = $1 AND h.column_name = $2 AND h.event <> ''gone'''
+			INTO since USING col.tab, col.name;
+		END IF;
+		columns := columns || jsonb_strip_nulls(jsonb_build_object('table', col.tab, 'column', col.name,
+			'encrypted_since', since));
+	END LOOP;
+	RETURN columns;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_columns() FROM PUBLIC;
+
+-- What a certificate says: docs/certificate.schema.json has its form. Nothing
+-- in it is personal data.
+CREATE FUNCTION nomp_crypt._certificate_data(c nomp_crypt.erasure, keys jsonb, stores jsonb) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	t nomp_crypt.tenant;
+	lease interval := current_setting('nomp_crypt.key_lease')::interval;
+	retention interval := nomp_crypt._backup_retention();
+	k record;
+BEGIN
+	SELECT * INTO t FROM nomp_crypt.tenant u WHERE u.uuid = c.tenant;
+	SELECT * INTO k FROM nomp_crypt.register_key();
+	RETURN jsonb_strip_nulls(jsonb_build_object(
+		'case', c.case_id, 'school', c.tenant,
+		-- as far as it is a number of an agreement, and no free text
+		'agreement', substring(t.agreement FROM '^[A-Za-z0-9._/-]{1,64}$'),
+		'reason', c.reason, 'reference', c.reference,
+		'statement', 'The keys that encrypted this school''s values were destroyed.',
+		'method', jsonb_build_object('name', 'cryptographic erasure', 'cipher', 'AES-256',
+			'by', 'destroying every key-encryption key in its keystore'),
+		'timeline', jsonb_build_object('requested_at', c.requested_at, 'fenced_at', c.fenced_at,
+			'submitted_at', c.submitted_at, 'destroyed_at', c.destroyed_at, 'verified_at', clock_timestamp()),
+		'keys', keys,
+		'keystores', stores,
+		'observed', jsonb_build_array('every_key_seen_before', 'every_key_destroyed_on_request', 'no_key_seen_after',
+			'canary_seen_before_and_after', 'no_wrapped_key_left_in_the_database', 'no_key_in_this_servers_memory',
+			'register_verified'),
+		'attested', coalesce((SELECT jsonb_agg(jsonb_build_object('statement', a.statement, 'role', a.role, 'at', a.at) ORDER BY a.at)
+			FROM nomp_crypt.attestation a WHERE a.case_id = c.case_id), '[]'),
+		'nodes', jsonb_build_object('asked', jsonb_build_array('this_server'),
+			'not_asked', coalesce((SELECT jsonb_agg(DISTINCT r.application_name ORDER BY r.application_name)
+				FROM pg_stat_replication r), '[]')),
+		'longest_lease_seconds', extract(epoch FROM lease)::bigint,
+		'leases_ended', clock_timestamp() >= c.destroyed_at + lease,
+		'columns', nomp_crypt._certificate_columns(),
+		'remains', jsonb_build_object(
+			'unreadable', jsonb_build_array('values_in_this_database', 'values_in_backups_and_wal'),
+			'backups_until', c.destroyed_at + retention,
+			'backup_retention_seconds', extract(epoch FROM retention)::bigint,
+			'not_reached', jsonb_build_array('plaintext_from_before_a_column_was_encrypted', 'logs_and_exports',
+				'keystore_backups')),
+		'versions', jsonb_build_object('nomp_crypt', (SELECT e.extversion FROM pg_extension e WHERE e.extname = 'nomp_crypt'),
+			'postgresql', current_setting('server_version')),
+		'key', jsonb_build_object('kid', k.kid, 'generation', k.generation, 'fingerprint', k.fingerprint)));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_data(nomp_crypt.erasure, jsonb, jsonb) FROM PUBLIC;
+
+-- The keystores of a case, in none of which a key of the school is seen now.
+-- Raises NC004, 55000.
+CREATE FUNCTION nomp_crypt._certificate_stores(c nomp_crypt.erasure) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	mine uuid := nomp_crypt._require_owner();
+	store record;
+	seen record;
+	now jsonb;
+	stores jsonb := '[]';
+BEGIN
+	SELECT jsonb_object_agg(s.serial, to_jsonb(s)) INTO now FROM nomp_crypt._keystores(mine) s WHERE s.serial IS NOT NULL;
+	FOR store IN SELECT s.key AS serial, s.value AS done FROM jsonb_each(c.keystores) s ORDER BY 1 LOOP
+		SELECT * INTO seen FROM nomp_crypt._keystore_see(mine, c.tenant, store.serial);
+		IF seen.labels <> '{}' OR NOT store.done ? 'destroyed' THEN
+			RAISE EXCEPTION 'a key of the school is in the keystore: nothing is certified'
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				DETAIL = format('Keystore %s, keys %s.', store.serial, array_to_string(seen.labels, ', ')),
+				HINT = 'Somebody put it back after it was destroyed. Find out who, destroy it there, and repeat the call.';
+		END IF;
+		stores := stores || jsonb_strip_nulls(jsonb_build_object('serial', store.serial,
+			'manufacturer', now -> store.serial ->> 'manufacturer', 'model', now -> store.serial ->> 'model',
+			'software', now -> store.serial -> 'software', 'destroyed_at', store.done ->> 'at',
+			'last_looked_at', clock_timestamp()));
+	END LOOP;
+	RETURN stores;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_stores(nomp_crypt.erasure) FROM PUBLIC;
+
+-- The certificate of a case, a compact JWS; made once, after everything was
+-- verified again. Raises 42704, 55000 if the keys are not destroyed or the
+-- register is in trouble, NC003 if the end of a key was not witnessed, NC004.
+CREATE FUNCTION nomp_crypt.certificate(case_id uuid) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure;
+	made text;
+	keys jsonb;
+	unwitnessed text;
+BEGIN
+	SELECT r.jws INTO made FROM nomp_crypt.register r, nomp_crypt._record(r.jws) v
+	WHERE r.case_id = certificate.case_id AND v.type = 'certificate' AND v.case_id = r.case_id;
+	IF FOUND THEN
+		RETURN made;
+	END IF;
+	c := nomp_crypt._erase_case(certificate.case_id);
+	IF c.state NOT IN ('destroyed', 'certified') THEN
+		RAISE EXCEPTION 'the keys of erasure case % are not destroyed', c.case_id
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.erasure.';
+	END IF;
+	PERFORM nomp_crypt._register_require(true);
+	IF NOT EXISTS (SELECT FROM nomp_crypt.register r, nomp_crypt._record(r.jws) v
+				   WHERE r.case_id = c.case_id AND v.type = 'destroyed' AND v.case_id = c.case_id
+				   AND v.school = c.tenant) THEN
+		RAISE EXCEPTION 'no record of the register proves that the keys of erasure case % were destroyed', c.case_id
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.register_status().';
+	END IF;
+	IF EXISTS (SELECT FROM nomp_crypt.tenant_key k WHERE k.tenant = c.tenant AND k.wrapped IS NOT NULL) THEN
+		RAISE EXCEPTION 'a wrapped key of the school is in nomp_crypt.tenant_key: nothing is certified'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Somebody put it back. It cannot be opened any more; find out who, and remove it.';
+	ELSIF EXISTS (SELECT FROM nomp_crypt._keyring_uses() u WHERE u.tenant = c.tenant) THEN
+		RAISE EXCEPTION 'a key of the school is in this server''s memory: nothing is certified'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'CALL nomp_crypt.erase_tenant again: it wipes it.';
+	END IF;
+	SELECT jsonb_agg(k.key), min(k.label) FILTER (WHERE NOT k.ended) INTO keys, unwitnessed
+	FROM nomp_crypt._certificate_keys(c) k;
+	IF unwitnessed IS NOT NULL OR keys IS NULL THEN
+		RAISE EXCEPTION 'the end of key % was not witnessed: nothing is certified', coalesce(unwitnessed, 'of the school')
+			USING ERRCODE = 'NC003', HINT = 'It is on record in the register and was in no keystore that was seen.';
+	END IF;
+	made := (nomp_crypt._register_add('certificate',
+		nomp_crypt._certificate_data(c, keys, nomp_crypt._certificate_stores(c)))).jws;
+	UPDATE nomp_crypt.erasure e SET state = 'certified' WHERE e.case_id = c.case_id;
+	PERFORM nomp_crypt._audit_case('certificate', c);
+	RETURN made;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.certificate(uuid) FROM PUBLIC;
+
+-- Is it a certificate of this installation? Only ES256 by one of its keys is
+-- believed; reason says what is wrong, or that this database's register does
+-- not have it. Raises NC004 if the keys cannot be known now.
+CREATE FUNCTION nomp_crypt.verify_certificate(jws text, OUT valid boolean, OUT reason text, OUT payload jsonb)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	compact text := btrim(verify_certificate.jws, E' \t\r\n');
+	header jsonb := nomp_crypt._record_claims(compact, 1);
+	rec record;
+	mine nomp_crypt.register;
+BEGIN
+	valid := false;
+	IF compact IS NULL OR compact !~ '^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*$' OR jsonb_typeof(header) IS DISTINCT FROM 'object' THEN
+		reason := 'not a compact JWS';
+		RETURN;
+	ELSIF header ->> 'alg' IS DISTINCT FROM 'ES256' THEN
+		reason := 'the algorithm is not ES256';
+		RETURN;
+	ELSIF header - '{alg,kid,typ}'::text[] <> '{}' THEN
+		reason := 'the header has more than alg, kid and typ: keys in it are not believed';
+		RETURN;
+	END IF;
+	SELECT * INTO rec FROM nomp_crypt._record(compact);
+	SELECT * INTO mine FROM nomp_crypt.register r WHERE r.number = rec.number;
+	IF rec.number IS NULL THEN
+		reason := CASE WHEN EXISTS (SELECT FROM nomp_crypt.register g, nomp_crypt._record(g.jws) k
+				WHERE k.type IN ('founded', 'key') AND k.data ->> 'kid' = header ->> 'kid')
+			THEN 'the signature is wrong' ELSE 'it is signed by another key' END;
+	ELSIF rec.type <> 'certificate' OR rec.installation IS DISTINCT FROM (SELECT i.uuid FROM nomp_crypt.installation i) THEN
+		reason := 'a record, but no certificate';
+	ELSIF mine.hash <> nomp_crypt._record_hash(compact) THEN
+		reason := 'the register has another record of that number';
+	ELSE
+		valid := true;
+		payload := nomp_crypt._record_claims(compact);
+		reason := CASE WHEN mine.number IS NULL THEN 'this database''s register does not have it' ELSE '' END;
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.verify_certificate(text) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._html(value text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT replace(replace(replace(replace(replace(coalesce($1, ''), '&', '&amp;'), '<', '&lt;'), '>', '&gt;'), '"', '&quot;'), '''', '&#39;')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._html(text) FROM PUBLIC;
+
+-- The page's words.
+CREATE FUNCTION nomp_crypt._certificate_words(language text) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	CASE language
+	WHEN 'en' THEN
+		RETURN $json${
+"title": "Certificate of erasure by destruction of keys",
+"lead": "The keys that encrypted this school's values were destroyed on {at}. Without them the values cannot be read again, wherever copies of them are.",
+"not": "This certificate says that keys were destroyed and what was observed. It does not say that every copy of the encrypted values is gone: what remains, and until when, stands below.",
+"software": "The keystore was software. Whoever copied its files before has the keys, so this certificate proves nothing about a real hardware security module.",
+"school": "School", "uuid": "The school's id", "agreement": "Agreement", "reference": "Reference", "reason": "Reason", "case": "Case",
+"number": "Record in the register", "issued": "Issued", "installation": "Installation",
+"agreement_ended": "the agreement has ended", "controller_request": "the controller asked for it", "school_closed": "the school was closed", "test": "a test",
+"timeline": "What was done, and when", "requested_at": "Requested; the school became unreadable", "fenced_at": "Point of no return", "submitted_at": "Destruction ordered", "destroyed_at": "Keys destroyed, and not seen any more", "verified_at": "Verified again",
+"method": "How", "method_text": "Each school has key-encryption keys of its own in the keystore, which never leave it. They encrypt the keys that encrypt the school's values (AES-256). Every one of them was destroyed: cryptographic erasure as in NIST SP 800-88.",
+"keys": "Keys that the school ever had", "label": "Key", "keystore": "Keystore", "made": "Made", "end": "End", "destroyed": "destroyed", "expired": "destroyed earlier, after it was replaced", "removed": "removed, it was never used",
+"observed": "What the system observed",
+"every_key_seen_before": "Every key on record was in its keystore before it was destroyed.", "every_key_destroyed_on_request": "The keystore destroyed every one of them when asked to.", "no_key_seen_after": "No key of this school was seen in the keystore afterwards, and again when this certificate was made.", "canary_seen_before_and_after": "Each look was at the right keystore: a known key was found in it before and after.", "no_wrapped_key_left_in_the_database": "The database holds no wrapped key of this school.", "no_key_in_this_servers_memory": "This server's memory holds no key of this school.", "register_verified": "The chain of signed records was verified from its beginning.",
+"attested": "What somebody vouches for", "nothing_attested": "Nothing. No statement was made about keystore backups, other servers or exports.",
+"no_keystore_backups": "There were no backups of the keystore.", "keystore_backups_destroyed": "Backups of the keystore that held the keys were destroyed.", "other_nodes_stopped": "Other servers that could read the school were stopped.", "exports_deleted": "Exports of the school's data were deleted.", "by": "by role", "on": "on",
+"remains": "What remains, and until when",
+"values_in_this_database": "Unreadable values in this database, until they are removed.", "values_in_backups_and_wal": "Unreadable values in backups and logs of changes, until {until} at the latest.",
+"plaintext_from_before_a_column_was_encrypted": "Not reached: what was stored before a column was encrypted, in files and backups from then.", "logs_and_exports": "Not reached: logs, reports and exports that were taken out of the database.", "keystore_backups": "Not reached: backups of the keystore itself, if there are any.",
+"lease": "A server that was not asked could still read until its lease ended, at the latest {lease} after the destruction, on {ended}.", "nodes": "Servers", "asked": "Asked", "this_server": "this server", "not_asked": "Not asked", "none": "none that is connected",
+"columns": "Encrypted columns of the database", "since": "encrypted since", "unknown_since": "not known since when",
+"keystores": "Keystores", "is_software": "software", "is_hardware": "not known to be software",
+"versions": "Versions", "check": "How to check this certificate",
+"check_text": "You need the public key that you were given at the beginning of the contract (key.pem), with this fingerprint:", "check_openssl": "With OpenSSL: save the text below as certificate.jws, then", "check_jose": "With any JOSE library: verify the compact JWS with that key, and accept the algorithm ES256 only. Its payload is the content of this page.", "jws": "The certificate itself"}$json$;
+	WHEN 'sv' THEN
+		RETURN $json${
+"title": "Intyg om radering genom förstöring av nycklar",
+"lead": "Nycklarna som krypterade skolans uppgifter förstördes {at}. Utan dem kan uppgifterna inte läsas igen, var det än finns kopior av dem.",
+"not": "Intyget säger att nycklar har förstörts och vad som observerades. Det säger inte att varje kopia av de krypterade uppgifterna är borta: vad som finns kvar, och hur länge, står nedan.",
+"software": "Nyckelförvaringen var ett program. Den som tidigare kopierade dess filer har nycklarna, så intyget bevisar ingenting om en riktig säkerhetsmodul (HSM).",
+"school": "Skola", "uuid": "Skolans id", "agreement": "Avtal", "reference": "Referens", "reason": "Anledning", "case": "Ärende",
+"number": "Post i registret", "issued": "Utfärdat", "installation": "Installation",
+"agreement_ended": "avtalet har upphört", "controller_request": "den personuppgiftsansvarige begärde det", "school_closed": "skolan har lagts ned", "test": "ett prov",
+"timeline": "Vad som gjordes, och när", "requested_at": "Begärd; skolan blev oläsbar", "fenced_at": "Därefter oåterkallelig", "submitted_at": "Förstöringen beställd", "destroyed_at": "Nycklarna förstörda, och inte längre sedda", "verified_at": "Kontrollerat igen",
+"method": "Hur", "method_text": "Varje skola har egna nyckelkrypteringsnycklar i nyckelförvaringen, som aldrig lämnar den. De krypterar de nycklar som krypterar skolans uppgifter (AES-256). Alla har förstörts: kryptografisk radering enligt NIST SP 800-88.",
+"keys": "Nycklar som skolan någonsin har haft", "label": "Nyckel", "keystore": "Nyckelförvaring", "made": "Skapad", "end": "Slut", "destroyed": "förstörd", "expired": "förstörd tidigare, sedan den ersatts", "removed": "borttagen, användes aldrig",
+"observed": "Vad systemet observerade",
+"every_key_seen_before": "Varje känd nyckel fanns i sin nyckelförvaring innan den förstördes.", "every_key_destroyed_on_request": "Nyckelförvaringen förstörde var och en av dem på begäran.", "no_key_seen_after": "Ingen av skolans nycklar syntes i nyckelförvaringen efteråt, och inte heller när intyget gjordes.", "canary_seen_before_and_after": "Varje kontroll gällde rätt nyckelförvaring: en känd nyckel fanns i den före och efter.", "no_wrapped_key_left_in_the_database": "Databasen har ingen krypterad nyckel kvar för skolan.", "no_key_in_this_servers_memory": "Serverns minne har ingen nyckel för skolan.", "register_verified": "Kedjan av signerade poster kontrollerades från början.",
+"attested": "Vad någon går i god för", "nothing_attested": "Ingenting. Ingen har uttalat sig om säkerhetskopior av nyckelförvaringen, andra servrar eller exporter.",
+"no_keystore_backups": "Det fanns inga säkerhetskopior av nyckelförvaringen.", "keystore_backups_destroyed": "Säkerhetskopior av nyckelförvaringen som hade nycklarna har förstörts.", "other_nodes_stopped": "Andra servrar som kunde läsa skolan har stoppats.", "exports_deleted": "Exporter av skolans uppgifter har raderats.", "by": "av rollen", "on": "den",
+"remains": "Vad som finns kvar, och hur länge",
+"values_in_this_database": "Oläsbara uppgifter i databasen, tills de tas bort.", "values_in_backups_and_wal": "Oläsbara uppgifter i säkerhetskopior och ändringsloggar, längst till {until}.",
+"plaintext_from_before_a_column_was_encrypted": "Omfattas inte: det som lagrades innan en kolumn krypterades, i filer och säkerhetskopior från den tiden.", "logs_and_exports": "Omfattas inte: loggar, rapporter och exporter som har tagits ut ur databasen.", "keystore_backups": "Omfattas inte: säkerhetskopior av själva nyckelförvaringen, om det finns några.",
+"lease": "En server som inte tillfrågades kunde läsa tills dess lån av nyckeln gick ut, längst {lease} efter förstöringen, {ended}.", "nodes": "Servrar", "asked": "Tillfrågade", "this_server": "denna server", "not_asked": "Inte tillfrågade", "none": "inga anslutna",
+"columns": "Databasens krypterade kolumner", "since": "krypterad sedan", "unknown_since": "okänt sedan när",
+"keystores": "Nyckelförvaringar", "is_software": "program", "is_hardware": "inte känd som program",
+"versions": "Versioner", "check": "Hur intyget kontrolleras",
+"check_text": "Ni behöver den publika nyckel som ni fick vid avtalets början (key.pem), med detta fingeravtryck:", "check_openssl": "Med OpenSSL: spara texten nedan som certificate.jws, och kör", "check_jose": "Med ett JOSE-bibliotek: verifiera JWS-texten med den nyckeln, och godta bara algoritmen ES256. Dess innehåll är det som står på den här sidan.", "jws": "Själva intyget"}$json$;
+	ELSE
+		RAISE EXCEPTION 'unknown language "%"', language USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Languages are sv and en.';
+	END CASE;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_words(text) FROM PUBLIC;
+
+-- A row of a table, its cells escaped, the first one a heading.
+CREATE FUNCTION nomp_crypt._html_row(VARIADIC cells text[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT '<tr>' || string_agg(CASE c.n WHEN 1 THEN '<th scope="row">' || nomp_crypt._html(c.cell) || '</th>'
+		ELSE '<td>' || nomp_crypt._html(c.cell) || '</td>' END, '' ORDER BY c.n) || E'</tr>\n'
+	FROM unnest($1) WITH ORDINALITY c(cell, n)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._html_row(text[]) FROM PUBLIC;
+
+-- A list of words for the codes of an array.
+CREATE FUNCTION nomp_crypt._html_list(words jsonb, codes jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT '<ul>' || coalesce(string_agg('<li>' || nomp_crypt._html(coalesce($1 ->> c.code, c.code)) || '</li>', E'\n' ORDER BY c.n), '')
+		|| E'</ul>\n'
+	FROM jsonb_array_elements_text($2) WITH ORDINALITY c(code, n)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._html_list(jsonb, jsonb) FROM PUBLIC;
+
+-- A certificate as one page that can be printed and filed, in Swedish (sv) or
+-- English (en): no script, nothing from elsewhere. Raises as certificate, and
+-- 22023.
+CREATE FUNCTION nomp_crypt.certificate_html(case_id uuid, language text DEFAULT 'sv') RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	w jsonb := nomp_crypt._certificate_words(language);
+	jws text := nomp_crypt.certificate(case_id);
+	checked record;
+	p jsonb;
+	d jsonb;
+	t nomp_crypt.tenant;
+	day text := 'YYYY-MM-DD HH24:MI "UTC"';
+	page text;
+	attested text;
+BEGIN
+	SELECT * INTO checked FROM nomp_crypt.verify_certificate(jws);
+	IF NOT checked.valid THEN
+		RAISE EXCEPTION 'the certificate is not valid: %', checked.reason USING ERRCODE = 'data_corrupted';
+	END IF;
+	p := checked.payload;
+	d := p -> 'data';
+	SELECT * INTO t FROM nomp_crypt.tenant u WHERE u.uuid = (d ->> 'school')::uuid;
+	w := w || jsonb_build_object(
+		'lead', replace(w ->> 'lead', '{at}', to_char((d #>> '{timeline,destroyed_at}')::timestamptz, day)),
+		'values_in_backups_and_wal', replace(w ->> 'values_in_backups_and_wal', '{until}',
+			to_char((d #>> '{remains,backups_until}')::timestamptz, day)),
+		'lease', replace(replace(w ->> 'lease', '{lease}', make_interval(secs => (d ->> 'longest_lease_seconds')::float8)::text),
+			'{ended}', to_char((d #>> '{timeline,destroyed_at}')::timestamptz +
+				make_interval(secs => (d ->> 'longest_lease_seconds')::float8), day)));
+	page := '<!DOCTYPE html>' || E'\n<html lang="' || language || E'">\n<head>\n<meta charset="utf-8">\n'
+		|| '<meta http-equiv="Content-Security-Policy" content="default-src ''none''; style-src ''unsafe-inline''">' || E'\n<title>'
+		|| nomp_crypt._html(w ->> 'title') || E'</title>\n<style>\n'
+		|| E'@page { margin: 18mm }\nbody { font: 11pt/1.45 Georgia, serif; color: #111; max-width: 46em; margin: 2em auto; padding: 0 1em }\n'
+		|| E'h1 { font-size: 1.5em; border-bottom: 3px solid #111; padding-bottom: .3em }\nh2 { font-size: 1.1em; margin: 1.4em 0 .3em }\n'
+		|| E'table { border-collapse: collapse; width: 100% }\nth, td { text-align: left; vertical-align: top; padding: .2em .6em .2em 0; border-bottom: 1px solid #ccc; overflow-wrap: anywhere }\n'
+		|| E'th { font-weight: normal; color: #444 }\n.lead { font-size: 1.1em }\n.note { border-left: 4px solid #a00; padding: .3em .8em; background: #fdf3f3 }\n'
+		|| E'pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 8.5pt/1.35 monospace; background: #f5f5f5; padding: .6em }\n</style>\n</head>\n<body>\n'
+		|| '<h1>' || nomp_crypt._html(w ->> 'title') || E'</h1>\n<p class="lead">' || nomp_crypt._html(w ->> 'lead') || E'</p>\n'
+		|| '<p>' || nomp_crypt._html(w ->> 'not') || E'</p>\n';
+	IF jsonb_path_exists(d, '$.keystores[*] ? (@.software == true)') THEN
+		page := page || '<p class="note" id="software">' || nomp_crypt._html(w ->> 'software') || E'</p>\n';
+	END IF;
+	page := page || '<table>'
+		|| nomp_crypt._html_row(w ->> 'school', concat_ws(', ', t.display_name, t.id))
+		|| nomp_crypt._html_row(w ->> 'uuid', d ->> 'school')
+		|| nomp_crypt._html_row(w ->> 'agreement', d ->> 'agreement')
+		|| nomp_crypt._html_row(w ->> 'reference', d ->> 'reference')
+		|| nomp_crypt._html_row(w ->> 'reason', w ->> (d ->> 'reason'))
+		|| nomp_crypt._html_row(w ->> 'case', d ->> 'case')
+		|| nomp_crypt._html_row(w ->> 'number', p ->> 'number')
+		|| nomp_crypt._html_row(w ->> 'issued', to_char((p ->> 'at')::timestamptz, day))
+		|| nomp_crypt._html_row(w ->> 'installation', p ->> 'installation') || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'timeline') || E'</h2>\n<table>'
+		|| (SELECT string_agg(nomp_crypt._html_row(w ->> e.step, to_char((d -> 'timeline' ->> e.step)::timestamptz, day)), '' ORDER BY e.n)
+			FROM unnest('{requested_at,fenced_at,submitted_at,destroyed_at,verified_at}'::text[]) WITH ORDINALITY e(step, n)
+			WHERE d -> 'timeline' ? e.step) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'method') || E'</h2>\n<p>' || nomp_crypt._html(w ->> 'method_text') || E'</p>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'keys') || E'</h2>\n<table>'
+		|| nomp_crypt._html_row(w ->> 'label', w ->> 'keystore', w ->> 'made', w ->> 'end')
+		|| (SELECT string_agg(nomp_crypt._html_row(k.key ->> 'label', k.key ->> 'keystore',
+				to_char((k.key ->> 'made_at')::timestamptz, day),
+				concat_ws(', ', w ->> (k.key #>> '{end,how}'), to_char((k.key #>> '{end,at}')::timestamptz, day))), '' ORDER BY k.n)
+			FROM jsonb_array_elements(d -> 'keys') WITH ORDINALITY k(key, n)) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'observed') || E'</h2>\n' || nomp_crypt._html_list(w, d -> 'observed')
+		|| '<h2>' || nomp_crypt._html(w ->> 'attested') || E'</h2>\n';
+	SELECT string_agg('<li>' || nomp_crypt._html(format('%s (%s %s, %s %s)', w ->> (a.said ->> 'statement'), w ->> 'by',
+			a.said ->> 'role', w ->> 'on', to_char((a.said ->> 'at')::timestamptz, 'YYYY-MM-DD'))) || E'</li>\n', '' ORDER BY a.n)
+	INTO attested FROM jsonb_array_elements(d -> 'attested') WITH ORDINALITY a(said, n);
+	page := page || coalesce('<ul>' || attested || E'</ul>\n', '<p>' || nomp_crypt._html(w ->> 'nothing_attested') || E'</p>\n')
+		|| '<h2>' || nomp_crypt._html(w ->> 'remains') || E'</h2>\n'
+		|| nomp_crypt._html_list(w, (d #> '{remains,unreadable}') || (d #> '{remains,not_reached}'))
+		|| '<p>' || nomp_crypt._html(w ->> 'lease') || E'</p>\n<table>'
+		|| nomp_crypt._html_row(w ->> 'asked', (SELECT string_agg(coalesce(w ->> n, n), ', ')
+			FROM jsonb_array_elements_text(d #> '{nodes,asked}') n))
+		|| nomp_crypt._html_row(w ->> 'not_asked', coalesce((SELECT string_agg(n, ', ')
+			FROM jsonb_array_elements_text(d #> '{nodes,not_asked}') n), w ->> 'none')) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'columns') || E'</h2>\n<table>'
+		|| coalesce((SELECT string_agg(nomp_crypt._html_row(concat(c.col ->> 'table', '.', c.col ->> 'column'),
+				coalesce((w ->> 'since') || ' ' || to_char((c.col ->> 'encrypted_since')::timestamptz, 'YYYY-MM-DD'),
+						 w ->> 'unknown_since')), '' ORDER BY c.n)
+			FROM jsonb_array_elements(d -> 'columns') WITH ORDINALITY c(col, n)), '') || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'keystores') || E'</h2>\n<table>'
+		|| (SELECT string_agg(nomp_crypt._html_row(s.store ->> 'serial', concat_ws(', ', s.store ->> 'manufacturer', s.store ->> 'model'),
+				w ->> CASE WHEN (s.store ->> 'software')::boolean THEN 'is_software' ELSE 'is_hardware' END), '' ORDER BY s.n)
+			FROM jsonb_array_elements(d -> 'keystores') WITH ORDINALITY s(store, n)) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'versions') || E'</h2>\n<table>'
+		|| (SELECT string_agg(nomp_crypt._html_row(v.key, v.value), '' ORDER BY v.key) FROM jsonb_each_text(d -> 'versions') v) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'check') || E'</h2>\n<p>' || nomp_crypt._html(w ->> 'check_text') || '<br><code id="fingerprint">'
+		|| nomp_crypt._html(d #>> '{key,fingerprint}') || E'</code></p>\n<p>' || nomp_crypt._html(w ->> 'check_openssl') || E'</p>\n<pre id="openssl">'
+		|| nomp_crypt._html($sh$openssl pkey -pubin -in key.pem -outform DER | openssl dgst -sha256
+cut -d. -f1,2 certificate.jws | tr -d '\n' > signed
+printf '%s==' "$(cut -d. -f3 certificate.jws | tr -- '-_' '+/')" | openssl base64 -d -A > rs
+hex=$(od -An -v -tx1 rs | tr -d ' \n')
+printf 'asn1=SEQUENCE:s\n[s]\nr=INTEGER:0x%.64s\ns=INTEGER:0x%s\n' "$hex" "${hex#????????????????????????????????????????????????????????????????}" > asn1
+openssl asn1parse -genconf asn1 -noout -out signature
+openssl dgst -sha256 -verify key.pem -signature signature signed$sh$) || E'</pre>\n<p>' || nomp_crypt._html(w ->> 'check_jose') || E'</p>\n<h2>'
+		|| nomp_crypt._html(w ->> 'jws') || E'</h2>\n<pre id="jws">' || nomp_crypt._html(jws) || E'</pre>\n</body>\n</html>\n';
+	RETURN page;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.certificate_html(uuid, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Administrators
 -- ---------------------------------------------------------------------------
 
@@ -2971,6 +4446,9 @@ BEGIN
 						   'add_keystore', 'replace_keystore', 'migrate_tenant', 'migrate_tenants', '_migration_target',
 						   '_tenants_elsewhere')
 			 OR p.proname IN ('_progress_read', 'rotate_index_key')
+			 OR p.proname IN ('register_status', 'verify_register', 'register_key', 'rotate_register_key',
+						   'repair_register', 'register_archived', 'reconcile', '_register_follow',
+						   'attest_erasure', 'certificate', 'verify_certificate', 'certificate_html')
 			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_disable', '_erase_submit', '_erase_destroy')

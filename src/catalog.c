@@ -47,6 +47,10 @@
 #define RIGHT_TENANT	2
 #define RIGHT_FIRST		3		/* encrypt, decrypt, search, load */
 
+/* nomp_crypt.register */
+#define RECORD_JWS		3
+#define RECORD_SCHOOL	6
+
 /* A scan of one of our tables, by one of its indexes. */
 typedef struct OwnScan
 {
@@ -491,6 +495,25 @@ catalog_label_exists(const char *label)
 	found = HeapTupleIsValid(next_row(&own));
 	end_scan(&own);
 	return found;
+}
+
+void
+catalog_records(const pg_uuid_t *tenant, RecordCallback callback, void *arg)
+{
+	OwnScan		own;
+	HeapTuple	tuple;
+
+	begin_scan(&own, "register", "register_school_idx", RECORD_SCHOOL, F_UUID_EQ,
+			   UUIDPGetDatum(tenant));
+	while (HeapTupleIsValid(tuple = next_row(&own)))
+	{
+		bool		isnull;
+		Datum		jws = column(&own, tuple, RECORD_JWS, &isnull);
+
+		if (!isnull)
+			callback(TextDatumGetCString(jws), arg);
+	}
+	end_scan(&own);
 }
 
 /* The grants that a scan finds. */

@@ -77,6 +77,16 @@ error_key_unknown(const char *tenant)
 			 errhint("The keystore was reached and is this installation's. If the tenant was erased after this database's backup was taken, that is final.")));
 }
 
+/* The same for a school that is said to be erased, and nothing proves it. */
+void
+error_not_erased(const char *tenant)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NC_KEY_UNKNOWN),
+			 errmsg("tenant \"%s\" is said to be erased, but no record of the register proves it", tenant),
+			 errhint("Somebody changed nomp_crypt.tenant or nomp_crypt.register: see nomp_crypt.register_status().")));
+}
+
 /* One message for every integrity failure. */
 void
 error_integrity(void)

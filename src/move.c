@@ -21,6 +21,7 @@
 #include "parser/parse_relation.h"
 #include "parser/parser.h"
 #include "reencrypt.h"
+#include "register_proof.h"
 #include "rights.h"
 #include "tables.h"
 #include "utils/builtins.h"
@@ -133,7 +134,7 @@ require_target(text *name)
 	reencrypt_tenant(name, &to);
 	rights_require(&to, RIGHT_ENCRYPT);
 	if (to.state == TENANT_ERASED)
-		error_erased(to.id);
+		register_raise_erased(&to);
 	if (to.state != TENANT_ACTIVE)
 		error_suspended(to.id, to.state == TENANT_FENCED);
 }

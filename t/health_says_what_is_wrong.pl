@@ -324,6 +324,48 @@ trouble(
 		sub { chmod 0777, $register },
 		qr/^warning: register directory "\.\.\." has the wrong owner or permissions/,
 		sub { chmod 0700, $register });
+	trouble(
+		"no file of the register",
+		'register',
+		sub { rename "$register/register", "$register/away" or die $! },
+		qr/^critical: the register is missing/,
+		sub { rename "$register/away", "$register/register" or die $! });
+	my $by_force = sub {
+		my ($statement) = @_;
+
+		$node->safe_psql('postgres',
+				'ALTER TABLE nomp_crypt.register DISABLE TRIGGER USER;'
+			  . " $statement;"
+			  . ' ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only;'
+			  . ' ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only_rows'
+		);
+	};
+	trouble(
+		'a record that the table has forgotten',
+		'reconcile',
+		sub {
+			$by_force->(
+				'DELETE FROM nomp_crypt.register WHERE number = (SELECT max(number) FROM nomp_crypt.register)'
+			);
+		},
+		qr/^critical: the register has 1 things that this database does not know/,
+		sub {
+			$node->safe_psql('postgres',
+				'SELECT * FROM nomp_crypt.reconcile()');
+		});
+	trouble(
+		'a record of last month that nobody copied away',
+		'register_archive',
+		sub {
+			$by_force->(
+				"UPDATE nomp_crypt.register SET at = at - interval '30 days' WHERE number = 1"
+			);
+		},
+		qr/^warning: register not archived: 1 records/,
+		sub {
+			$node->safe_psql('postgres',
+				'SELECT nomp_crypt.register_archived(1)');
+		});
 	mkdir $inside, 0700 or die $!;
 	trouble(
 		'a register directory inside the data directory',
