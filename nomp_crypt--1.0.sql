@@ -995,8 +995,9 @@ BEGIN
 		RAISE EXCEPTION 'malformed reference' USING ERRCODE = 'invalid_parameter_value',
 			HINT = 'Give the agreement''s number: up to 64 letters, digits, and . _ / -, no personal data.';
 	END IF;
-	INSERT INTO nomp_crypt.erasure (case_id, tenant, reason, reference, requested_by)
-	VALUES (new_case, target, _erase_request.reason, _erase_request.reference, nomp_crypt._acting_role());
+	INSERT INTO nomp_crypt.erasure (case_id, tenant, reason, reference, requested_by, requesters, approvals_needed)
+	VALUES (new_case, target, _erase_request.reason, _erase_request.reference, nomp_crypt._acting_role(),
+		nomp_crypt._actors(), current_setting('nomp_crypt.erasure_approvals')::int);
 	UPDATE nomp_crypt.tenant t SET state = 'suspended' WHERE t.uuid = target AND t.state = 'active';
 	SELECT * INTO open_case FROM nomp_crypt.erasure e WHERE e.case_id = new_case;
 	PERFORM nomp_crypt._audit_case('erase_request', open_case,
@@ -1006,13 +1007,15 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_request(text, text, text) FROM PUBLIC;
 
--- The case, locked. Raises 42704.
+-- The case, locked, after its tenant, as everywhere. Raises 42704.
 CREATE FUNCTION nomp_crypt._erase_case(case_id uuid) RETURNS nomp_crypt.erasure
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	wanted nomp_crypt.erasure;
 BEGIN
+	PERFORM FROM nomp_crypt.tenant t
+	WHERE t.uuid = (SELECT e.tenant FROM nomp_crypt.erasure e WHERE e.case_id = _erase_case.case_id) FOR UPDATE;
 	SELECT * INTO wanted FROM nomp_crypt.erasure e WHERE e.case_id = _erase_case.case_id FOR UPDATE;
 	IF NOT FOUND THEN
 		RAISE EXCEPTION 'erasure case % does not exist', _erase_case.case_id USING ERRCODE = 'undefined_object';
@@ -1034,15 +1037,21 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_wipe(uuid) FROM PUBLIC;
 
--- Empty if the erasure may be executed now, else from when on. NULL if it was.
+-- Empty if the erasure may be executed now, else what it waits for. NULL if it
+-- was executed.
 CREATE FUNCTION nomp_crypt._erase_due(case_id uuid) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(case_id);
-	due timestamptz := c.requested_at + nomp_crypt._erasure_grace();
 BEGIN
-	RETURN CASE WHEN c.state IN ('destroyed', 'certified') THEN NULL
-		WHEN c.state <> 'requested' OR clock_timestamp() >= due THEN '' ELSE due::text END;
+	IF c.state IN ('destroyed', 'certified') THEN
+		RETURN NULL;
+	END IF;
+	IF c.state = 'requested' THEN
+		-- one at a time, for the limit of a day
+		PERFORM FROM nomp_crypt.installation FOR UPDATE;
+	END IF;
+	RETURN coalesce(nomp_crypt._erase_waits(c), '');
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_due(uuid) FROM PUBLIC;
@@ -1243,6 +1252,428 @@ REVOKE ALL ON FUNCTION nomp_crypt._erase_destroy(uuid) FROM PUBLIC;
 CREATE PROCEDURE nomp_crypt.erase_tenant(id text, reason text, reference text DEFAULT NULL)
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_tenant';
 REVOKE ALL ON PROCEDURE nomp_crypt.erase_tenant(text, text, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Erasure: what a case waits for. Approvals by other roles, legal holds, the
+-- data's return, the grace period, and a limit for a day.
+-- ---------------------------------------------------------------------------
+
+ALTER TABLE nomp_crypt.erasure
+	ADD COLUMN group_id uuid,			-- of the cases of one agreement
+	ADD COLUMN requesters text[],		-- everybody that the requester was
+	ADD COLUMN approvals_needed int NOT NULL DEFAULT 0;
+
+CREATE TABLE nomp_crypt.erasure_approval (
+	case_id		uuid NOT NULL,
+	role		name NOT NULL,
+	actors		text[] NOT NULL,		-- everybody that it was: the role, the session's, the one logged in
+	approved_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (case_id, role)
+);
+COMMENT ON TABLE nomp_crypt.erasure_approval IS 'who has approved which erasure';
+
+CREATE TABLE nomp_crypt.legal_hold (
+	uuid		uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+	tenant		uuid NOT NULL,
+	reference	text NOT NULL CHECK (reference ~ '^[A-Za-z0-9._/-]{1,64}$'),
+	placed_by	name NOT NULL,
+	placed_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	released_by	name,
+	released_at	timestamptz
+);
+CREATE UNIQUE INDEX legal_hold_in_force ON nomp_crypt.legal_hold (tenant, reference) WHERE released_at IS NULL;
+COMMENT ON TABLE nomp_crypt.legal_hold IS 'schools that must not be erased, since when, and until when';
+
+CREATE TABLE nomp_crypt.data_return (
+	uuid			uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+	tenant			uuid NOT NULL,
+	manifest_sha256	text CHECK (manifest_sha256 ~ '^[0-9a-f]{64}$'),	-- NULL: the controller wants none
+	recorded_by		name NOT NULL,
+	recorded_at		timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX data_return_tenant_idx ON nomp_crypt.data_return (tenant);
+COMMENT ON TABLE nomp_crypt.data_return IS 'data given back to the controller before an erasure, or word that it is not wanted';
+
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.erasure_approval', '');
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.legal_hold', '');
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.data_return', '');
+
+CREATE FUNCTION nomp_crypt._actors() RETURNS text[]
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_actors';
+REVOKE ALL ON FUNCTION nomp_crypt._actors() FROM PUBLIC;
+
+-- What a requested case waits for: a row for each thing, in words.
+CREATE FUNCTION nomp_crypt._erase_missing(c nomp_crypt.erasure, OUT kind text, OUT missing text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	h nomp_crypt.legal_hold;
+	needed int := greatest(c.approvals_needed, current_setting('nomp_crypt.erasure_approvals')::int);
+	per_day int := current_setting('nomp_crypt.max_erasures_per_day')::int;
+	given text[];
+	due timestamptz := c.requested_at + nomp_crypt._erasure_grace();
+	passed timestamptz[];
+BEGIN
+	IF c.state <> 'requested' THEN
+		RETURN;
+	END IF;
+	kind := 'hold';
+	FOR h IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = c.tenant AND l.released_at IS NULL
+			 ORDER BY l.placed_at LOOP
+		missing := format('the release of legal hold %s, placed at %s by %s', h.reference, h.placed_at, h.placed_by);
+		RETURN NEXT;
+	END LOOP;
+	given := ARRAY(SELECT a.role::text FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id ORDER BY a.approved_at);
+	IF cardinality(given) < needed THEN
+		kind := 'approval';
+		missing := format('%s of %s approvals, by roles other than %s', needed - cardinality(given), needed,
+			array_to_string(coalesce(c.requesters, ARRAY[c.requested_by::text]) || given, ', '));
+		RETURN NEXT;
+	END IF;
+	IF current_setting('nomp_crypt.erasure_requires_return')::boolean AND NOT EXISTS (
+			SELECT FROM nomp_crypt.data_return r WHERE r.tenant = c.tenant) THEN
+		kind := 'return';
+		missing := 'the data''s return to the controller, or word that it is not wanted (nomp_crypt.data_returned)';
+		RETURN NEXT;
+	END IF;
+	IF clock_timestamp() < due THEN
+		kind := 'grace';
+		missing := format('the end of the grace period at %s', due);
+		RETURN NEXT;
+	END IF;
+	IF per_day > 0 THEN
+		passed := ARRAY(
+			SELECT max(e.fenced_at) FROM nomp_crypt.erasure e
+			WHERE e.fenced_at > clock_timestamp() - interval '1 day'
+			GROUP BY coalesce(e.group_id, e.case_id)
+			HAVING coalesce(e.group_id, e.case_id) <> coalesce(c.group_id, c.case_id)
+			ORDER BY 1);
+		IF cardinality(passed) >= per_day THEN
+			kind := 'limit';
+			missing := format('room in nomp_crypt.max_erasures_per_day (%s), until %s', per_day,
+				passed[cardinality(passed) - per_day + 1] + interval '1 day');
+			RETURN NEXT;
+		END IF;
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_missing(nomp_crypt.erasure) FROM PUBLIC;
+
+-- The same as the rest of a sentence, NULL if nothing is missing.
+CREATE FUNCTION nomp_crypt._erase_waits(c nomp_crypt.erasure) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN bool_and(m.kind = 'grace') THEN format('can be executed from %s on', ($1).requested_at + nomp_crypt._erasure_grace())
+		ELSE 'waits for ' || string_agg(m.missing, '; ' ORDER BY m.n) END
+	FROM nomp_crypt._erase_missing($1) WITH ORDINALITY m(kind, missing, n)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_waits(nomp_crypt.erasure) FROM PUBLIC;
+
+-- The school's case that is not finished, NULL if there is none.
+CREATE FUNCTION nomp_crypt._erase_open(id text) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.case_id FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+	WHERE t.id = $1 AND e.state NOT IN ('withdrawn', 'destroyed', 'certified')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_open(text) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._erase_tenant_id(case_id uuid) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT t.id FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant WHERE e.case_id = $1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_tenant_id(uuid) FROM PUBLIC;
+
+-- Raises 55000 if more than time is missing to a case.
+CREATE FUNCTION nomp_crypt._erase_refuse(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_refuse.case_id);
+BEGIN
+	IF EXISTS (SELECT FROM nomp_crypt._erase_missing(c) m WHERE m.kind <> 'grace') THEN
+		RAISE EXCEPTION 'the erasure of tenant "%" %', nomp_crypt._erase_tenant_id(c.case_id), nomp_crypt._erase_waits(c)
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'The tenant stays suspended. See nomp_crypt.erasures; nomp_crypt.withdraw_erasure() takes the request back.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_refuse(uuid) FROM PUBLIC;
+
+-- The next case after that one which waits for nothing, or which an
+-- interrupted call has left; NULL if there is none.
+CREATE FUNCTION nomp_crypt._erase_next(after uuid) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.case_id FROM nomp_crypt.erasure e
+	WHERE ($1 IS NULL OR e.case_id > $1) AND e.state IN ('requested', 'fenced', 'submitted', 'pending')
+		AND nomp_crypt._erase_waits(e) IS NULL
+	ORDER BY e.case_id LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_next(uuid) FROM PUBLIC;
+
+-- The same of one agreement's cases, whatever they wait for.
+CREATE FUNCTION nomp_crypt._erase_next_of(group_id uuid, after uuid) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.case_id FROM nomp_crypt.erasure e
+	WHERE e.group_id = $1 AND ($2 IS NULL OR e.case_id > $2) AND e.state <> 'withdrawn'
+	ORDER BY e.case_id LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_next_of(uuid, uuid) FROM PUBLIC;
+
+-- The number of an agreement's cases that are not finished.
+CREATE FUNCTION nomp_crypt._erase_group(agreement text) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.group_id FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+	WHERE t.agreement = $1 AND e.group_id IS NOT NULL AND e.state NOT IN ('withdrawn', 'destroyed', 'certified')
+	ORDER BY e.requested_at LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_group(text) FROM PUBLIC;
+
+-- A case for each living school of the agreement that has none. Returns their
+-- number; NULL if all schools are erased. Raises 42704 if there is none.
+CREATE FUNCTION nomp_crypt._erase_request_agreement(agreement text, reason text, reference text) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	common uuid := coalesce(nomp_crypt._erase_group(_erase_request_agreement.agreement), gen_random_uuid());
+	school nomp_crypt.tenant;
+	c nomp_crypt.erasure;
+	requested uuid;
+	alone text[] := '{}';
+	schools int := 0;
+BEGIN
+	IF NOT EXISTS (SELECT FROM nomp_crypt.tenant t WHERE t.agreement = _erase_request_agreement.agreement) THEN
+		RAISE EXCEPTION 'no tenant has agreement "%"', _erase_request_agreement.agreement
+			USING ERRCODE = 'undefined_object', HINT = 'See nomp_crypt.tenants.';
+	END IF;
+	FOR school IN SELECT t.* FROM nomp_crypt.tenant t
+				  WHERE t.agreement = _erase_request_agreement.agreement AND t.state <> 'erased'
+				  ORDER BY t.uuid LOOP
+		SELECT e.* INTO c FROM nomp_crypt.erasure e WHERE e.tenant = school.uuid AND e.state <> 'withdrawn';
+		IF NOT FOUND THEN
+			requested := nomp_crypt._erase_request(school.id,
+				_erase_request_agreement.reason, _erase_request_agreement.reference);
+			SELECT e.* INTO c FROM nomp_crypt.erasure e WHERE e.case_id = requested;
+			CONTINUE WHEN c.tenant <> school.uuid;	-- an earlier school of that id, and the same reference
+			UPDATE nomp_crypt.erasure e SET group_id = common WHERE e.case_id = c.case_id;
+		ELSIF c.group_id IS DISTINCT FROM common THEN
+			alone := alone || school.id;
+			CONTINUE;
+		END IF;
+		schools := schools + 1;
+	END LOOP;
+	IF cardinality(alone) > 0 THEN
+		RAISE NOTICE 'tenants that have a case of their own already, which goes on by itself: %',
+			array_to_string(alone, ', ');
+	END IF;
+	RETURN CASE WHEN schools > 0 THEN common END;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_request_agreement(text, text, text) FROM PUBLIC;
+
+-- What an agreement's cases still wait for, in a sentence; NULL if for nothing.
+CREATE FUNCTION nomp_crypt._erase_group_waits(group_id uuid) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT string_agg(format('the erasure of %s tenants (%s) %s', w.n, CASE WHEN w.n > 5 THEN w.ids[1] || ', ...' ELSE array_to_string(w.ids, ', ') END, w.waits), '; ')
+	FROM (SELECT count(*) AS n, array_agg(t.id ORDER BY t.id) AS ids, nomp_crypt._erase_waits(e) AS waits
+		  FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+		  WHERE e.group_id = $1 AND e.state = 'requested'
+		  GROUP BY nomp_crypt._erase_waits(e)) w
+	WHERE w.waits IS NOT NULL
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_group_waits(uuid) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._erase_refuse_group(group_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF EXISTS (SELECT FROM nomp_crypt.erasure e, nomp_crypt._erase_missing(e) m
+			   WHERE e.group_id = _erase_refuse_group.group_id AND m.kind <> 'grace') THEN
+		RAISE EXCEPTION '%', nomp_crypt._erase_group_waits(_erase_refuse_group.group_id)
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'These tenants stay suspended; the others of the agreement are erased. See nomp_crypt.erasures.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_refuse_group(uuid) FROM PUBLIC;
+
+-- All schools of an agreement, as erase_tenant: see erase_case.c.
+CREATE PROCEDURE nomp_crypt.erase_agreement(agreement text, reason text, reference text DEFAULT NULL)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_agreement';
+REVOKE ALL ON PROCEDURE nomp_crypt.erase_agreement(text, text, text) FROM PUBLIC;
+
+-- Everything that is due, for pg_cron: see erase_case.c.
+CREATE PROCEDURE nomp_crypt.run_due_erasures()
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_run_due_erasures';
+REVOKE ALL ON PROCEDURE nomp_crypt.run_due_erasures() FROM PUBLIC;
+
+-- Approve a requested case: by its number, by the number of an agreement's
+-- cases, or by the agreement, which means all of its cases that are requested
+-- now. Returns how many cases that is. Nobody approves twice, or what he has
+-- asked for, under whatever role of his. Raises 42704, 55000.
+CREATE FUNCTION nomp_crypt.approve_erasure(case_or_agreement text) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	mine text[] := nomp_crypt._actors();
+	c nomp_crypt.erasure;
+	other record;
+	approved int := 0;
+	earlier record;
+BEGIN
+	FOR c IN SELECT e.* FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+			 WHERE e.state = 'requested' AND (e.case_id::text = case_or_agreement OR
+				e.group_id::text = case_or_agreement OR t.agreement = case_or_agreement)
+			 ORDER BY e.case_id FOR UPDATE OF e LOOP
+		IF mine && coalesce(c.requesters, ARRAY[c.requested_by::text]) THEN
+			RAISE EXCEPTION 'the erasure of tenant "%" was asked for by %, who cannot approve it',
+				nomp_crypt._erase_tenant_id(c.case_id), array_to_string(c.requesters, ', ')
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				HINT = 'Another person, logged in as another role, must do that.';
+		END IF;
+		SELECT a.role, a.approved_at INTO other FROM nomp_crypt.erasure_approval a
+		WHERE a.case_id = c.case_id AND a.actors && mine;
+		IF FOUND THEN
+			earlier := other;
+			CONTINUE;	-- a school may have been added to an agreement since
+		END IF;
+		INSERT INTO nomp_crypt.erasure_approval (case_id, role, actors)
+		VALUES (c.case_id, nomp_crypt._acting_role(), mine);
+		PERFORM nomp_crypt._audit_case('approve_erasure', c, jsonb_build_object('actors', to_jsonb(mine)));
+		approved := approved + 1;
+	END LOOP;
+	IF approved = 0 AND earlier IS NOT NULL THEN
+		RAISE EXCEPTION 'the same person has approved this already, as % at %', earlier.role, earlier.approved_at
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Another person, logged in as another role, must do that.';
+	ELSIF approved = 0 THEN
+		SELECT e.state INTO other FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+		WHERE e.case_id::text = case_or_agreement OR e.group_id::text = case_or_agreement OR t.agreement = case_or_agreement
+		LIMIT 1;
+		IF FOUND THEN
+			RAISE EXCEPTION 'no erasure of "%" waits for approval: it is %', case_or_agreement, other.state
+				USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.erasures.';
+		END IF;
+		RAISE EXCEPTION 'no erasure has number or agreement "%"', case_or_agreement
+			USING ERRCODE = 'undefined_object', HINT = 'See nomp_crypt.erasures.';
+	END IF;
+	RETURN approved;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.approve_erasure(text) FROM PUBLIC;
+
+-- The living school, and its case, locked in that order; raises 55000 past
+-- the fence, 42704.
+CREATE FUNCTION nomp_crypt._before_fence(id text) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._tenant_uuid(_before_fence.id);
+	now_state text;
+BEGIN
+	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
+	PERFORM FROM nomp_crypt.erasure e WHERE e.tenant = target AND e.state <> 'withdrawn' FOR UPDATE;
+	SELECT t.state INTO now_state FROM nomp_crypt.tenant t WHERE t.uuid = target;
+	IF now_state IN ('fenced', 'erased') THEN
+		RAISE EXCEPTION 'tenant "%" is %: its erasure is final', _before_fence.id, now_state
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.erasures.';
+	END IF;
+	RETURN target;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._before_fence(text) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._require_reference(reference text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF reference IS NULL OR reference !~ '^[A-Za-z0-9._/-]{1,64}$' THEN
+		RAISE EXCEPTION 'malformed reference' USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Give the file''s number: up to 64 letters, digits, and . _ / -, no personal data.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._require_reference(text) FROM PUBLIC;
+
+-- The school must not be erased until the hold is released; several can be in
+-- force, by their references. It can be read as before. Harmless when
+-- repeated. Raises 22023, 42704, 55000.
+CREATE FUNCTION nomp_crypt.hold_tenant(id text, reference text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._before_fence(hold_tenant.id);
+BEGIN
+	PERFORM nomp_crypt._require_reference(hold_tenant.reference);
+	INSERT INTO nomp_crypt.legal_hold (tenant, reference, placed_by)
+	VALUES (target, hold_tenant.reference, nomp_crypt._acting_role())
+	ON CONFLICT DO NOTHING;
+	IF FOUND THEN
+		PERFORM nomp_crypt._audit('hold_tenant', hold_tenant.id,
+			jsonb_build_object('uuid', target, 'reference', hold_tenant.reference));
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.hold_tenant(text, text) FROM PUBLIC;
+
+-- Raises 42704, also if no such hold is in force.
+CREATE FUNCTION nomp_crypt.release_hold(id text, reference text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._tenant_uuid(release_hold.id);
+BEGIN
+	UPDATE nomp_crypt.legal_hold l SET released_at = clock_timestamp(), released_by = nomp_crypt._acting_role()
+	WHERE l.tenant = target AND l.reference = release_hold.reference AND l.released_at IS NULL;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'tenant "%" is under no legal hold "%"', release_hold.id, release_hold.reference
+			USING ERRCODE = 'undefined_object', HINT = 'See nomp_crypt.legal_hold.';
+	END IF;
+	PERFORM nomp_crypt._audit('release_hold', release_hold.id,
+		jsonb_build_object('uuid', target, 'reference', release_hold.reference));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.release_hold(text, text) FROM PUBLIC;
+
+-- The school's data was given to the controller, in an export with that
+-- manifest (scripts/export-tenant prints its sum), or 'not wanted'. Before the
+-- fence, also before the request. Raises 22023, 42704, 55000.
+CREATE FUNCTION nomp_crypt.data_returned(id text, manifest_sha256 text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._before_fence(data_returned.id);
+	sum text := nullif(data_returned.manifest_sha256, 'not wanted');
+BEGIN
+	IF data_returned.manifest_sha256 IS NULL OR sum !~ '^[0-9a-f]{64}$' THEN
+		RAISE EXCEPTION 'malformed sum' USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Give the manifest''s SHA-256 sum, 64 digits of lower-case hex, or ''not wanted''.';
+	END IF;
+	INSERT INTO nomp_crypt.data_return (tenant, manifest_sha256, recorded_by)
+	VALUES (target, sum, nomp_crypt._acting_role());
+	PERFORM nomp_crypt._audit('data_returned', data_returned.id,
+		jsonb_build_object('uuid', target, 'manifest', data_returned.manifest_sha256));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.data_returned(text, text) FROM PUBLIC;
+
+-- What happens next in a case, in words.
+CREATE FUNCTION nomp_crypt._erase_step(c nomp_crypt.erasure) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE ($1).state
+		WHEN 'requested' THEN coalesce('it ' || nomp_crypt._erase_waits($1),
+			'it can be executed: CALL nomp_crypt.erase_tenant again, or nomp_crypt.run_due_erasures()')
+		WHEN 'withdrawn' THEN 'nothing: it was withdrawn'
+		WHEN 'pending' THEN 'the keystore destroys the keys at a time of its own; then CALL nomp_crypt.run_due_erasures()'
+		WHEN 'destroyed' THEN 'the keys are destroyed: CALL nomp_crypt.certify_erasure'
+		WHEN 'certified' THEN 'nothing is left to do but nomp_crypt.purge_tenant'
+		ELSE 'it goes on, or was interrupted: CALL nomp_crypt.erase_tenant again, or nomp_crypt.run_due_erasures()' END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_step(nomp_crypt.erasure) FROM PUBLIC;
+
+CREATE VIEW nomp_crypt.erasures AS
+SELECT e.case_id, e.group_id, t.id AS tenant, t.agreement, e.state, e.reason, e.reference,
+	e.requested_by, e.requested_at,
+	(SELECT count(*) FROM nomp_crypt.erasure_approval a WHERE a.case_id = e.case_id) AS approvals,
+	e.approvals_needed,
+	EXISTS (SELECT FROM nomp_crypt.legal_hold l WHERE l.tenant = e.tenant AND l.released_at IS NULL) AS held,
+	(SELECT coalesce(r.manifest_sha256, 'not wanted') FROM nomp_crypt.data_return r WHERE r.tenant = e.tenant
+	 ORDER BY r.recorded_at DESC LIMIT 1) AS data_returned,
+	CASE WHEN e.state = 'requested' THEN e.requested_at + nomp_crypt._erasure_grace() END AS not_before,
+	nomp_crypt._erase_step(e) AS next,
+	e.fenced_at, e.destroyed_at
+FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant;
+COMMENT ON VIEW nomp_crypt.erasures IS 'one row per erasure: what happens next, and what or who is missing';
 
 -- ---------------------------------------------------------------------------
 -- The life of keys: new data keys, new KEKs, suspension, the end of KEKs
@@ -2376,11 +2807,11 @@ BEGIN
 		SELECT count(*), string_agg(quote_literal(t.id), ', ') INTO n, names
 		FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
 		WHERE e.state IN ('fenced', 'submitted')
-			OR (e.state = 'requested' AND e.requested_at + nomp_crypt._erasure_grace() < clock_timestamp());
+			OR (e.state = 'requested' AND nomp_crypt._erase_waits(e) IS NULL);
 		IF n > 0 THEN
 			severity := 'warning';
 			detail := format('%s erasures are due or were interrupted: %s', n, names);
-			advice := 'Unless a session is at it, CALL nomp_crypt.erase_tenant again; it goes on where it was.';
+			advice := 'Unless a session is at it, CALL nomp_crypt.run_due_erasures(), at best regularly.';
 		END IF;
 	WHEN 'provisional_keys' THEN
 		IF reachable THEN
@@ -2648,6 +3079,10 @@ BEGIN
 						   '_tenants_elsewhere')
 			 OR p.proname IN ('_progress_read', 'rotate_index_key')
 			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')
+			 OR p.proname IN ('erase_agreement', 'run_due_erasures', 'approve_erasure', 'hold_tenant', 'release_hold',
+							  'data_returned', '_erase_open', '_erase_refuse', '_erase_tenant_id', '_erase_next',
+							  '_erase_next_of', '_erase_group', '_erase_request_agreement', '_erase_group_waits',
+							  '_erase_refuse_group', '_erase_step', '_erasure_grace')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_submit', '_erase_destroy')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);
