@@ -1403,6 +1403,9 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 	SELECT e.case_id FROM nomp_crypt.erasure e
 	WHERE ($1 IS NULL OR e.case_id > $1) AND e.state IN ('requested', 'fenced', 'submitted', 'pending')
 		AND nomp_crypt._erase_waits(e) IS NULL
+		-- a keystore that destroys later has its own date, and somebody may have cancelled it there
+		AND coalesce((to_jsonb(e) ->> 'pending_until')::timestamptz, '-infinity') <= clock_timestamp()
+		AND to_jsonb(e) ->> 'voided_at' IS NULL
 	ORDER BY e.case_id LIMIT 1
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_next(uuid) FROM PUBLIC;
@@ -1650,14 +1653,17 @@ REVOKE ALL ON FUNCTION nomp_crypt.data_returned(text, text) FROM PUBLIC;
 -- What happens next in a case, in words.
 CREATE FUNCTION nomp_crypt._erase_step(c nomp_crypt.erasure) RETURNS text
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-	SELECT CASE ($1).state
+	SELECT CASE WHEN to_jsonb($1) ->> 'voided_at' IS NOT NULL THEN
+		'the destruction was cancelled in the keystore: find out why, then CALL nomp_crypt.resubmit_erasure'
+		ELSE CASE ($1).state
 		WHEN 'requested' THEN coalesce('it ' || nomp_crypt._erase_waits($1),
 			'it can be executed: CALL nomp_crypt.erase_tenant again, or nomp_crypt.run_due_erasures()')
 		WHEN 'withdrawn' THEN 'nothing: it was withdrawn'
-		WHEN 'pending' THEN 'the keystore destroys the keys at a time of its own; then CALL nomp_crypt.run_due_erasures()'
+		WHEN 'pending' THEN format('the keystore destroys the keys at %s; then CALL nomp_crypt.run_due_erasures()',
+			coalesce(to_jsonb($1) ->> 'pending_until', 'a time of its own'))
 		WHEN 'destroyed' THEN 'the keys are destroyed: CALL nomp_crypt.certify_erasure'
 		WHEN 'certified' THEN 'nothing is left to do but nomp_crypt.purge_tenant'
-		ELSE 'it goes on, or was interrupted: CALL nomp_crypt.erase_tenant again, or nomp_crypt.run_due_erasures()' END
+		ELSE 'it goes on, or was interrupted: CALL nomp_crypt.erase_tenant again, or nomp_crypt.run_due_erasures()' END END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_step(nomp_crypt.erasure) FROM PUBLIC;
 
@@ -2560,6 +2566,803 @@ LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_rotate_index_key';
 REVOKE ALL ON FUNCTION nomp_crypt.rotate_index_key(text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- Erasure: what it reaches. Counting a school's values needs no key and no
+-- right, also after the erasure; these functions look into every table.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION nomp_crypt._values_of(value anyelement, tenant uuid) RETURNS int
+LANGUAGE c STABLE PARALLEL SAFE COST 10 AS 'MODULE_PATHNAME', 'nc_values_of';
+CREATE FUNCTION nomp_crypt._first_value(value anyelement, tenant uuid) RETURNS @extschema@.encrypted
+LANGUAGE c STABLE PARALLEL SAFE COST 10 AS 'MODULE_PATHNAME', 'nc_first_value';
+
+-- The columns that can hold values, with their relations: tables, partitions
+-- and materialized views.
+CREATE FUNCTION nomp_crypt._value_columns(OUT relation regclass, OUT name text, OUT kind "char",
+	OUT column_name name, OUT place int2, OUT not_null boolean, OUT generated boolean) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT c.oid::regclass, format('%I.%I', n.nspname, c.relname), c.relkind, a.attname, a.attnum, a.attnotnull,
+		a.attgenerated <> ''
+	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+	WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND nomp_crypt._holds_values(a.atttypid)
+	ORDER BY 2, a.attnum
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._value_columns() FROM PUBLIC;
+
+-- The school's values by table and column, and for a NULL column the rows
+-- that have any. Goes through all of them, block by block, and shows how far.
+CREATE FUNCTION nomp_crypt._count_values(tenant uuid, command text, OUT relation regclass, OUT name text,
+	OUT column_name name, OUT amount bigint) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' AS $$
+DECLARE
+	step CONSTANT bigint := 1024;
+	done bigint := 0;
+	total bigint;
+	blocks bigint;
+	t record;
+	counted bigint[];
+	sums bigint[];
+	query text;
+BEGIN
+	SELECT sum(pg_relation_size(r) / current_setting('block_size')::bigint) INTO total
+	FROM (SELECT DISTINCT v.relation FROM nomp_crypt._value_columns() v) r(r);
+	FOR t IN SELECT v.relation, v.name, array_agg(v.column_name ORDER BY v.place) AS columns
+			 FROM nomp_crypt._value_columns() v GROUP BY 1, 2 ORDER BY 2 LOOP
+		blocks := pg_relation_size(t.relation) / current_setting('block_size')::bigint;
+		sums := array_fill(0::bigint, ARRAY[cardinality(t.columns) + 1]);
+		SELECT format('SELECT ARRAY[count(*) FILTER (WHERE %s), %s] FROM ONLY %s t WHERE t.ctid >= $2 AND t.ctid < $3',
+			string_agg(format('nomp_crypt._values_of(t.%I, $1) > 0', c), ' OR ' ORDER BY n),
+			string_agg(format('coalesce(sum(nomp_crypt._values_of(t.%I, $1)), 0)::bigint', c), ', ' ORDER BY n), t.relation)
+		INTO query FROM unnest(t.columns) WITH ORDINALITY u(c, n);
+		FOR at IN 0 .. (blocks - 1) / step LOOP
+			EXECUTE query INTO counted USING tenant, format('(%s,0)', at * step)::tid,
+				format('(%s,0)', (at + 1) * step)::tid;
+			sums := ARRAY(SELECT a + b FROM unnest(sums, counted) u(a, b));
+			PERFORM nomp_crypt._progress(command, t.name, 'counting', 'blocks',
+				done + least(blocks, (at + 1) * step), total);
+		END LOOP;
+		done := done + blocks;
+		relation := t.relation;
+		name := t.name;
+		FOR i IN 1 .. cardinality(sums) LOOP
+			column_name := t.columns[i - 1];
+			amount := sums[i];
+			RETURN NEXT;
+		END LOOP;
+	END LOOP;
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._count_values(uuid, text) FROM PUBLIC;
+
+-- The databases of this server that the installation's file names, but this
+-- one; NULL for those of other data directories.
+CREATE FUNCTION nomp_crypt._other_databases() RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	RETURN QUERY SELECT CASE WHEN m[2] = here.directory THEN d.datname::text END
+	FROM regexp_matches(pg_read_file(current_setting('nomp_crypt.register_directory') || '/installation'),
+			'^database (\d+) of (.*)$', 'gn') m
+	CROSS JOIN current_setting('data_directory') here(directory)
+	LEFT JOIN pg_database d ON d.oid = m[1]::oid
+	WHERE m[2] <> here.directory OR d.datname <> current_database();
+EXCEPTION WHEN OTHERS THEN
+	RETURN;		-- who must know asks _require_owner
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._other_databases() FROM PUBLIC;
+
+-- Before an erasure: how many values of the school it makes unreadable, and
+-- what destroying the keys will not reach. Reads every table with encrypted
+-- columns. Raises 42704.
+CREATE FUNCTION nomp_crypt.erasure_preview(id text, OUT kind text, OUT object text, OUT column_name name,
+	OUT amount bigint, OUT detail text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	target uuid := nomp_crypt._tenant_uuid(erasure_preview.id);
+	counted record;
+	found_in jsonb := '[]';
+	others text[];
+	past record;
+BEGIN
+	FOR counted IN SELECT * FROM nomp_crypt._count_values(target, 'erasure_preview') LOOP
+		CONTINUE WHEN counted.amount = 0;
+		kind := CASE WHEN counted.column_name IS NULL THEN 'rows' ELSE 'values' END;
+		object := counted.name;
+		column_name := counted.column_name;
+		amount := counted.amount;
+		RETURN NEXT;
+		found_in := found_in || jsonb_build_object('name', object, 'column_name', column_name);
+	END LOOP;
+	kind := 'not reached';
+	amount := NULL;
+	IF to_regclass('nomp_crypt.inventory') IS NULL THEN
+		object := 'backups and files';
+		column_name := NULL;
+		detail := 'since when the columns are encrypted on disk is not known; what was plain before is in backups, WAL and old blocks of that time';
+		RETURN NEXT;
+	ELSE
+		FOR past IN EXECUTE 'SELECT i.table_name, i.column_name, i.encrypted_on_disk_since AS since, i.state
+			FROM nomp_crypt.inventory i JOIN jsonb_to_recordset($1) p(name text, column_name name)
+				ON p.name = i.table_name AND p.column_name = i.column_name
+			WHERE i.encrypted_on_disk_since IS NULL OR i.encrypted_on_disk_since > clock_timestamp() - nomp_crypt._backup_retention()'
+			USING found_in LOOP
+			object := past.table_name;
+			column_name := past.column_name;
+			detail := CASE WHEN past.since IS NULL THEN past.state
+				ELSE format('encrypted on disk since %s: backups from before have it plain until %s', past.since,
+					past.since + nomp_crypt._backup_retention()) END;
+			RETURN NEXT;
+		END LOOP;
+	END IF;
+	column_name := NULL;
+	IF to_regprocedure('nomp_crypt.lint()') IS NOT NULL THEN
+		EXECUTE 'SELECT count(*) FROM nomp_crypt.lint()' INTO amount;
+		IF amount > 0 THEN
+			object := 'definitions';
+			detail := 'places where values may be in clear: see nomp_crypt.lint()';
+			RETURN NEXT;
+		END IF;
+		amount := NULL;
+	END IF;
+	others := ARRAY(SELECT o FROM nomp_crypt._other_databases() o WHERE o IS NOT NULL ORDER BY 1);
+	IF cardinality(others) > 0 THEN
+		object := 'databases ' || array_to_string(others, ', ');
+		detail := 'they are of the same installation: a tenant of this name made there has keys of its own; erase it there, too';
+		RETURN NEXT;
+	END IF;
+	amount := (SELECT count(*) FROM nomp_crypt._other_databases() o WHERE o IS NULL);
+	IF amount > 0 THEN
+		object := 'databases of other servers';
+		detail := 'the installation''s file names them; a tenant of this name made there has keys of its own';
+		RETURN NEXT;
+	END IF;
+	amount := NULL;
+	object := 'what is not encrypted';
+	detail := 'columns in clear beside the values, the number of rows, and the tenant''s id, name, agreement and rights';
+	RETURN NEXT;
+	object := 'copies of keys';
+	detail := 'backups of the keystore and copies of a software token''s folder: whoever has one, and a backup of the database, reads the values';
+	RETURN NEXT;
+	object := 'copies of plaintext';
+	detail := 'exports, logs, mail, and whatever else applications keep outside encrypted columns';
+	RETURN NEXT;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.erasure_preview(text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Erasure: verifying, and certifying what holds
+-- ---------------------------------------------------------------------------
+
+ALTER TABLE nomp_crypt.erasure
+	ADD COLUMN sample text,				-- a ciphertext of the school, as it was
+	ADD COLUMN lease_acknowledged_by name,
+	ADD COLUMN lease_acknowledged_at timestamptz,
+	ADD COLUMN verification jsonb NOT NULL DEFAULT '{}',	-- what the last check has found
+	ADD COLUMN certified_at timestamptz;
+
+CREATE FUNCTION nomp_crypt._ask_nodes(sample text, OUT node text, OUT answer text, OUT detail text,
+	OUT lease_seconds int, OUT standby boolean) RETURNS SETOF record
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_ask_nodes';
+REVOKE ALL ON FUNCTION nomp_crypt._ask_nodes(text) FROM PUBLIC;
+
+-- A ciphertext of the school's from its tables, kept with the case, so that
+-- there is one to ask for when they are empty. NULL if there is none.
+CREATE FUNCTION nomp_crypt._keep_sample(tenant uuid) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' AS $$
+#variable_conflict use_column
+DECLARE
+	kept text;
+	v record;
+	bytes bytea;
+BEGIN
+	SELECT e.sample INTO kept FROM nomp_crypt.erasure e
+	WHERE e.tenant = _keep_sample.tenant AND e.state IN ('destroyed', 'certified');
+	IF kept IS NOT NULL OR NOT FOUND THEN
+		RETURN kept;
+	END IF;
+	FOR v IN SELECT * FROM nomp_crypt._value_columns() LOOP
+		PERFORM nomp_crypt._progress('certify_erasure', v.name, 'looking for a value', 'tables', 0, 0);
+		EXECUTE format('SELECT @extschema@.encrypted_send(nomp_crypt._first_value(t.%1$I, $1)) FROM ONLY %2$s t
+			WHERE nomp_crypt._values_of(t.%1$I, $1) > 0 LIMIT 1', v.column_name, v.relation)
+		INTO bytes USING _keep_sample.tenant;
+		EXIT WHEN bytes IS NOT NULL;
+	END LOOP;
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+	kept := 'nc1:' || translate(encode(bytes, 'base64'), E'\n', '');
+	UPDATE nomp_crypt.erasure e SET sample = kept
+	WHERE e.tenant = _keep_sample.tenant AND e.state IN ('destroyed', 'certified');
+	RETURN kept;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._keep_sample(uuid) FROM PUBLIC;
+
+-- The school's last finished case, locked. Raises 42704, 55000.
+CREATE FUNCTION nomp_crypt._finished_case(id text) RETURNS nomp_crypt.erasure
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure;
+BEGIN
+	PERFORM nomp_crypt._tenant_uuid(_finished_case.id);
+	SELECT e.* INTO c FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+	WHERE t.id = _finished_case.id AND e.state <> 'withdrawn'
+	ORDER BY e.state IN ('destroyed', 'certified') DESC, e.requested_at DESC LIMIT 1;
+	IF c.state IS NULL OR c.state NOT IN ('destroyed', 'certified') THEN
+		RAISE EXCEPTION 'tenant "%" has not been erased', _finished_case.id
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = CASE WHEN c.case_id IS NULL THEN 'No erasure was asked for.' ELSE 'See nomp_crypt.erasures.' END;
+	END IF;
+	RETURN nomp_crypt._erase_case(c.case_id);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._finished_case(text) FROM PUBLIC;
+
+-- A person says that no node can have the school's keys in memory any more,
+-- though the longest lease is not over. Raises 42704, 55000.
+CREATE FUNCTION nomp_crypt.acknowledge_lease(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(acknowledge_lease.case_id);
+BEGIN
+	IF c.state <> 'destroyed' THEN
+		RAISE EXCEPTION 'erasure case % is %', c.case_id, c.state
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'This can be said between the destruction and the certificate.';
+	END IF;
+	UPDATE nomp_crypt.erasure e SET lease_acknowledged_by = nomp_crypt._acting_role(),
+		lease_acknowledged_at = clock_timestamp()
+	WHERE e.case_id = c.case_id;
+	PERFORM nomp_crypt._audit_case('acknowledge_lease', c);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.acknowledge_lease(uuid) FROM PUBLIC;
+
+-- What a certificate says, as far as the case knows it.
+CREATE FUNCTION nomp_crypt._certificate_facts(case_id uuid) RETURNS jsonb
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT jsonb_strip_nulls(jsonb_build_object('case', e.case_id, 'group', e.group_id, 'school', e.tenant, 'tenant', t.id,
+		'agreement', t.agreement, 'reason', e.reason, 'reference', e.reference,
+		'requested', jsonb_build_object('at', e.requested_at, 'by', e.requested_by),
+		'approvals', (SELECT jsonb_agg(jsonb_build_object('by', a.role, 'at', a.approved_at) ORDER BY a.approved_at)
+			FROM nomp_crypt.erasure_approval a WHERE a.case_id = e.case_id),
+		'returned', (SELECT jsonb_build_object('manifest', coalesce(r.manifest_sha256, 'not wanted'), 'by', r.recorded_by, 'at', r.recorded_at)
+			FROM nomp_crypt.data_return r WHERE r.tenant = e.tenant ORDER BY r.recorded_at DESC LIMIT 1),
+		'holds', (SELECT jsonb_agg(jsonb_build_object('reference', l.reference, 'from', l.placed_at, 'until', l.released_at) ORDER BY l.placed_at)
+			FROM nomp_crypt.legal_hold l WHERE l.tenant = e.tenant),
+		'fenced', e.fenced_at, 'submitted', e.submitted_at, 'destroyed', e.destroyed_at, 'certified', e.certified_at,
+		'keystores', e.keystores, 'verification', e.verification))
+	FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant WHERE e.case_id = $1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_facts(uuid) FROM PUBLIC;
+
+-- Check what a certificate needs, keep what was found, and certify if nothing
+-- is in the way: NULL, or else what is, in words.
+CREATE FUNCTION nomp_crypt._certify(id text, accept_not_asked boolean) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._finished_case(_certify.id);
+	kept text;
+	asked jsonb := '[]';
+	silent text[];
+	readable text[];
+	standbys text[];
+	lease interval := current_setting('nomp_crypt.key_lease')::interval;
+	wraps bigint;
+	in_the_way text[] := '{}';
+BEGIN
+	IF c.state = 'certified' THEN
+		RAISE NOTICE 'the erasure of tenant "%" was certified at %', _certify.id, c.certified_at;
+		RETURN NULL;
+	END IF;
+	PERFORM nomp_crypt._require_owner();
+	SELECT count(*) INTO wraps FROM nomp_crypt.tenant_key k JOIN nomp_crypt.kek e ON e.uuid = k.kek
+	WHERE e.tenant = c.tenant AND (k.wrapped IS NOT NULL OR k.state <> 'erased');
+	IF wraps > 0 THEN
+		in_the_way := in_the_way || format('%s rows of nomp_crypt.tenant_key have a wrapped key again', wraps);
+	END IF;
+	IF EXISTS (SELECT FROM nomp_crypt.kek k WHERE k.tenant = c.tenant AND k.state <> 'destroyed') THEN
+		in_the_way := in_the_way || 'a key of nomp_crypt.kek is not marked as destroyed'::text;
+	END IF;
+	kept := nomp_crypt._keep_sample(c.tenant);
+	IF kept IS NOT NULL THEN
+		SELECT coalesce(jsonb_agg(jsonb_strip_nulls(to_jsonb(a)) ORDER BY a.node), '[]') INTO asked
+		FROM nomp_crypt._ask_nodes(kept) a;
+	END IF;
+	silent := ARRAY(SELECT a ->> 'node' FROM jsonb_array_elements(asked) a
+					WHERE a ->> 'answer' NOT IN ('NC001', 'NC003', 'readable') ORDER BY 1);
+	readable := ARRAY(SELECT a ->> 'node' FROM jsonb_array_elements(asked) a WHERE a ->> 'answer' = 'readable' ORDER BY 1);
+	standbys := ARRAY(SELECT format('standby "%s"', r.application_name) FROM pg_stat_replication r
+					  LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+					  WHERE r.state IS DISTINCT FROM 'backup' AND s.slot_type IS DISTINCT FROM 'logical' ORDER BY 1);
+	-- a connection string and a standby cannot be told to be the same node; their numbers can
+	IF (SELECT count(*) FROM jsonb_array_elements(asked) a WHERE (a ->> 'standby')::boolean) < cardinality(standbys) THEN
+		silent := silent || standbys;
+	END IF;
+	IF cardinality(readable) > 0 THEN
+		in_the_way := in_the_way || ('a value can still be read on ' || array_to_string(readable, ', '));
+	END IF;
+	IF cardinality(silent) > 0 AND NOT accept_not_asked THEN
+		in_the_way := in_the_way || ('there is no answer from ' || array_to_string(silent, ', '));
+	END IF;
+	SELECT greatest(lease, max(make_interval(secs => (a ->> 'lease_seconds')::int)),
+		CASE WHEN cardinality(silent) > 0 THEN interval '24 hours' END) INTO lease
+	FROM jsonb_array_elements(asked) a;
+	IF clock_timestamp() < c.destroyed_at + lease AND c.lease_acknowledged_at IS NULL THEN
+		in_the_way := in_the_way || format('a node that nobody knows of may have a key in memory until %s', c.destroyed_at + lease);
+	END IF;
+	UPDATE nomp_crypt.erasure e SET
+		verification = jsonb_strip_nulls(jsonb_build_object('at', clock_timestamp(), 'by', nomp_crypt._acting_role(),
+			'sample', CASE WHEN kept IS NULL THEN 'none' ELSE 'kept' END,
+			'nodes', asked, 'not_asked', to_jsonb(silent), 'longest_lease', lease,
+			'lease_acknowledged_by', c.lease_acknowledged_by, 'lease_acknowledged_at', c.lease_acknowledged_at,
+			'in_the_way', CASE WHEN in_the_way <> '{}' THEN to_jsonb(in_the_way) END)),
+		state = CASE WHEN in_the_way = '{}' THEN 'certified' ELSE e.state END,
+		certified_at = CASE WHEN in_the_way = '{}' THEN clock_timestamp() END
+	WHERE e.case_id = c.case_id;
+	IF in_the_way <> '{}' THEN
+		RETURN array_to_string(in_the_way, '; ');
+	END IF;
+	PERFORM nomp_crypt._audit_case('certify_erasure', c, jsonb_build_object('not_asked', to_jsonb(silent)));
+	IF to_regprocedure('nomp_crypt._register_append(text,jsonb)') IS NOT NULL THEN
+		EXECUTE 'SELECT nomp_crypt._register_append($1, $2)' USING 'certificate'::text, nomp_crypt._certificate_facts(c.case_id);
+	END IF;
+	RETURN NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certify(text, boolean) FROM PUBLIC;
+
+-- A finished erasure is certified if nothing wraps under its keys, a value of
+-- the school can be read on none of nomp_crypt.nodes and the longest lease is
+-- over or acknowledged. Nodes that do not answer are in the way, or, with
+-- accept_not_asked, named in the certificate. What was found is kept either
+-- way. Raises 2D000 inside a transaction block, 42704, 55000.
+-- It commits, so its search_path is the caller's: every name is qualified.
+CREATE PROCEDURE nomp_crypt.certify_erasure(id text, accept_not_asked boolean DEFAULT false)
+LANGUAGE plpgsql AS $$
+DECLARE
+	in_the_way pg_catalog.text;
+BEGIN
+	COMMIT;		-- refuses a transaction block before anything was made
+	in_the_way := nomp_crypt._certify(id, accept_not_asked);
+	COMMIT;
+	IF in_the_way IS NOT NULL THEN
+		RAISE EXCEPTION 'the erasure of tenant "%" cannot be certified: %', id, in_the_way
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'See nomp_crypt.erasure.verification. Repeat the call; nomp_crypt.acknowledge_lease() and accept_not_asked => true put a person''s word on record.';
+	END IF;
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.certify_erasure(text, boolean) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Erasure: removing what cannot be read any more, with the caller's own rights
+-- ---------------------------------------------------------------------------
+
+-- What refers to the relation, or to the partitioned table that it is of: for
+-- each foreign key the condition that a child row "c" refers to the row "p".
+CREATE FUNCTION nomp_crypt._referrers(relation regclass, OUT child regclass, OUT parent regclass, OUT constraint_name name,
+	OUT action "char", OUT condition text) RETURNS SETOF record
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT f.conrelid::regclass, f.confrelid::regclass, f.conname, f.confdeltype,
+		(SELECT string_agg(format('c.%I OPERATOR(%I.%s) p.%I', ca.attname, n.nspname, o.oprname, pa.attname), ' AND ')
+		 FROM unnest(f.conkey, f.confkey, f.conpfeqop) k(child, parent, operator)
+		 JOIN pg_attribute ca ON ca.attrelid = f.conrelid AND ca.attnum = k.child
+		 JOIN pg_attribute pa ON pa.attrelid = f.confrelid AND pa.attnum = k.parent
+		 JOIN pg_operator o ON o.oid = k.operator JOIN pg_namespace n ON n.oid = o.oprnamespace)
+	FROM pg_constraint f
+	WHERE f.contype = 'f' AND f.conparentid = 0
+		AND f.confrelid IN (SELECT $1 UNION SELECT a FROM pg_partition_ancestors($1) a)
+	ORDER BY f.conrelid::regclass::text, f.conname
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._referrers(regclass) FROM PUBLIC;
+
+-- That any column of the alias's row has a value of tenant $1.
+CREATE FUNCTION nomp_crypt._owned(relation regclass, alias text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce(string_agg(format('nomp_crypt._values_of(%I.%I, $1) > 0', $2, a.attname), ' OR ' ORDER BY a.attnum), 'false')
+	FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._owned(regclass, text) FROM PUBLIC;
+
+-- Relations with values of the school, those that refer to others first.
+CREATE FUNCTION nomp_crypt._purge_order(relations oid[]) RETURNS SETOF regclass
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	remaining oid[] := relations;
+	next oid;
+BEGIN
+	WHILE cardinality(remaining) > 0 LOOP
+		-- one that no other of them refers to; in a circle, any
+		SELECT r INTO next FROM unnest(remaining) WITH ORDINALITY u(r, n)
+		ORDER BY EXISTS (SELECT FROM nomp_crypt._referrers(r) f, unnest(remaining) o
+			WHERE o <> r AND (f.child = o OR f.child IN (SELECT a FROM pg_partition_ancestors(o) a))), n LIMIT 1;
+		RETURN NEXT next::regclass;
+		remaining := array_remove(remaining, next);
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_order(oid[]) FROM PUBLIC;
+
+-- One sentence for each foreign key by which rows that are not the school's
+-- depend on rows that are.
+CREATE FUNCTION nomp_crypt._purge_dependents(tenant uuid, relations oid[]) RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	r regclass;
+	f record;
+	n bigint;
+BEGIN
+	FOREACH r IN ARRAY relations LOOP
+		FOR f IN SELECT * FROM nomp_crypt._referrers(r) LOOP
+			EXECUTE format('SELECT count(*) FROM %s c WHERE NOT (%s) AND EXISTS (SELECT FROM ONLY %s p WHERE (%s) AND %s)',
+				f.child, nomp_crypt._owned(f.child, 'c'), r, nomp_crypt._owned(r, 'p'), f.condition)
+			INTO n USING tenant;
+			IF n > 0 THEN
+				RETURN NEXT format('%s rows of %s depend on rows of %s by %I (ON DELETE %s).', n, f.child, r, f.constraint_name,
+					CASE f.action WHEN 'a' THEN 'NO ACTION' WHEN 'r' THEN 'RESTRICT' WHEN 'c' THEN 'CASCADE'
+						WHEN 'n' THEN 'SET NULL' ELSE 'SET DEFAULT' END);
+			END IF;
+		END LOOP;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_dependents(uuid, oid[]) FROM PUBLIC;
+
+-- Delete the rows of other tables that refer to rows "p" of this one which
+-- meet the condition, those that refer to them first; where PostgreSQL takes
+-- the reference away by itself, leave them. $1 to $3 are the caller's.
+CREATE FUNCTION nomp_crypt._purge_children(relation regclass, condition text, tenant uuid, first tid, last tid, path name[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	f record;
+	inner_condition text;
+BEGIN
+	FOR f IN SELECT * FROM nomp_crypt._referrers(relation) LOOP
+		CONTINUE WHEN f.action IN ('n', 'd') OR f.constraint_name = ANY (path);	-- a circle ends where it began
+		inner_condition := format('EXISTS (SELECT FROM ONLY %s p WHERE (%s) AND %s)', relation, condition, f.condition);
+		IF f.child <> relation THEN
+			PERFORM nomp_crypt._purge_children(f.child,
+				format('EXISTS (SELECT FROM %s c WHERE c.tableoid = p.tableoid AND c.ctid = p.ctid AND %s)', f.child, inner_condition),
+				tenant, first, last, path || f.constraint_name);
+		END IF;
+		EXECUTE format('DELETE FROM %s c WHERE %s', f.child, inner_condition) USING tenant, first, last;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_children(regclass, text, uuid, tid, tid, name[]) FROM PUBLIC;
+
+-- Remove the school's values, or its rows, in some blocks; how many rows.
+CREATE FUNCTION nomp_crypt._purge_batch(relation regclass, tenant uuid, mode text, dependents boolean,
+	from_block bigint, blocks bigint) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	first tid := format('(%s,0)', from_block)::tid;
+	last tid := format('(%s,0)', from_block + blocks)::tid;
+	columns name[];
+	removed bigint;
+	more bigint;
+	range text := '%1$s.ctid >= $2 AND %1$s.ctid < $3 AND (%2$s)';
+BEGIN
+	IF mode = 'rows' THEN
+		IF dependents THEN
+			PERFORM nomp_crypt._purge_children(relation, format(range, 'p', nomp_crypt._owned(relation, 'p')), tenant, first, last, '{}');
+		END IF;
+		EXECUTE format('DELETE FROM ONLY %s t WHERE ' || range, relation, nomp_crypt._owned(relation, 't'))
+		USING tenant, first, last;
+		GET DIAGNOSTICS removed = ROW_COUNT;
+		RETURN removed;
+	END IF;
+	columns := ARRAY(SELECT v.column_name FROM nomp_crypt._value_columns() v
+					 WHERE v.relation = _purge_batch.relation AND NOT v.generated ORDER BY v.place);
+	-- rows that are the school's altogether at once, then what is left, column by column
+	EXECUTE format('UPDATE ONLY %s t SET %s WHERE ' || format(range, 't', nomp_crypt._owned(relation, 't')) || ' AND %s', relation,
+		(SELECT string_agg(format('%I = NULL', c), ', ') FROM unnest(columns) c),
+		(SELECT string_agg(format('nomp_crypt._values_of(t.%1$I, $1) = nomp_crypt._values_of(t.%1$I, NULL)', c), ' AND ') FROM unnest(columns) c))
+	USING tenant, first, last;
+	GET DIAGNOSTICS removed = ROW_COUNT;
+	FOR i IN 1 .. cardinality(columns) LOOP
+		EXECUTE format('UPDATE ONLY %1$s t SET %2$I = NULL WHERE t.ctid >= $2 AND t.ctid < $3 AND nomp_crypt._values_of(t.%2$I, $1) > 0
+			AND nomp_crypt._values_of(t.%2$I, $1) = nomp_crypt._values_of(t.%2$I, NULL)', relation, columns[i])
+		USING tenant, first, last;
+		GET DIAGNOSTICS more = ROW_COUNT;
+		removed := removed + more;
+	END LOOP;
+	RETURN removed;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_batch(regclass, uuid, text, boolean, bigint, bigint) FROM PUBLIC;
+
+-- The relations with values of the school; refuses what cannot be done.
+CREATE FUNCTION nomp_crypt._purge_plan(id text, mode text, dependents boolean, OUT tenant uuid, OUT relations oid[])
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._finished_case(id);
+	trouble text[];
+	v record;
+BEGIN
+	IF mode IS NULL OR mode NOT IN ('values', 'rows') THEN
+		RAISE EXCEPTION 'unknown mode "%"', mode USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Modes are values, which become NULL, and rows, which are deleted.';
+	END IF;
+	tenant := c.tenant;
+	PERFORM nomp_crypt._keep_sample(tenant);
+	relations := '{}';
+	trouble := '{}';
+	FOR v IN SELECT n.relation, n.name, n.column_name, d.not_null, d.kind FROM nomp_crypt._count_values(tenant, 'purge_tenant') n
+			 LEFT JOIN nomp_crypt._value_columns() d ON d.relation = n.relation AND d.column_name = n.column_name
+			 WHERE n.amount > 0 LOOP
+		IF v.kind = 'm' THEN
+			RAISE NOTICE '% is a materialized view: refresh it afterwards', v.name;
+		ELSIF v.column_name IS NULL THEN
+			relations := relations || v.relation::oid;
+		ELSIF v.not_null AND mode = 'values' THEN
+			trouble := trouble || format('%s.%I', v.name, v.column_name);
+		END IF;
+	END LOOP;
+	relations := ARRAY(SELECT r FROM unnest(relations) r JOIN pg_class k ON k.oid = r WHERE k.relkind = 'r');
+	IF trouble <> '{}' THEN
+		RAISE EXCEPTION 'values in columns that are NOT NULL cannot be removed alone: %', array_to_string(trouble, ', ')
+			USING ERRCODE = 'not_null_violation',
+			HINT = 'Nothing was changed. Remove the rows: mode => ''rows''. Or drop the constraints first.';
+	END IF;
+	IF mode = 'rows' AND NOT dependents THEN
+		trouble := ARRAY(SELECT nomp_crypt._purge_dependents(tenant, relations));
+		IF trouble <> '{}' THEN
+			RAISE EXCEPTION 'other rows depend on those of tenant "%"', id
+				USING ERRCODE = 'foreign_key_violation', DETAIL = array_to_string(trouble, chr(10)),
+				HINT = 'Nothing was changed. With dependents => true they are deleted, too.';
+		END IF;
+	END IF;
+	relations := ARRAY(SELECT nomp_crypt._purge_order(relations)::oid);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_plan(text, text, boolean) FROM PUBLIC;
+
+-- After its erasure, remove what cannot be read of a school any more: its
+-- values, which become NULL, or the rows that have any. With the caller's
+-- rights on the tables; triggers fire. In batches of blocks, a transaction
+-- each: repeat it after an interruption. Rows of other tables that depend on
+-- those to be deleted are named first (23503) and deleted if told so. Returns
+-- how many rows were changed or deleted. Raises 2D000 inside a transaction
+-- block, 22023, 42704, 55000 if the school is not erased, 23502 for values in
+-- NOT NULL columns, 42501.
+-- It commits, so its search_path is the caller's: every name is qualified.
+CREATE PROCEDURE nomp_crypt.purge_tenant(id text, mode text DEFAULT 'values', dependents boolean DEFAULT false,
+	batch_blocks int DEFAULT 128, INOUT purged bigint DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+	plan pg_catalog.record;
+	one pg_catalog.oid;
+	blocks pg_catalog.int8;
+	at pg_catalog.int8;
+	left_over pg_catalog.int8;
+BEGIN
+	COMMIT;		-- refuses a transaction block before anything was changed
+	IF (batch_blocks OPERATOR(pg_catalog.>) 0) IS NOT TRUE THEN
+		RAISE EXCEPTION 'batch_blocks must be positive' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	SELECT * INTO plan FROM nomp_crypt._purge_plan(id, mode, dependents);
+	COMMIT;
+	purged := 0;
+	FOREACH one IN ARRAY plan.relations LOOP
+		blocks := pg_catalog.pg_relation_size(one::pg_catalog.regclass) OPERATOR(pg_catalog./)
+			pg_catalog.current_setting('block_size')::pg_catalog.int8;
+		at := 0;
+		WHILE at OPERATOR(pg_catalog.<) blocks LOOP
+			purged := purged OPERATOR(pg_catalog.+)
+				nomp_crypt._purge_batch(one::pg_catalog.regclass, plan.tenant, mode, dependents, at, batch_blocks);
+			at := at OPERATOR(pg_catalog.+) batch_blocks;
+			COMMIT;
+			PERFORM nomp_crypt._progress('purge_tenant', one::pg_catalog.regclass::pg_catalog.text, 'removing', 'blocks',
+				least(at, blocks), blocks);
+		END LOOP;
+	END LOOP;
+	SELECT pg_catalog.sum(c.amount) INTO left_over FROM nomp_crypt._count_values(plan.tenant, 'purge_tenant') c
+	WHERE c.column_name IS NOT NULL;
+	IF left_over OPERATOR(pg_catalog.>) 0 THEN
+		RAISE NOTICE '% values of the tenant are left: beside other tenants'' in arrays or composites, in materialized views, or written meanwhile', left_over;
+	END IF;
+	PERFORM nomp_crypt._purged(plan.tenant, mode, purged);
+	COMMIT;
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.purge_tenant(text, text, boolean, int, bigint) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._purged(tenant uuid, mode text, "rows" bigint) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._audit_case('purge_tenant', e, jsonb_build_object('mode', $2, 'rows', $3))
+	FROM nomp_crypt.erasure e WHERE e.tenant = $1 AND e.state IN ('destroyed', 'certified')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purged(uuid, text, bigint) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Reports: after a leak, and for a municipality's audit
+-- ---------------------------------------------------------------------------
+
+-- If a backup of that time and a key of the keystore came into the same hands:
+-- a row for each key that the backup needs, with the school that it opens, and
+-- one for each column, with what is known of it at that time.
+CREATE FUNCTION nomp_crypt.exposure_report(as_of timestamptz, OUT kind text, OUT tenant text, OUT object text,
+	OUT keystore text, OUT since timestamptz, OUT destroyed_at timestamptz, OUT exposed boolean, OUT detail text)
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	k record;
+	col record;
+BEGIN
+	IF as_of IS NULL OR as_of > clock_timestamp() THEN
+		RAISE EXCEPTION 'a time in the past is needed' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	kind := 'key';
+	FOR k IN SELECT t.id, t.state AS school_state, e.* FROM nomp_crypt.tenant t JOIN nomp_crypt.kek e ON e.tenant = t.uuid
+			 -- one that was replaced just before is in the WAL that goes with the backup
+			 WHERE e.created_at <= as_of AND coalesce(e.retired_at, 'infinity') >= as_of - interval '1 day'
+				AND coalesce(e.destroyed_at, 'infinity') > as_of
+			 ORDER BY t.id, e.generation LOOP
+		tenant := k.id;
+		object := k.label;
+		keystore := k.keystore;
+		since := k.created_at;
+		destroyed_at := k.destroyed_at;
+		exposed := k.destroyed_at IS NULL;
+		detail := CASE WHEN k.destroyed_at IS NOT NULL THEN 'destroyed since: the backup''s values of this school cannot be read'
+			WHEN k.retired_at < as_of THEN 'replaced shortly before; older values in the backup''s WAL may need it'
+			WHEN k.retired_at IS NOT NULL THEN format('replaced since, kept until %s: the backup needs it', k.destroy_after)
+			WHEN k.school_state <> 'active' THEN 'the school is ' || k.school_state || '; the key is there'
+			ELSE 'in use' END;
+		RETURN NEXT;
+	END LOOP;
+	kind := 'column';
+	tenant := NULL;
+	keystore := NULL;
+	destroyed_at := NULL;
+	FOR col IN SELECT v.name, v.column_name FROM nomp_crypt._value_columns() v LOOP
+		object := format('%s.%I', col.name, col.column_name);
+		since := NULL;
+		exposed := NULL;
+		detail := 'since when it is encrypted on disk is not known';
+		IF to_regclass('nomp_crypt.inventory') IS NOT NULL THEN
+			EXECUTE 'SELECT i.encrypted_on_disk_since, i.encrypted_on_disk_since > $3, CASE
+					WHEN i.encrypted_on_disk_since <= $3 THEN ''encrypted then: readable with the keys above only''
+					WHEN i.encrypted_on_disk_since > $3 THEN ''plain then, in part or all of it: readable without a key'' ELSE i.state END
+				FROM nomp_crypt.inventory i WHERE i.table_name = $1 AND i.column_name = $2'
+			INTO since, exposed, detail USING col.name, col.column_name, as_of;
+		END IF;
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.exposure_report(timestamptz) FROM PUBLIC;
+
+-- The words of tenant_report, in escapes: the script has to load into
+-- databases of every encoding.
+CREATE FUNCTION nomp_crypt._report_words(language text) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
+	SELECT CASE $1 WHEN 'en' THEN $${
+		"tenant": "School", "id": "Id", "name": "Name", "agreement": "Agreement", "state": "State", "since": "Registered",
+		"active": "in use", "suspended": "suspended: nobody can read the values", "fenced": "being erased: nobody can read the values", "erased": "erased: nobody can ever read the values again",
+		"encryption": "Encryption", "method": "Method", "aes": "AES-256-GCM for each value (XAES-256-GCM), under data keys of this school alone; these are wrapped by keys that never leave the keystore",
+		"keks": "Keys in the keystore", "generation": "Generation %s in %s", "made": "made %s", "retired": "replaced %s", "kept": "kept for backups until %s", "destroyed": "destroyed %s",
+		"deks": "Data keys", "version": "Version %s (%s)", "values": "values", "index": "search", "closed": "closed for writing", "key_erased": "destroyed", "key_active": "in use",
+		"columns": "Encrypted columns", "column_since": "encrypted on disk since %s", "column_unknown": "since when is not known",
+		"rights": "Who may read", "all": "in all schools", "granted": "%s: %s, granted %s by %s", "decrypt": "read", "encrypt": "write", "search": "search", "load": "store ciphertext", "none": "nobody",
+		"erasure": "Erasure", "requested": "asked for %s by %s (%s)", "next": "Next", "holds": "Legal holds", "hold": "%s, since %s", "returned": "Data returned"}$$::jsonb
+	WHEN 'sv' THEN $${
+		"tenant": "Skola", "id": "Id", "name": "Namn", "agreement": "Avtal", "state": "Tillst\u00e5nd", "since": "Upplagd",
+		"active": "i bruk", "suspended": "sp\u00e4rrad: ingen kan l\u00e4sa uppgifterna", "fenced": "h\u00e5ller p\u00e5 att raderas: ingen kan l\u00e4sa uppgifterna", "erased": "raderad: ingen kan n\u00e5gonsin mer l\u00e4sa uppgifterna",
+		"encryption": "Kryptering", "method": "Metod", "aes": "AES-256-GCM f\u00f6r varje v\u00e4rde (XAES-256-GCM), med datanycklar som \u00e4r skolans egna; dessa \u00e4r krypterade med nycklar som aldrig l\u00e4mnar nyckelf\u00f6rvaret",
+		"keks": "Nycklar i nyckelf\u00f6rvaret", "generation": "Generation %s i %s", "made": "skapad %s", "retired": "ersatt %s", "kept": "bevaras f\u00f6r s\u00e4kerhetskopior till %s", "destroyed": "f\u00f6rst\u00f6rd %s",
+		"deks": "Datanycklar", "version": "Version %s (%s)", "values": "uppgifter", "index": "s\u00f6kning", "closed": "anv\u00e4nds inte l\u00e4ngre f\u00f6r skrivning", "key_erased": "f\u00f6rst\u00f6rd", "key_active": "i bruk",
+		"columns": "Krypterade kolumner", "column_since": "krypterad p\u00e5 disk sedan %s", "column_unknown": "sedan n\u00e4r \u00e4r inte k\u00e4nt",
+		"rights": "Vem som f\u00e5r l\u00e4sa", "all": "i alla skolor", "granted": "%s: %s, gavs %s av %s", "decrypt": "l\u00e4sa", "encrypt": "skriva", "search": "s\u00f6ka", "load": "lagra chiffertext", "none": "ingen",
+		"erasure": "Radering", "requested": "beg\u00e4rd %s av %s (%s)", "next": "N\u00e4sta steg", "holds": "R\u00e4ttsliga sp\u00e4rrar mot radering", "hold": "%s, sedan %s", "returned": "Uppgifterna \u00e5terl\u00e4mnade"}$$::jsonb
+	END
+$do$;
+REVOKE ALL ON FUNCTION nomp_crypt._report_words(text) FROM PUBLIC;
+
+-- For a municipality's audit: what is encrypted since when, with which keys,
+-- who may read, and in what state the school is; in Swedish or English.
+-- Raises 22023, 42704.
+CREATE FUNCTION nomp_crypt.tenant_report(id text, language text DEFAULT 'sv', OUT section text, OUT item text, OUT value text)
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	t nomp_crypt.tenant;
+	w jsonb := nomp_crypt._report_words(language);
+	r record;
+	since timestamptz;
+BEGIN
+	IF w IS NULL THEN
+		RAISE EXCEPTION 'unknown language "%"', language USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Languages are sv and en.';
+	END IF;
+	SELECT x.* INTO t FROM nomp_crypt.tenant x WHERE x.uuid = nomp_crypt._tenant_uuid(tenant_report.id);
+	section := w ->> 'tenant';
+	FOR item, value IN VALUES (w ->> 'id', t.id), ('UUID', t.uuid::text), (w ->> 'name', t.display_name),
+			(w ->> 'agreement', t.agreement), (w ->> 'state', w ->> t.state), (w ->> 'since', t.created_at::text) LOOP
+		CONTINUE WHEN value IS NULL;
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'encryption';
+	item := w ->> 'method';
+	value := w ->> 'aes';
+	RETURN NEXT;
+	section := w ->> 'keks';
+	FOR r IN SELECT k.* FROM nomp_crypt.kek k WHERE k.tenant = t.uuid ORDER BY k.generation LOOP
+		item := format(w ->> 'generation', r.generation, r.keystore);
+		value := concat_ws(', ', format(w ->> 'made', r.created_at),
+			CASE WHEN r.retired_at IS NOT NULL THEN format(w ->> 'retired', r.retired_at) END,
+			CASE WHEN r.state = 'retired' THEN format(w ->> 'kept', r.destroy_after) END,
+			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', r.destroyed_at) END);
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'deks';
+	FOR r IN SELECT k.* FROM nomp_crypt.tenant_key k WHERE k.tenant = t.uuid ORDER BY k.purpose DESC, k.version LOOP
+		item := format(w ->> 'version', r.version, w ->> r.purpose);
+		value := concat_ws(', ', format(w ->> 'made', r.created_at),
+			CASE r.state WHEN 'active' THEN w ->> 'key_active' WHEN 'closed' THEN w ->> 'closed' ELSE w ->> 'key_erased' END);
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'columns';
+	FOR r IN SELECT v.name, v.column_name, format_type(a.atttypid, a.atttypmod) AS type
+			 FROM nomp_crypt._value_columns() v JOIN pg_attribute a ON a.attrelid = v.relation AND a.attnum = v.place LOOP
+		item := format('%s.%I', r.name, r.column_name);
+		since := NULL;
+		IF to_regclass('nomp_crypt.inventory') IS NOT NULL THEN
+			EXECUTE 'SELECT i.encrypted_on_disk_since FROM nomp_crypt.inventory i WHERE i.table_name = $1 AND i.column_name = $2'
+			INTO since USING r.name, r.column_name;
+		END IF;
+		value := concat_ws(', ', r.type, CASE WHEN since IS NULL THEN w ->> 'column_unknown' ELSE format(w ->> 'column_since', since) END);
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'rights';
+	item := w ->> 'none';
+	FOR r IN SELECT g.* FROM nomp_crypt.tenant_right g
+			 WHERE g.tenant IN (t.uuid, '00000000-0000-0000-0000-000000000000') ORDER BY g.role, g.tenant LOOP
+		item := r.role;
+		value := format(w ->> 'granted', CASE WHEN r.tenant = t.uuid THEN t.id ELSE w ->> 'all' END,
+			concat_ws(', ', CASE WHEN r.decrypt THEN w ->> 'decrypt' END, CASE WHEN r.encrypt THEN w ->> 'encrypt' END,
+				CASE WHEN r.search THEN w ->> 'search' END, CASE WHEN r.load THEN w ->> 'load' END), r.granted_at, r.granted_by);
+		RETURN NEXT;
+	END LOOP;
+	IF item = w ->> 'none' THEN
+		value := NULL;
+		RETURN NEXT;
+	END IF;
+	section := w ->> 'holds';
+	FOR r IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = t.uuid AND l.released_at IS NULL ORDER BY l.placed_at LOOP
+		item := r.reference;
+		value := format(w ->> 'hold', r.placed_by, r.placed_at);
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'erasure';
+	FOR r IN SELECT e.* FROM nomp_crypt.erasure e WHERE e.tenant = t.uuid ORDER BY e.requested_at LOOP
+		item := r.case_id::text;
+		value := concat_ws(', ', format(w ->> 'requested', r.requested_at, r.requested_by, concat_ws(', ', r.reason, r.reference)), r.state,
+			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', r.destroyed_at) END);
+		RETURN NEXT;
+	END LOOP;
+	FOR r IN SELECT d.* FROM nomp_crypt.data_return d WHERE d.tenant = t.uuid ORDER BY d.recorded_at LOOP
+		item := w ->> 'returned';
+		value := concat_ws(', ', r.recorded_at, r.recorded_by, coalesce(r.manifest_sha256, '-'));
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.tenant_report(text, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Foreign tables
 -- ---------------------------------------------------------------------------
 
@@ -3082,7 +3885,11 @@ BEGIN
 			 OR p.proname IN ('erase_agreement', 'run_due_erasures', 'approve_erasure', 'hold_tenant', 'release_hold',
 							  'data_returned', '_erase_open', '_erase_refuse', '_erase_tenant_id', '_erase_next',
 							  '_erase_next_of', '_erase_group', '_erase_request_agreement', '_erase_group_waits',
-							  '_erase_refuse_group', '_erase_step', '_erasure_grace')
+							  '_erase_refuse_group', '_erase_step', '_erasure_grace', '_erase_waits', 'erasure_preview',
+							  'acknowledge_lease', 'certify_erasure', '_certify', 'purge_tenant', '_purge_plan',
+							  '_purge_order', '_purge_dependents', '_purge_children', '_purge_batch', '_purged',
+							  '_referrers', '_owned', '_value_columns', '_count_values', '_finished_case',
+							  '_keep_sample', 'exposure_report', 'tenant_report')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_submit', '_erase_destroy')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);

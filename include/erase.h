@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 extern void erase_case_init(void);
+extern void nodes_init(void);
 
 /* Within a procedure of steps.h: args[0] is the case. */
 extern void erase_execute(char **args);

@@ -55,6 +55,7 @@ erase_init(void)
 							&erasure_grace, 24 * 60 * 60, 0, 365 * 24 * 60 * 60,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	erase_case_init();
+	nodes_init();
 }
 
 /*

@@ -173,9 +173,11 @@ $node->safe_psql('postgres',
 my $blocker = open_session($node);
 says($blocker,
 	"BEGIN; SELECT FROM nomp_crypt.tenant WHERE id = 'stray' FOR UPDATE");
-my $run = start_query($node,
-	"SET statement_timeout = '2s'; CALL nomp_crypt.run_due_erasures()");
-is((end_query($run))[0], '57014', 'a timeout ends the run');
+{
+	local $ENV{PGOPTIONS} = '-c statement_timeout=2s';
+	is(sqlstate($node, 'CALL nomp_crypt.run_due_erasures()'),
+		'57014', 'a timeout ends the run');
+}
 says($blocker, 'ROLLBACK');
 $blocker->quit;
 is(sqlstate($node, 'CALL nomp_crypt.run_due_erasures()'), '', 'the next one');
