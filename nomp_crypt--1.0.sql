@@ -973,7 +973,7 @@ BEGIN
 		RETURN open_case.case_id;
 	END IF;
 	target := nomp_crypt._tenant_uuid(_erase_request.id);
-	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
+	PERFORM nomp_crypt._lock_tenant(target);
 	SELECT * INTO open_case FROM nomp_crypt.erasure e
 	WHERE e.tenant = target AND e.state <> 'withdrawn';
 	-- a finished case may have come by replication: what is left is this node's memory
@@ -1007,15 +1007,34 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_request(text, text, text) FROM PUBLIC;
 
--- The case, locked, after its tenant, as everywhere. Raises 42704.
+-- Lock a tenant's row, and do not wait for ever for whoever has it: a prepared
+-- transaction can stay for years. Raises 55P03, and says who it is.
+CREATE FUNCTION nomp_crypt._lock_tenant(tenant uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '30s' AS $$
+BEGIN
+	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = _lock_tenant.tenant FOR UPDATE;
+EXCEPTION WHEN lock_not_available THEN
+	RAISE EXCEPTION 'the tenant''s row has been held by another transaction for 30 seconds'
+		USING ERRCODE = 'lock_not_available',
+		DETAIL = (SELECT 'It can be ' || string_agg(DISTINCT coalesce(format('prepared transaction "%s" of %s', p.gid, p.owner),
+					format('process %s of %s', l.pid, a.usename)), ', ') || '.'
+			FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+			LEFT JOIN pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction
+			WHERE l.relation = 'nomp_crypt.tenant'::regclass AND l.mode IN ('RowShareLock', 'RowExclusiveLock')
+				AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()),
+		HINT = 'End it, or commit or roll back what is prepared, and repeat the call.';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lock_tenant(uuid) FROM PUBLIC;
+
+-- The case, locked, after its tenant, as everywhere. Raises 42704, 55P03.
 CREATE FUNCTION nomp_crypt._erase_case(case_id uuid) RETURNS nomp_crypt.erasure
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	wanted nomp_crypt.erasure;
 BEGIN
-	PERFORM FROM nomp_crypt.tenant t
-	WHERE t.uuid = (SELECT e.tenant FROM nomp_crypt.erasure e WHERE e.case_id = _erase_case.case_id) FOR UPDATE;
+	PERFORM nomp_crypt._lock_tenant(e.tenant) FROM nomp_crypt.erasure e WHERE e.case_id = _erase_case.case_id;
 	SELECT * INTO wanted FROM nomp_crypt.erasure e WHERE e.case_id = _erase_case.case_id FOR UPDATE;
 	IF NOT FOUND THEN
 		RAISE EXCEPTION 'erasure case % does not exist', _erase_case.case_id USING ERRCODE = 'undefined_object';
@@ -1568,7 +1587,7 @@ DECLARE
 	target uuid := nomp_crypt._tenant_uuid(_before_fence.id);
 	now_state text;
 BEGIN
-	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
+	PERFORM nomp_crypt._lock_tenant(target);
 	PERFORM FROM nomp_crypt.erasure e WHERE e.tenant = target AND e.state <> 'withdrawn' FOR UPDATE;
 	SELECT t.state INTO now_state FROM nomp_crypt.tenant t WHERE t.uuid = target;
 	IF now_state IN ('fenced', 'erased') THEN
@@ -2575,6 +2594,10 @@ LANGUAGE c STABLE PARALLEL SAFE COST 10 AS 'MODULE_PATHNAME', 'nc_values_of';
 CREATE FUNCTION nomp_crypt._first_value(value anyelement, tenant uuid) RETURNS @extschema@.encrypted
 LANGUAGE c STABLE PARALLEL SAFE COST 10 AS 'MODULE_PATHNAME', 'nc_first_value';
 
+-- For other nodes that verify an erasure: can a ciphertext be read here?
+CREATE FUNCTION nomp_crypt._reading(sample bytea) RETURNS text
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_reading';
+
 -- The columns that can hold values, with their relations: tables, partitions
 -- and materialized views.
 CREATE FUNCTION nomp_crypt._value_columns(OUT relation regclass, OUT name text, OUT kind "char",
@@ -2750,7 +2773,8 @@ LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_ask_nodes';
 REVOKE ALL ON FUNCTION nomp_crypt._ask_nodes(text) FROM PUBLIC;
 
 -- A ciphertext of the school's from its tables, kept with the case, so that
--- there is one to ask for when they are empty. NULL if there is none.
+-- there is one to ask for when they are empty; or what looks like one, under
+-- its last key. NULL if there was no key.
 CREATE FUNCTION nomp_crypt._keep_sample(tenant uuid) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' AS $$
@@ -2773,6 +2797,12 @@ BEGIN
 		EXIT WHEN bytes IS NOT NULL;
 	END LOOP;
 	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+	IF bytes IS NULL THEN
+		-- a node that has the key finds that it does not open, and one that has not asks no further
+		SELECT '\x1001'::bytea || k.key_id || decode(repeat('00', 40), 'hex') INTO bytes
+		FROM nomp_crypt.tenant_key k WHERE k.tenant = _keep_sample.tenant AND k.purpose = 'values'
+		ORDER BY k.version DESC LIMIT 1;
+	END IF;
 	kept := 'nc1:' || translate(encode(bytes, 'base64'), E'\n', '');
 	UPDATE nomp_crypt.erasure e SET sample = kept
 	WHERE e.tenant = _keep_sample.tenant AND e.state IN ('destroyed', 'certified');
@@ -2871,11 +2901,13 @@ BEGIN
 	kept := nomp_crypt._keep_sample(c.tenant);
 	IF kept IS NOT NULL THEN
 		SELECT coalesce(jsonb_agg(jsonb_strip_nulls(to_jsonb(a)) ORDER BY a.node), '[]') INTO asked
-		FROM nomp_crypt._ask_nodes(kept) a;
+		FROM nomp_crypt._ask_nodes('\x' || encode(decode(substr(kept, 5), 'base64'), 'hex')) a;
 	END IF;
 	silent := ARRAY(SELECT a ->> 'node' FROM jsonb_array_elements(asked) a
-					WHERE a ->> 'answer' NOT IN ('NC001', 'NC003', 'readable') ORDER BY 1);
-	readable := ARRAY(SELECT a ->> 'node' FROM jsonb_array_elements(asked) a WHERE a ->> 'answer' = 'readable' ORDER BY 1);
+					WHERE a ->> 'answer' NOT IN ('NC001', 'NC003', 'NC005', 'readable') ORDER BY 1);
+	-- NC005: the key is there, and the sample is not whole
+	readable := ARRAY(SELECT a ->> 'node' FROM jsonb_array_elements(asked) a
+					  WHERE a ->> 'answer' IN ('NC005', 'readable') ORDER BY 1);
 	standbys := ARRAY(SELECT format('standby "%s"', r.application_name) FROM pg_stat_replication r
 					  LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
 					  WHERE r.state IS DISTINCT FROM 'backup' AND s.slot_type IS DISTINCT FROM 'logical' ORDER BY 1);
@@ -2884,7 +2916,7 @@ BEGIN
 		silent := silent || standbys;
 	END IF;
 	IF cardinality(readable) > 0 THEN
-		in_the_way := in_the_way || ('a value can still be read on ' || array_to_string(readable, ', '));
+		in_the_way := in_the_way || ('values can still be read on ' || array_to_string(readable, ', '));
 	END IF;
 	IF cardinality(silent) > 0 AND NOT accept_not_asked THEN
 		in_the_way := in_the_way || ('there is no answer from ' || array_to_string(silent, ', '));
@@ -3056,7 +3088,7 @@ BEGIN
 		IF dependents THEN
 			PERFORM nomp_crypt._purge_children(relation, format(range, 'p', nomp_crypt._owned(relation, 'p')), tenant, first, last, '{}');
 		END IF;
-		EXECUTE format('DELETE FROM ONLY %s t WHERE ' || range, relation, nomp_crypt._owned(relation, 't'))
+		EXECUTE format('DELETE FROM ONLY %s t WHERE %s', relation, format(range, 't', nomp_crypt._owned(relation, 't')))
 		USING tenant, first, last;
 		GET DIAGNOSTICS removed = ROW_COUNT;
 		RETURN removed;
@@ -3064,8 +3096,9 @@ BEGIN
 	columns := ARRAY(SELECT v.column_name FROM nomp_crypt._value_columns() v
 					 WHERE v.relation = _purge_batch.relation AND NOT v.generated ORDER BY v.place);
 	-- rows that are the school's altogether at once, then what is left, column by column
-	EXECUTE format('UPDATE ONLY %s t SET %s WHERE ' || format(range, 't', nomp_crypt._owned(relation, 't')) || ' AND %s', relation,
+	EXECUTE format('UPDATE ONLY %s t SET %s WHERE %s AND %s', relation,
 		(SELECT string_agg(format('%I = NULL', c), ', ') FROM unnest(columns) c),
+		format(range, 't', nomp_crypt._owned(relation, 't')),
 		(SELECT string_agg(format('nomp_crypt._values_of(t.%1$I, $1) = nomp_crypt._values_of(t.%1$I, NULL)', c), ' AND ') FROM unnest(columns) c))
 	USING tenant, first, last;
 	GET DIAGNOSTICS removed = ROW_COUNT;

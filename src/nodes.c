@@ -6,10 +6,9 @@
  * no password in any, as a setting is shown and backed up; libpq finds one in
  * a passfile.  Waiting is interruptible, and bounded for each node.
  *
- * What is asked needs no right there: key_info says whether the node's own
- * rows know the key and its school's end.  Only where they do not, a decryption
- * is tried.  Nothing that a node answers is more than an SQLSTATE, a state
- * and a text to show.
+ * What is asked (_reading) needs no right there if the node knows that the
+ * school is erased.  What it answers is no more than a word, an SQLSTATE or a
+ * text to show.
  */
 #include "postgres.h"
 
@@ -225,31 +224,14 @@ take_facts(Answer *answer, PGconn *conn)
 	PQclear(result);
 }
 
-/* What the node's rows say of the value's key: does nobody read it there? */
-static bool
-is_erased_there(Answer *answer, PGconn *conn, const char *sample)
-{
-	PGresult   *result = ask(conn, "SELECT k.state FROM nomp_crypt.key_info($1) k", sample);
-	bool		erased = false;
-
-	if (PQresultStatus(result) == PGRES_TUPLES_OK && PQntuples(result) == 1)
-	{
-		erased = PQgetisnull(result, 0, 0) || strcmp(PQgetvalue(result, 0, 0), "erased") == 0;
-		if (erased)
-			answer->answer = PQgetisnull(result, 0, 0) ? "NC003" : "NC001";
-	}
-	PQclear(result);
-	return erased;
-}
-
 static void
 try_reading(Answer *answer, PGconn *conn, const char *sample)
 {
-	PGresult   *result = ask(conn, "SELECT pg_catalog.length(nomp_crypt.decrypt($1))", sample);
+	PGresult   *result = ask(conn, "SELECT nomp_crypt._reading($1)", sample);
 	const char *state = PQresultErrorField(result, PG_DIAG_SQLSTATE);
 
-	if (PQresultStatus(result) == PGRES_TUPLES_OK)
-		answer->answer = "readable";
+	if (PQresultStatus(result) == PGRES_TUPLES_OK && PQntuples(result) == 1)
+		answer->answer = clean(PQgetvalue(result, 0, 0));
 	else if (state != NULL)
 	{
 		answer->answer = pstrdup(state);
@@ -260,17 +242,21 @@ try_reading(Answer *answer, PGconn *conn, const char *sample)
 	PQclear(result);
 }
 
+/* To this database, if the URI names none; what it says goes before ours. */
 static PGconn *
 start(const char *uri)
 {
-	const char *keywords[] = {"dbname", "dbname", "options", "fallback_application_name",
-	"client_encoding", NULL};
-	const char *values[] = {NULL, NULL, "-c statement_timeout=10s -c default_transaction_read_only=on",
-	"nomp_crypt verification", "UTF8", NULL};
+	const char *keywords[5] = {"options", "fallback_application_name", "dbname"};
+	const char *values[5] = {"-c statement_timeout=10s -c default_transaction_read_only=on",
+	"nomp_crypt verification", uri};
+	PQconninfoOption *options = PQconninfoParse(uri, NULL);
 
-	/* a URI in dbname is expanded, and what it says takes the others' place */
-	values[0] = get_database_name(MyDatabaseId);
-	values[1] = uri;
+	if (option_value(options, "dbname") == NULL)
+	{
+		keywords[3] = "dbname";
+		values[3] = get_database_name(MyDatabaseId);
+	}
+	PQconninfoFree(options);
 	return PQconnectStartParams(keywords, values, 1);
 }
 
@@ -289,8 +275,7 @@ ask_node(Answer *answer, const char *uri, const char *sample)
 		else
 		{
 			take_facts(answer, conn);
-			if (!is_erased_there(answer, conn, sample))
-				try_reading(answer, conn, sample);
+			try_reading(answer, conn, sample);
 		}
 	}
 	PG_FINALLY();
@@ -306,7 +291,7 @@ ask_node(Answer *answer, const char *uri, const char *sample)
  *					   standby boolean)
  *
  * Of each of nomp_crypt.nodes: the SQLSTATE that reading the sample, a
- * ciphertext, gives there, "readable", or "not asked" where nobody answers.
+ * ciphertext in hex, gives there, "readable", or "not asked" where nobody answers.
  */
 Datum
 nc_ask_nodes(PG_FUNCTION_ARGS)

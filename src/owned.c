@@ -12,10 +12,12 @@
 #include "compat.h"
 #include "envelope.h"
 #include "inside.h"
+#include "utils/builtins.h"
 #include "utils/uuid.h"
 
 NC_FUNCTION(nc_values_of);
 NC_FUNCTION(nc_first_value);
+NC_FUNCTION(nc_reading);
 
 typedef struct Search
 {
@@ -87,4 +89,27 @@ nc_first_value(PG_FUNCTION_ARGS)
 	if (search.found == 0)
 		PG_RETURN_NULL();
 	PG_RETURN_BYTEA_P(DatumGetByteaPCopy(search.first));
+}
+
+/*
+ * nomp_crypt._reading(sample bytea) returns text
+ *
+ * Can that ciphertext be read here?  NC001 or NC003 if this node knows that
+ * its tenant is erased, or does not know its key; else it is opened, which
+ * needs the right "decrypt", and thrown away: "readable".  Raises 42501, NC002
+ * to NC005.
+ */
+Datum
+nc_reading(PG_FUNCTION_ARGS)
+{
+	ValueView	view;
+	TenantRow	owner;
+
+	envelope_parse(PG_GETARG_BYTEA_PP(0), &view);
+	if (!envelope_tenant(&view, &owner))
+		PG_RETURN_TEXT_P(cstring_to_text("NC003"));
+	if (owner.state == TENANT_ERASED)
+		PG_RETURN_TEXT_P(cstring_to_text("NC001"));
+	envelope_wipe(envelope_open(&view, RIGHT_DECRYPT));
+	PG_RETURN_TEXT_P(cstring_to_text("readable"));
 }

@@ -116,7 +116,9 @@ is(as('bertil', "SELECT nomp_crypt.approve_erasure('PUB-50')"),
 	'1', 'the late school is approved, and no other again');
 
 # What is due is executed by pg_cron, as a role that may.
-run_procedure('due-erasures', { server => $node },
+run_procedure(
+	'due-erasures',
+	{ server => $node },
 	'*/10 * * * *' => '* * * * *');
 $node->safe_psql('postgres', "UPDATE cron.job SET username = 'anna'");
 wait_until(sub { states($mine) eq 'erased|51' }, 'pg_cron to erase the rest');

@@ -20,10 +20,11 @@ use Test::More;
 my $script = "$FindBin::RealBin/../scripts/export-tenant";
 my $node = nomp_node('main');
 $node->start;
-create_nomp($node, 's-0180-42', 'other', 'empty', "o'dd \\school");
+create_nomp($node, 's-0180-42', 'other', 'empty');
 my $dir = PostgreSQL::Test::Utils::tempdir();
 
 $node->safe_psql('postgres', <<'SQL');
+SELECT nomp_crypt.create_tenant(E'o''dd \\school');
 CREATE SCHEMA "Låg; DROP";
 CREATE TABLE "Låg; DROP"."a""b'c\d" (id int PRIMARY KEY, "på""'\" encrypted(text), "x,y" text);
 CREATE TABLE kinds (id int PRIMARY KEY, school text, j encrypted(jsonb), b encrypted(bytea), d encrypted(date), i encrypted(interval),
@@ -39,8 +40,7 @@ SQL
 for my $school ('s-0180-42', 'other')
 {
 	my $n = $school eq 'other' ? 10 : 0;
-	$node->safe_psql('postgres',
-		in_tenant($school, <<"SQL"));
+	$node->safe_psql('postgres', in_tenant($school, <<"SQL"));
 INSERT INTO "Låg; DROP"."a""b'c\\d" VALUES ($n + 1, E'rad 1\\nrad 2, "citat" i $school', 'klar'), ($n + 2, '', NULL), ($n + 3, NULL, 'klar');
 INSERT INTO kinds VALUES ($n + 1, '$school', '{"a": [1, "ö"]}', '\\x00ff', '2014-05-01', '1 day 2 hours', '2026-01-01 12:00+01', ARRAY['x', NULL]::encrypted(text)[], 'klar'),
 	($n + 2, '$school', NULL, NULL, NULL, NULL, NULL, NULL, 'utan');
@@ -86,9 +86,10 @@ sub content
 my ($ok, $sum, $err) = run_export('s-0180-42', "$dir/out");
 is($err, '', 'the export says nothing');
 is($ok, 1, 'and succeeds');
-is(sprintf('%o', (stat "$dir/out")[2] & 07777), '700', 'nobody else reads it');
-is( (join ' ', map { sprintf '%o', (stat $_)[2] & 0777 } glob "$dir/out/*") =~
-	  /^(?:600 ?)+$/,
+is(sprintf('%o', (stat "$dir/out")[2] & 07777), '700',
+	'nobody else reads it');
+is( (join ' ', map { sprintf '%o', (stat $_)[2] & 0777 } glob "$dir/out/*")
+	=~ /^(?:600 ?)+$/,
 	1,
 	'nor any file');
 
@@ -102,17 +103,22 @@ my ($sums, $check) = ('', '');
 append_to_file("$dir/SHA256SUMS", join '',
 	map { "$_->{sha256}  $dir/out/$_->{file}\n" } @{ $manifest->{files} });
 append_to_file("$dir/SHA256SUMS", "$sum  $dir/out/manifest.json\n");
-IPC::Run::run([ 'sha256sum', '-c', '--strict', "$dir/SHA256SUMS" ], '>', \$sums, '2>', \$check);
+IPC::Run::run([ 'sha256sum', '-c', '--strict', "$dir/SHA256SUMS" ],
+	'>', \$sums, '2>', \$check);
 is($check, '', 'sha256sum finds every sum right');
-is(scalar(() = $sums =~ /: OK$/mg), 1 + @{ $manifest->{files} }, 'all of them');
+is( scalar(() = $sums =~ /: OK$/mg),
+	1 + @{ $manifest->{files} },
+	'all of them');
 
-is(content("$dir/out", "a\"b'c\\d"), <<'CSV', 'text as it is: newlines, quotes, empty and null');
+is(content("$dir/out", "a\"b'c\\d"),
+	<<'CSV', 'text as it is: newlines, quotes, empty and null');
 id,"på""'\","x,y"
 "1","rad 1
 rad 2, ""citat"" i s-0180-42","klar"
 "2","",
 CSV
-is(content("$dir/out", 'kinds'), <<'CSV', 'every type as it is written; a row without values by its column');
+is(content("$dir/out", 'kinds'),
+	<<'CSV', 'every type as it is written; a row without values by its column');
 id,school,j,b,d,i,ts,tags,clear
 "1","s-0180-42","{""a"": [1, ""ö""]}","\x00ff","2014-05-01","P1DT2H","2026-01-01 11:00:00+00","{x,NULL}","klar"
 "2","s-0180-42",,,,,,,"utan"
@@ -122,12 +128,18 @@ id,name
 "1","Anna i s-0180-42"
 "2","Bo i s-0180-42"
 CSV
-like(content("$dir/out", 'mixed'), qr/^id,mine,theirs\n"1","mitt","nc1:[^"]+"\n$/, 'another school\'s value stays encrypted');
-is(content("$dir/out", 'Parted'), "id,name\n", 'a table without rows has its columns');
+like(
+	content("$dir/out", 'mixed'),
+	qr/^id,mine,theirs\n"1","mitt","nc1:[^"]+"\n$/,
+	'another school\'s value stays encrypted');
+is(content("$dir/out", 'Parted'),
+	"id,name\n", 'a table without rows has its columns');
 my ($type) = map { $_->{type} } grep { $_->{name} eq 'd' }
-  map { @{ $_->{columns} } } grep { $_->{table} eq 'kinds' } @{ $manifest->{files} };
+  map { @{ $_->{columns} } }
+  grep { $_->{table} eq 'kinds' } @{ $manifest->{files} };
 is($type, 'public.encrypted(date)', 'the manifest says what a column is');
-ok(!grep({ $_->{table} eq 'plain' } @{ $manifest->{files} }), 'a table without encrypted columns is none of it');
+ok( !grep({ $_->{table} eq 'plain' } @{ $manifest->{files} }),
+	'a table without encrypted columns is none of it');
 
 ($ok, $sum, $err) = run_export('s-0180-42', "$dir/out");
 like($err, qr/out exists/, 'it does not write over what is there');
@@ -136,7 +148,8 @@ like($err, qr/there is no tenant nowhere/, 'nor for a school that is not');
 ok(!-e "$dir/nowhere", 'and leaves nothing');
 ($ok, $sum, $err) = run_export('empty', "$dir/empty");
 is($ok, 1, 'a school without rows');
-is(join(' ', map { $_->{rows} } @{ manifest_of("$dir/empty")->{files} }), '0 0 0 0 0 0', 'has none');
+is(join(' ', map { $_->{rows} } @{ manifest_of("$dir/empty")->{files} }),
+	'0 0 0 0 0 0', 'has none');
 ($ok, $sum, $err) = run_export("o'dd \\school", "$dir/odd");
 is($err, '', 'a school with a strange name');
 
@@ -147,22 +160,28 @@ SELECT nomp_crypt.grant_admin('clerk');
 GRANT SELECT ON ALL TABLES IN SCHEMA public, "Låg; DROP" TO clerk;
 GRANT USAGE ON SCHEMA "Låg; DROP" TO clerk;
 SQL
+
+sub clerk_exports
 {
+	my ($where) = @_;
+
 	local $ENV{PGUSER} = 'clerk';
-	($ok, $sum, $err) = run_export('s-0180-42', "$dir/refused");
-	like($err, qr/ERROR:.*decrypt/, 'without the right nothing is decrypted');
-	ok(!-e "$dir/refused", 'and no half export is left');
-	$node->safe_psql('postgres', <<'SQL');
+	return run_export('s-0180-42', $where);
+}
+
+($ok, $sum, $err) = clerk_exports("$dir/refused");
+like($err, qr/ERROR:.*decrypt/, 'without the right nothing is decrypted');
+ok(!-e "$dir/refused", 'and no half export is left');
+$node->safe_psql('postgres', <<'SQL');
 SELECT nomp_crypt.grant_tenant('s-0180-42', 'clerk', '{decrypt}');
 ALTER TABLE parted ENABLE ROW LEVEL SECURITY;
 SQL
-	($ok, $sum, $err) = run_export('s-0180-42', "$dir/refused");
-	like($err, qr/row-level security/, 'hidden rows are not left out in silence');
-	ok(!-e "$dir/refused", 'and no half export is left');
-	$node->safe_psql('postgres', 'ALTER TABLE parted DISABLE ROW LEVEL SECURITY');
-	($ok, $sum, $err) = run_export('s-0180-42', "$dir/clerk");
-	is($ok, 1, 'with the right it works');
-}
+($ok, $sum, $err) = clerk_exports("$dir/refused");
+like($err, qr/row-level security/, 'hidden rows are not left out in silence');
+ok(!-e "$dir/refused", 'and no half export is left');
+$node->safe_psql('postgres', 'ALTER TABLE parted DISABLE ROW LEVEL SECURITY');
+($ok, $sum, $err) = clerk_exports("$dir/clerk");
+is($ok, 1, 'with the right it works');
 
 # One moment: the last table is locked, and both get rows meanwhile.
 my $writer = open_session($node);
@@ -171,14 +190,17 @@ my $out = '';
 my $export = IPC::Run::start([ $script, 's-0180-42', "$dir/moment" ],
 	'>', \$out, '2>', \$err, IPC::Run::timeout(180));
 $node->poll_query_until('postgres',
-	"SELECT count(*) = 1 FROM pg_locks WHERE relation = 'parted'::regclass AND NOT granted")
-  or die 'the export does not wait';
+	"SELECT count(*) = 1 FROM pg_locks WHERE relation = 'parted'::regclass AND NOT granted"
+) or die 'the export does not wait';
 says($writer,
 	"INSERT INTO kinds (id, school, d) SELECT 50, 's-0180-42', NULL; SET LOCAL nomp_crypt.tenant = 's-0180-42';"
-	  . " INSERT INTO parted VALUES (3, 'Cecilia'); INSERT INTO pupil VALUES (1, 's-0180-42', 'Cecilia', NULL); COMMIT");
+	  . " INSERT INTO parted VALUES (3, 'Cecilia'); INSERT INTO pupil VALUES (1, 's-0180-42', 'Cecilia', NULL); COMMIT"
+);
 $writer->quit;
 ok($export->finish, 'an export beside a writer');
-is( join(' ', sort map { "$_->{table}=$_->{rows}" } @{ manifest_of("$dir/moment")->{files} }),
+is( join(' ',
+		sort map { "$_->{table}=$_->{rows}" }
+		  @{ manifest_of("$dir/moment")->{files} }),
 	"Parted=0 a\"b'c\\d=2 kinds=2 mixed=1 parted=2 pupil=0",
 	'has what was there at one moment');
 
@@ -187,15 +209,23 @@ $node->safe_psql('postgres', <<'SQL');
 ALTER SYSTEM SET nomp_crypt.erasure_requires_return = on;
 SELECT pg_reload_conf();
 SQL
-$node->poll_query_until('postgres', 'SHOW nomp_crypt.erasure_requires_return', 'on') or die;
-my ($printed) = run_procedure('return-data', { operator => $node },
-	'./scripts/export-tenant' => $script, '/srv/return' => "$dir/return");
+$node->poll_query_until('postgres',
+	'SHOW nomp_crypt.erasure_requires_return', 'on')
+  or die;
+my ($printed) = run_procedure(
+	'return-data', { operator => $node },
+	'./scripts/export-tenant' => $script,
+	'/srv/return' => "$dir/return");
 chomp $printed;
-is( $node->safe_psql('postgres', 'SELECT manifest_sha256 FROM nomp_crypt.data_return'),
-	$printed, 'the sum that was printed is on record');
-is(sqlstate($node, "CALL nomp_crypt.erase_tenant('s-0180-42', 'test')"), '', 'the school can be erased');
+is( $node->safe_psql(
+		'postgres', 'SELECT manifest_sha256 FROM nomp_crypt.data_return'),
+	$printed,
+	'the sum that was printed is on record');
+is(sqlstate($node, "CALL nomp_crypt.erase_tenant('s-0180-42', 'test')"),
+	'', 'the school can be erased');
 is(school_reads($node, 's-0180-42'), 'NC001', 'and is');
-is(slurp_file("$dir/return/manifest.json") =~ /"rows": 3/ ? 1 : 0, 1, 'its data is with the controller');
+is(slurp_file("$dir/return/manifest.json") =~ /"rows": 3/ ? 1 : 0,
+	1, 'its data is with the controller');
 ($ok, $sum, $err) = run_export('s-0180-42', "$dir/late");
 like($err, qr/it is erased/, 'afterwards it is too late');
 
