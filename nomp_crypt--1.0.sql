@@ -1016,10 +1016,12 @@ BEGIN
 EXCEPTION WHEN lock_not_available THEN
 	RAISE EXCEPTION 'the tenant''s row has been held by another transaction for 30 seconds'
 		USING ERRCODE = 'lock_not_available',
-		DETAIL = (SELECT 'It can be ' || string_agg(DISTINCT coalesce(format('prepared transaction "%s" of %s', p.gid, p.owner),
-					format('process %s of %s', l.pid, a.usename)), ', ') || '.'
+		DETAIL = (SELECT 'It can be ' || string_agg(DISTINCT CASE WHEN l.pid IS NULL
+					THEN format('prepared transaction "%s" of %s', p.gid, p.owner)
+					ELSE format('process %s of %s', l.pid, a.usename) END, ', ') || '.'
 			FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-			LEFT JOIN pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction
+			LEFT JOIN pg_locks x ON x.virtualtransaction = l.virtualtransaction AND x.pid IS NULL AND x.transactionid IS NOT NULL
+			LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
 			WHERE l.relation = 'nomp_crypt.tenant'::regclass AND l.mode IN ('RowShareLock', 'RowExclusiveLock')
 				AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()),
 		HINT = 'End it, or commit or roll back what is prepared, and repeat the call.';

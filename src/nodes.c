@@ -29,6 +29,7 @@ NC_FUNCTION(nc_ask_nodes);
 
 #define PATIENCE_MS		15000	/* for connecting, and for each answer */
 #define MAX_DETAIL		300
+#define DEFAULT_PORT	"5432"
 
 static char *nodes = NULL;
 
@@ -69,6 +70,8 @@ objection(const char *uri)
 		return "One of the URIs cannot be parsed.";
 	if (option_value(options, "password") != NULL || option_value(options, "sslpassword") != NULL)
 		result = "A password must not be in the setting: use a passfile.";
+	else if (option_value(options, "host") == NULL && option_value(options, "hostaddr") == NULL)
+		result = "A URI must name a host.";
 	PQconninfoFree(options);
 	return result;
 }
@@ -115,7 +118,7 @@ node_name(const char *uri)
 
 	if (host == NULL)
 		host = option_value(options, "hostaddr");
-	name = psprintf("%s:%s/%s", host == NULL ? "local" : host, port == NULL ? "5432" : port,
+	name = psprintf("%s:%s/%s", host, port == NULL ? DEFAULT_PORT : port,
 					dbname == NULL ? get_database_name(MyDatabaseId) : dbname);
 	PQconninfoFree(options);
 	return name;
@@ -242,19 +245,22 @@ try_reading(Answer *answer, PGconn *conn, const char *sample)
 	PQclear(result);
 }
 
-/* To this database, if the URI names none; what it says goes before ours. */
+/*
+ * To this database, if the URI names none; what it says goes before ours.  The
+ * port is not left to the server's environment.
+ */
 static PGconn *
 start(const char *uri)
 {
-	const char *keywords[5] = {"options", "fallback_application_name", "dbname"};
-	const char *values[5] = {"-c statement_timeout=10s -c default_transaction_read_only=on",
-	"nomp_crypt verification", uri};
+	const char *keywords[6] = {"options", "fallback_application_name", "port", "dbname"};
+	const char *values[6] = {"-c statement_timeout=10s -c default_transaction_read_only=on",
+	"nomp_crypt verification", DEFAULT_PORT, uri};
 	PQconninfoOption *options = PQconninfoParse(uri, NULL);
 
 	if (option_value(options, "dbname") == NULL)
 	{
-		keywords[3] = "dbname";
-		values[3] = get_database_name(MyDatabaseId);
+		keywords[4] = "dbname";
+		values[4] = get_database_name(MyDatabaseId);
 	}
 	PQconninfoFree(options);
 	return PQconnectStartParams(keywords, values, 1);

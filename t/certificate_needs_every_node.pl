@@ -102,6 +102,7 @@ for my $bad (
 	'postgresql://h/db?sslpassword=secret',
 	'host=h dbname=db',
 	'postgresql://[h/db',
+	'postgresql:///db',
 	'postgresql://h/db h2')
 {
 	my ($out, $err) = ('', '');
