@@ -36,9 +36,10 @@ PKG_CONFIG ?= pkg-config
 ICU_LIBS = $(shell $(PKG_CONFIG) --libs icu-uc)
 
 # PostgreSQL 15 does not mark exported symbols itself, 16 does, the same way.
-PG_CPPFLAGS = -Iinclude $(IPSEC_MB_CFLAGS) -DPGDLLEXPORT='__attribute__((visibility("default")))'
+PG_CPPFLAGS = -Iinclude $(IPSEC_MB_CFLAGS) $(LIBPQ_CFLAGS) -DPGDLLEXPORT='__attribute__((visibility("default")))'
 PG_CFLAGS = -std=gnu11 -fvisibility=hidden
-SHLIB_LINK = -lcrypto $(IPSEC_MB_LIBS) $(ICU_LIBS)
+LIBPQ_CFLAGS = $(shell $(PKG_CONFIG) --cflags libpq)
+SHLIB_LINK = -lcrypto $(IPSEC_MB_LIBS) $(ICU_LIBS) $(shell $(PKG_CONFIG) --libs libpq)
 
 ifdef DEV
 PG_CPPFLAGS += -DUSE_ASSERT_CHECKING

@@ -1818,7 +1818,7 @@ BEGIN
 		RETURN open_case.case_id;
 	END IF;
 	target := nomp_crypt._tenant_uuid(_erase_request.id);
-	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
+	PERFORM nomp_crypt._lock_tenant(target);
 	SELECT * INTO open_case FROM nomp_crypt.erasure e
 	WHERE e.tenant = target AND e.state <> 'withdrawn';
 	-- a finished case may have come by replication: what is left is this node's memory
@@ -1840,8 +1840,9 @@ BEGIN
 		RAISE EXCEPTION 'malformed reference' USING ERRCODE = 'invalid_parameter_value',
 			HINT = 'Give the agreement''s number: up to 64 letters, digits, and . _ / -, no personal data.';
 	END IF;
-	INSERT INTO nomp_crypt.erasure (case_id, tenant, reason, reference, requested_by)
-	VALUES (new_case, target, _erase_request.reason, _erase_request.reference, nomp_crypt._acting_role());
+	INSERT INTO nomp_crypt.erasure (case_id, tenant, reason, reference, requested_by, requesters, approvals_needed)
+	VALUES (new_case, target, _erase_request.reason, _erase_request.reference, nomp_crypt._acting_role(),
+		nomp_crypt._actors(), current_setting('nomp_crypt.erasure_approvals')::int);
 	UPDATE nomp_crypt.tenant t SET state = 'suspended' WHERE t.uuid = target AND t.state = 'active';
 	SELECT * INTO open_case FROM nomp_crypt.erasure e WHERE e.case_id = new_case;
 	PERFORM nomp_crypt._audit_case('erase_request', open_case,
@@ -1851,13 +1852,36 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_request(text, text, text) FROM PUBLIC;
 
--- The case, locked. Raises 42704.
+-- Lock a tenant's row, and do not wait for ever for whoever has it: a prepared
+-- transaction can stay for years. Raises 55P03, and says who it is.
+CREATE FUNCTION nomp_crypt._lock_tenant(tenant uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '30s' AS $$
+BEGIN
+	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = _lock_tenant.tenant FOR UPDATE;
+EXCEPTION WHEN lock_not_available THEN
+	RAISE EXCEPTION 'the tenant''s row has been held by another transaction for 30 seconds'
+		USING ERRCODE = 'lock_not_available',
+		DETAIL = (SELECT 'It can be ' || string_agg(DISTINCT CASE WHEN l.pid IS NULL
+					THEN format('prepared transaction "%s" of %s', p.gid, p.owner)
+					ELSE format('process %s of %s', l.pid, a.usename) END, ', ') || '.'
+			FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+			LEFT JOIN pg_locks x ON x.virtualtransaction = l.virtualtransaction AND x.pid IS NULL AND x.transactionid IS NOT NULL
+			LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
+			WHERE l.relation = 'nomp_crypt.tenant'::regclass AND l.mode IN ('RowShareLock', 'RowExclusiveLock')
+				AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()),
+		HINT = 'End it, or commit or roll back what is prepared, and repeat the call.';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lock_tenant(uuid) FROM PUBLIC;
+
+-- The case, locked, after its tenant, as everywhere. Raises 42704, 55P03.
 CREATE FUNCTION nomp_crypt._erase_case(case_id uuid) RETURNS nomp_crypt.erasure
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	wanted nomp_crypt.erasure;
 BEGIN
+	PERFORM nomp_crypt._lock_tenant(e.tenant) FROM nomp_crypt.erasure e WHERE e.case_id = _erase_case.case_id;
 	SELECT * INTO wanted FROM nomp_crypt.erasure e WHERE e.case_id = _erase_case.case_id FOR UPDATE;
 	IF NOT FOUND THEN
 		RAISE EXCEPTION 'erasure case % does not exist', _erase_case.case_id USING ERRCODE = 'undefined_object';
@@ -1879,15 +1903,21 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_wipe(uuid) FROM PUBLIC;
 
--- Empty if the erasure may be executed now, else from when on. NULL if it was.
+-- Empty if the erasure may be executed now, else what it waits for. NULL if it
+-- was executed.
 CREATE FUNCTION nomp_crypt._erase_due(case_id uuid) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(case_id);
-	due timestamptz := c.requested_at + nomp_crypt._erasure_grace();
 BEGIN
-	RETURN CASE WHEN c.state IN ('destroyed', 'certified') THEN NULL
-		WHEN c.state <> 'requested' OR clock_timestamp() >= due THEN '' ELSE due::text END;
+	IF c.state IN ('destroyed', 'certified') THEN
+		RETURN NULL;
+	END IF;
+	IF c.state = 'requested' THEN
+		-- one at a time, for the limit of a day
+		PERFORM FROM nomp_crypt.installation FOR UPDATE;
+	END IF;
+	RETURN coalesce(nomp_crypt._erase_waits(c), '');
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_due(uuid) FROM PUBLIC;
@@ -2450,6 +2480,434 @@ BEGIN
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._reconcile_case(uuid, jsonb, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Erasure: what a case waits for. Approvals by other roles, legal holds, the
+-- data's return, the grace period, and a limit for a day.
+-- ---------------------------------------------------------------------------
+
+ALTER TABLE nomp_crypt.erasure
+	ADD COLUMN group_id uuid,			-- of the cases of one agreement
+	ADD COLUMN requesters text[],		-- everybody that the requester was
+	ADD COLUMN approvals_needed int NOT NULL DEFAULT 0;
+
+CREATE TABLE nomp_crypt.erasure_approval (
+	case_id		uuid NOT NULL,
+	role		name NOT NULL,
+	actors		text[] NOT NULL,		-- everybody that it was: the role, the session's, the one logged in
+	approved_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (case_id, role)
+);
+COMMENT ON TABLE nomp_crypt.erasure_approval IS 'who has approved which erasure';
+
+CREATE TABLE nomp_crypt.legal_hold (
+	uuid		uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+	tenant		uuid NOT NULL,
+	reference	text NOT NULL CHECK (reference ~ '^[A-Za-z0-9._/-]{1,64}$'),
+	placed_by	name NOT NULL,
+	placed_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	released_by	name,
+	released_at	timestamptz
+);
+CREATE UNIQUE INDEX legal_hold_in_force ON nomp_crypt.legal_hold (tenant, reference) WHERE released_at IS NULL;
+COMMENT ON TABLE nomp_crypt.legal_hold IS 'schools that must not be erased, since when, and until when';
+
+CREATE TABLE nomp_crypt.data_return (
+	uuid			uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+	tenant			uuid NOT NULL,
+	manifest_sha256	text CHECK (manifest_sha256 ~ '^[0-9a-f]{64}$'),	-- NULL: the controller wants none
+	recorded_by		name NOT NULL,
+	recorded_at		timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX data_return_tenant_idx ON nomp_crypt.data_return (tenant);
+COMMENT ON TABLE nomp_crypt.data_return IS 'data given back to the controller before an erasure, or word that it is not wanted';
+
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.erasure_approval', '');
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.legal_hold', '');
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.data_return', '');
+
+CREATE FUNCTION nomp_crypt._actors() RETURNS text[]
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_actors';
+REVOKE ALL ON FUNCTION nomp_crypt._actors() FROM PUBLIC;
+
+-- What a requested case waits for: a row for each thing, in words.
+CREATE FUNCTION nomp_crypt._erase_missing(c nomp_crypt.erasure, OUT kind text, OUT missing text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	h nomp_crypt.legal_hold;
+	needed int := greatest(c.approvals_needed, current_setting('nomp_crypt.erasure_approvals')::int);
+	per_day int := current_setting('nomp_crypt.max_erasures_per_day')::int;
+	given text[];
+	due timestamptz := c.requested_at + nomp_crypt._erasure_grace();
+	passed timestamptz[];
+BEGIN
+	IF c.state <> 'requested' THEN
+		RETURN;
+	END IF;
+	kind := 'hold';
+	FOR h IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = c.tenant AND l.released_at IS NULL
+			 ORDER BY l.placed_at LOOP
+		missing := format('the release of legal hold %s, placed at %s by %s', h.reference, h.placed_at, h.placed_by);
+		RETURN NEXT;
+	END LOOP;
+	given := ARRAY(SELECT a.role::text FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id ORDER BY a.approved_at);
+	IF cardinality(given) < needed THEN
+		kind := 'approval';
+		missing := format('%s of %s approvals, by roles other than %s', needed - cardinality(given), needed,
+			array_to_string(coalesce(c.requesters, ARRAY[c.requested_by::text]) || given, ', '));
+		RETURN NEXT;
+	END IF;
+	IF current_setting('nomp_crypt.erasure_requires_return')::boolean AND NOT EXISTS (
+			SELECT FROM nomp_crypt.data_return r WHERE r.tenant = c.tenant) THEN
+		kind := 'return';
+		missing := 'the data''s return to the controller, or word that it is not wanted (nomp_crypt.data_returned)';
+		RETURN NEXT;
+	END IF;
+	IF clock_timestamp() < due THEN
+		kind := 'grace';
+		missing := format('the end of the grace period at %s', due);
+		RETURN NEXT;
+	END IF;
+	IF per_day > 0 THEN
+		passed := ARRAY(
+			SELECT max(e.fenced_at) FROM nomp_crypt.erasure e
+			WHERE e.fenced_at > clock_timestamp() - interval '1 day'
+			GROUP BY coalesce(e.group_id, e.case_id)
+			HAVING coalesce(e.group_id, e.case_id) <> coalesce(c.group_id, c.case_id)
+			ORDER BY 1);
+		IF cardinality(passed) >= per_day THEN
+			kind := 'limit';
+			missing := format('room in nomp_crypt.max_erasures_per_day (%s), until %s', per_day,
+				passed[cardinality(passed) - per_day + 1] + interval '1 day');
+			RETURN NEXT;
+		END IF;
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_missing(nomp_crypt.erasure) FROM PUBLIC;
+
+-- The same as the rest of a sentence, NULL if nothing is missing.
+CREATE FUNCTION nomp_crypt._erase_waits(c nomp_crypt.erasure) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN bool_and(m.kind = 'grace') THEN format('can be executed from %s on', ($1).requested_at + nomp_crypt._erasure_grace())
+		ELSE 'waits for ' || string_agg(m.missing, '; ' ORDER BY m.n) END
+	FROM nomp_crypt._erase_missing($1) WITH ORDINALITY m(kind, missing, n)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_waits(nomp_crypt.erasure) FROM PUBLIC;
+
+-- The school's case that is not finished, NULL if there is none.
+CREATE FUNCTION nomp_crypt._erase_open(id text) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.case_id FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+	WHERE t.id = $1 AND e.state NOT IN ('withdrawn', 'destroyed', 'certified')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_open(text) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._erase_tenant_id(case_id uuid) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT t.id FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant WHERE e.case_id = $1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_tenant_id(uuid) FROM PUBLIC;
+
+-- Raises 55000 if more than time is missing to a case.
+CREATE FUNCTION nomp_crypt._erase_refuse(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_refuse.case_id);
+BEGIN
+	IF EXISTS (SELECT FROM nomp_crypt._erase_missing(c) m WHERE m.kind <> 'grace') THEN
+		RAISE EXCEPTION 'the erasure of tenant "%" %', nomp_crypt._erase_tenant_id(c.case_id), nomp_crypt._erase_waits(c)
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'The tenant stays suspended. See nomp_crypt.erasures; nomp_crypt.withdraw_erasure() takes the request back.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_refuse(uuid) FROM PUBLIC;
+
+-- The next case after that one which waits for nothing, or which an
+-- interrupted call has left; NULL if there is none.
+CREATE FUNCTION nomp_crypt._erase_next(after uuid) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.case_id FROM nomp_crypt.erasure e
+	WHERE ($1 IS NULL OR e.case_id > $1) AND e.state IN ('requested', 'fenced', 'submitted', 'pending')
+		AND nomp_crypt._erase_waits(e) IS NULL
+		-- a keystore that destroys later has its own date, and somebody may have cancelled it there
+		AND coalesce((to_jsonb(e) ->> 'pending_until')::timestamptz, '-infinity') <= clock_timestamp()
+		AND to_jsonb(e) ->> 'voided_at' IS NULL
+	ORDER BY e.case_id LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_next(uuid) FROM PUBLIC;
+
+-- The same of one agreement's cases, whatever they wait for.
+CREATE FUNCTION nomp_crypt._erase_next_of(group_id uuid, after uuid) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.case_id FROM nomp_crypt.erasure e
+	WHERE e.group_id = $1 AND ($2 IS NULL OR e.case_id > $2) AND e.state <> 'withdrawn'
+	ORDER BY e.case_id LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_next_of(uuid, uuid) FROM PUBLIC;
+
+-- The number of an agreement's cases that are not finished.
+CREATE FUNCTION nomp_crypt._erase_group(agreement text) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.group_id FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+	WHERE t.agreement = $1 AND e.group_id IS NOT NULL AND e.state NOT IN ('withdrawn', 'destroyed', 'certified')
+	ORDER BY e.requested_at LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_group(text) FROM PUBLIC;
+
+-- A case for each living school of the agreement that has none. Returns their
+-- number; NULL if all schools are erased. Raises 42704 if there is none.
+CREATE FUNCTION nomp_crypt._erase_request_agreement(agreement text, reason text, reference text) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	common uuid := coalesce(nomp_crypt._erase_group(_erase_request_agreement.agreement), gen_random_uuid());
+	school nomp_crypt.tenant;
+	c nomp_crypt.erasure;
+	requested uuid;
+	alone text[] := '{}';
+	schools int := 0;
+BEGIN
+	IF NOT EXISTS (SELECT FROM nomp_crypt.tenant t WHERE t.agreement = _erase_request_agreement.agreement) THEN
+		RAISE EXCEPTION 'no tenant has agreement "%"', _erase_request_agreement.agreement
+			USING ERRCODE = 'undefined_object', HINT = 'See nomp_crypt.tenants.';
+	END IF;
+	FOR school IN SELECT t.* FROM nomp_crypt.tenant t
+				  WHERE t.agreement = _erase_request_agreement.agreement AND t.state <> 'erased'
+				  ORDER BY t.uuid LOOP
+		SELECT e.* INTO c FROM nomp_crypt.erasure e WHERE e.tenant = school.uuid AND e.state <> 'withdrawn';
+		IF NOT FOUND THEN
+			requested := nomp_crypt._erase_request(school.id,
+				_erase_request_agreement.reason, _erase_request_agreement.reference);
+			SELECT e.* INTO c FROM nomp_crypt.erasure e WHERE e.case_id = requested;
+			CONTINUE WHEN c.tenant <> school.uuid;	-- an earlier school of that id, and the same reference
+			UPDATE nomp_crypt.erasure e SET group_id = common WHERE e.case_id = c.case_id;
+		ELSIF c.group_id IS DISTINCT FROM common THEN
+			alone := alone || school.id;
+			CONTINUE;
+		END IF;
+		schools := schools + 1;
+	END LOOP;
+	IF cardinality(alone) > 0 THEN
+		RAISE NOTICE 'tenants that have a case of their own already, which goes on by itself: %',
+			array_to_string(alone, ', ');
+	END IF;
+	RETURN CASE WHEN schools > 0 THEN common END;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_request_agreement(text, text, text) FROM PUBLIC;
+
+-- What an agreement's cases still wait for, in a sentence; NULL if for nothing.
+CREATE FUNCTION nomp_crypt._erase_group_waits(group_id uuid) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT string_agg(format('the erasure of %s tenants (%s) %s', w.n, CASE WHEN w.n > 5 THEN w.ids[1] || ', ...' ELSE array_to_string(w.ids, ', ') END, w.waits), '; ')
+	FROM (SELECT count(*) AS n, array_agg(t.id ORDER BY t.id) AS ids, nomp_crypt._erase_waits(e) AS waits
+		  FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+		  WHERE e.group_id = $1 AND e.state = 'requested'
+		  GROUP BY nomp_crypt._erase_waits(e)) w
+	WHERE w.waits IS NOT NULL
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_group_waits(uuid) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._erase_refuse_group(group_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF EXISTS (SELECT FROM nomp_crypt.erasure e, nomp_crypt._erase_missing(e) m
+			   WHERE e.group_id = _erase_refuse_group.group_id AND m.kind <> 'grace') THEN
+		RAISE EXCEPTION '%', nomp_crypt._erase_group_waits(_erase_refuse_group.group_id)
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'These tenants stay suspended; the others of the agreement are erased. See nomp_crypt.erasures.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_refuse_group(uuid) FROM PUBLIC;
+
+-- All schools of an agreement, as erase_tenant: see erase_case.c.
+CREATE PROCEDURE nomp_crypt.erase_agreement(agreement text, reason text, reference text DEFAULT NULL)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_agreement';
+REVOKE ALL ON PROCEDURE nomp_crypt.erase_agreement(text, text, text) FROM PUBLIC;
+
+-- Everything that is due, for pg_cron: see erase_case.c.
+CREATE PROCEDURE nomp_crypt.run_due_erasures()
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_run_due_erasures';
+REVOKE ALL ON PROCEDURE nomp_crypt.run_due_erasures() FROM PUBLIC;
+
+-- Approve a requested case: by its number, by the number of an agreement's
+-- cases, or by the agreement, which means all of its cases that are requested
+-- now. Returns how many cases that is. Nobody approves twice, or what he has
+-- asked for, under whatever role of his. Raises 42704, 55000.
+CREATE FUNCTION nomp_crypt.approve_erasure(case_or_agreement text) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	mine text[] := nomp_crypt._actors();
+	c nomp_crypt.erasure;
+	other record;
+	approved int := 0;
+	earlier record;
+BEGIN
+	FOR c IN SELECT e.* FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+			 WHERE e.state = 'requested' AND (e.case_id::text = case_or_agreement OR
+				e.group_id::text = case_or_agreement OR t.agreement = case_or_agreement)
+			 ORDER BY e.case_id FOR UPDATE OF e LOOP
+		IF mine && coalesce(c.requesters, ARRAY[c.requested_by::text]) THEN
+			RAISE EXCEPTION 'the erasure of tenant "%" was asked for by %, who cannot approve it',
+				nomp_crypt._erase_tenant_id(c.case_id), array_to_string(c.requesters, ', ')
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				HINT = 'Another person, logged in as another role, must do that.';
+		END IF;
+		SELECT a.role, a.approved_at INTO other FROM nomp_crypt.erasure_approval a
+		WHERE a.case_id = c.case_id AND a.actors && mine;
+		IF FOUND THEN
+			earlier := other;
+			CONTINUE;	-- a school may have been added to an agreement since
+		END IF;
+		INSERT INTO nomp_crypt.erasure_approval (case_id, role, actors)
+		VALUES (c.case_id, nomp_crypt._acting_role(), mine);
+		PERFORM nomp_crypt._audit_case('approve_erasure', c, jsonb_build_object('actors', to_jsonb(mine)));
+		approved := approved + 1;
+	END LOOP;
+	IF approved = 0 AND earlier IS NOT NULL THEN
+		RAISE EXCEPTION 'the same person has approved this already, as % at %', earlier.role, earlier.approved_at
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Another person, logged in as another role, must do that.';
+	ELSIF approved = 0 THEN
+		SELECT e.state INTO other FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+		WHERE e.case_id::text = case_or_agreement OR e.group_id::text = case_or_agreement OR t.agreement = case_or_agreement
+		LIMIT 1;
+		IF FOUND THEN
+			RAISE EXCEPTION 'no erasure of "%" waits for approval: it is %', case_or_agreement, other.state
+				USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.erasures.';
+		END IF;
+		RAISE EXCEPTION 'no erasure has number or agreement "%"', case_or_agreement
+			USING ERRCODE = 'undefined_object', HINT = 'See nomp_crypt.erasures.';
+	END IF;
+	RETURN approved;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.approve_erasure(text) FROM PUBLIC;
+
+-- The living school, and its case, locked in that order; raises 55000 past
+-- the fence, 42704.
+CREATE FUNCTION nomp_crypt._before_fence(id text) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._tenant_uuid(_before_fence.id);
+	now_state text;
+BEGIN
+	PERFORM nomp_crypt._lock_tenant(target);
+	PERFORM FROM nomp_crypt.erasure e WHERE e.tenant = target AND e.state <> 'withdrawn' FOR UPDATE;
+	SELECT t.state INTO now_state FROM nomp_crypt.tenant t WHERE t.uuid = target;
+	IF now_state IN ('fenced', 'erased') THEN
+		RAISE EXCEPTION 'tenant "%" is %: its erasure is final', _before_fence.id, now_state
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.erasures.';
+	END IF;
+	RETURN target;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._before_fence(text) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._require_reference(reference text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF reference IS NULL OR reference !~ '^[A-Za-z0-9._/-]{1,64}$' THEN
+		RAISE EXCEPTION 'malformed reference' USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Give the file''s number: up to 64 letters, digits, and . _ / -, no personal data.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._require_reference(text) FROM PUBLIC;
+
+-- The school must not be erased until the hold is released; several can be in
+-- force, by their references. It can be read as before. Harmless when
+-- repeated. Raises 22023, 42704, 55000.
+CREATE FUNCTION nomp_crypt.hold_tenant(id text, reference text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._before_fence(hold_tenant.id);
+BEGIN
+	PERFORM nomp_crypt._require_reference(hold_tenant.reference);
+	INSERT INTO nomp_crypt.legal_hold (tenant, reference, placed_by)
+	VALUES (target, hold_tenant.reference, nomp_crypt._acting_role())
+	ON CONFLICT DO NOTHING;
+	IF FOUND THEN
+		PERFORM nomp_crypt._audit('hold_tenant', hold_tenant.id,
+			jsonb_build_object('uuid', target, 'reference', hold_tenant.reference));
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.hold_tenant(text, text) FROM PUBLIC;
+
+-- Raises 42704, also if no such hold is in force.
+CREATE FUNCTION nomp_crypt.release_hold(id text, reference text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._tenant_uuid(release_hold.id);
+BEGIN
+	UPDATE nomp_crypt.legal_hold l SET released_at = clock_timestamp(), released_by = nomp_crypt._acting_role()
+	WHERE l.tenant = target AND l.reference = release_hold.reference AND l.released_at IS NULL;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'tenant "%" is under no legal hold "%"', release_hold.id, release_hold.reference
+			USING ERRCODE = 'undefined_object', HINT = 'See nomp_crypt.legal_hold.';
+	END IF;
+	PERFORM nomp_crypt._audit('release_hold', release_hold.id,
+		jsonb_build_object('uuid', target, 'reference', release_hold.reference));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.release_hold(text, text) FROM PUBLIC;
+
+-- The school's data was given to the controller, in an export with that
+-- manifest (scripts/export-tenant prints its sum), or 'not wanted'. Before the
+-- fence, also before the request. Raises 22023, 42704, 55000.
+CREATE FUNCTION nomp_crypt.data_returned(id text, manifest_sha256 text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._before_fence(data_returned.id);
+	sum text := nullif(data_returned.manifest_sha256, 'not wanted');
+BEGIN
+	IF data_returned.manifest_sha256 IS NULL OR sum !~ '^[0-9a-f]{64}$' THEN
+		RAISE EXCEPTION 'malformed sum' USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Give the manifest''s SHA-256 sum, 64 digits of lower-case hex, or ''not wanted''.';
+	END IF;
+	INSERT INTO nomp_crypt.data_return (tenant, manifest_sha256, recorded_by)
+	VALUES (target, sum, nomp_crypt._acting_role());
+	PERFORM nomp_crypt._audit('data_returned', data_returned.id,
+		jsonb_build_object('uuid', target, 'manifest', data_returned.manifest_sha256));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.data_returned(text, text) FROM PUBLIC;
+
+-- What happens next in a case, in words.
+CREATE FUNCTION nomp_crypt._erase_step(c nomp_crypt.erasure) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN to_jsonb($1) ->> 'voided_at' IS NOT NULL THEN
+		'the destruction was cancelled in the keystore: find out why, then CALL nomp_crypt.resubmit_erasure'
+		ELSE CASE ($1).state
+		WHEN 'requested' THEN coalesce('it ' || nomp_crypt._erase_waits($1),
+			'it can be executed: CALL nomp_crypt.erase_tenant again, or nomp_crypt.run_due_erasures()')
+		WHEN 'withdrawn' THEN 'nothing: it was withdrawn'
+		WHEN 'pending' THEN format('the keystore destroys the keys at %s; then CALL nomp_crypt.run_due_erasures()',
+			coalesce(to_jsonb($1) ->> 'pending_until', 'a time of its own'))
+		WHEN 'destroyed' THEN 'the keys are destroyed: CALL nomp_crypt.certify_erasure'
+		WHEN 'certified' THEN 'nothing is left to do but nomp_crypt.purge_tenant'
+		ELSE 'it goes on, or was interrupted: CALL nomp_crypt.erase_tenant again, or nomp_crypt.run_due_erasures()' END END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_step(nomp_crypt.erasure) FROM PUBLIC;
+
+CREATE VIEW nomp_crypt.erasures AS
+SELECT e.case_id, e.group_id, t.id AS tenant, t.agreement, e.state, e.reason, e.reference,
+	e.requested_by, e.requested_at,
+	(SELECT count(*) FROM nomp_crypt.erasure_approval a WHERE a.case_id = e.case_id) AS approvals,
+	e.approvals_needed,
+	EXISTS (SELECT FROM nomp_crypt.legal_hold l WHERE l.tenant = e.tenant AND l.released_at IS NULL) AS held,
+	(SELECT coalesce(r.manifest_sha256, 'not wanted') FROM nomp_crypt.data_return r WHERE r.tenant = e.tenant
+	 ORDER BY r.recorded_at DESC LIMIT 1) AS data_returned,
+	CASE WHEN e.state = 'requested' THEN e.requested_at + nomp_crypt._erasure_grace() END AS not_before,
+	nomp_crypt._erase_step(e) AS next,
+	e.fenced_at, e.destroyed_at
+FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant;
+COMMENT ON VIEW nomp_crypt.erasures IS 'one row per erasure: what happens next, and what or who is missing';
 
 -- ---------------------------------------------------------------------------
 -- The life of keys: new data keys, new KEKs, suspension, the end of KEKs
@@ -3412,6 +3870,797 @@ LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_rotate_index_key';
 REVOKE ALL ON FUNCTION nomp_crypt.rotate_index_key(text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- Erasure: what it reaches. Counting a school's values needs no key and no
+-- right, also after the erasure; these functions look into every table.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION nomp_crypt._values_of(value anyelement, tenant uuid) RETURNS int
+LANGUAGE c STABLE PARALLEL SAFE COST 10 AS 'MODULE_PATHNAME', 'nc_values_of';
+CREATE FUNCTION nomp_crypt._first_value(value anyelement, tenant uuid) RETURNS @extschema@.encrypted
+LANGUAGE c STABLE PARALLEL SAFE COST 10 AS 'MODULE_PATHNAME', 'nc_first_value';
+
+-- For other nodes that verify an erasure: can a ciphertext be read here?
+CREATE FUNCTION nomp_crypt._reading(sample bytea) RETURNS text
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_reading';
+
+-- The columns that can hold values, with their relations: tables, partitions
+-- and materialized views.
+CREATE FUNCTION nomp_crypt._value_columns(OUT relation regclass, OUT name text, OUT kind "char",
+	OUT column_name name, OUT place int2, OUT not_null boolean, OUT generated boolean) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT c.oid::regclass, format('%I.%I', n.nspname, c.relname), c.relkind, a.attname, a.attnum, a.attnotnull,
+		a.attgenerated <> ''
+	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+	WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND nomp_crypt._holds_values(a.atttypid)
+	ORDER BY 2, a.attnum
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._value_columns() FROM PUBLIC;
+
+-- The school's values by table and column, and for a NULL column the rows
+-- that have any. Goes through all of them, block by block, and shows how far.
+CREATE FUNCTION nomp_crypt._count_values(tenant uuid, command text, OUT relation regclass, OUT name text,
+	OUT column_name name, OUT amount bigint) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' AS $$
+DECLARE
+	step CONSTANT bigint := 1024;
+	done bigint := 0;
+	total bigint;
+	blocks bigint;
+	t record;
+	counted bigint[];
+	sums bigint[];
+	query text;
+BEGIN
+	SELECT sum(pg_relation_size(r) / current_setting('block_size')::bigint) INTO total
+	FROM (SELECT DISTINCT v.relation FROM nomp_crypt._value_columns() v) r(r);
+	FOR t IN SELECT v.relation, v.name, array_agg(v.column_name ORDER BY v.place) AS columns
+			 FROM nomp_crypt._value_columns() v GROUP BY 1, 2 ORDER BY 2 LOOP
+		blocks := pg_relation_size(t.relation) / current_setting('block_size')::bigint;
+		sums := array_fill(0::bigint, ARRAY[cardinality(t.columns) + 1]);
+		SELECT format('SELECT ARRAY[count(*) FILTER (WHERE %s), %s] FROM ONLY %s t WHERE t.ctid >= $2 AND t.ctid < $3',
+			string_agg(format('nomp_crypt._values_of(t.%I, $1) > 0', c), ' OR ' ORDER BY n),
+			string_agg(format('coalesce(sum(nomp_crypt._values_of(t.%I, $1)), 0)::bigint', c), ', ' ORDER BY n), t.relation)
+		INTO query FROM unnest(t.columns) WITH ORDINALITY u(c, n);
+		FOR at IN 0 .. (blocks - 1) / step LOOP
+			EXECUTE query INTO counted USING tenant, format('(%s,0)', at * step)::tid,
+				format('(%s,0)', (at + 1) * step)::tid;
+			sums := ARRAY(SELECT a + b FROM unnest(sums, counted) u(a, b));
+			PERFORM nomp_crypt._progress(command, t.name, 'counting', 'blocks',
+				done + least(blocks, (at + 1) * step), total);
+		END LOOP;
+		done := done + blocks;
+		relation := t.relation;
+		name := t.name;
+		FOR i IN 1 .. cardinality(sums) LOOP
+			column_name := t.columns[i - 1];
+			amount := sums[i];
+			RETURN NEXT;
+		END LOOP;
+	END LOOP;
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._count_values(uuid, text) FROM PUBLIC;
+
+-- The databases of this server that the installation's file names, but this
+-- one; NULL for those of other data directories.
+CREATE FUNCTION nomp_crypt._other_databases() RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	RETURN QUERY SELECT CASE WHEN m[2] = here.directory THEN d.datname::text END
+	FROM regexp_matches(pg_read_file(current_setting('nomp_crypt.register_directory') || '/installation'),
+			'^database (\d+) of (.*)$', 'gn') m
+	CROSS JOIN current_setting('data_directory') here(directory)
+	LEFT JOIN pg_database d ON d.oid = m[1]::oid
+	WHERE m[2] <> here.directory OR d.datname <> current_database();
+EXCEPTION WHEN OTHERS THEN
+	RETURN;		-- who must know asks _require_owner
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._other_databases() FROM PUBLIC;
+
+-- Before an erasure: how many values of the school it makes unreadable, and
+-- what destroying the keys will not reach. Reads every table with encrypted
+-- columns. Raises 42704.
+CREATE FUNCTION nomp_crypt.erasure_preview(id text, OUT kind text, OUT object text, OUT column_name name,
+	OUT amount bigint, OUT detail text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	target uuid := nomp_crypt._tenant_uuid(erasure_preview.id);
+	counted record;
+	found_in jsonb := '[]';
+	others text[];
+	past record;
+BEGIN
+	FOR counted IN SELECT * FROM nomp_crypt._count_values(target, 'erasure_preview') LOOP
+		CONTINUE WHEN counted.amount = 0;
+		kind := CASE WHEN counted.column_name IS NULL THEN 'rows' ELSE 'values' END;
+		object := counted.name;
+		column_name := counted.column_name;
+		amount := counted.amount;
+		RETURN NEXT;
+		found_in := found_in || jsonb_build_object('name', object, 'column_name', column_name);
+	END LOOP;
+	kind := 'not reached';
+	amount := NULL;
+	IF to_regclass('nomp_crypt.inventory') IS NULL THEN
+		object := 'backups and files';
+		column_name := NULL;
+		detail := 'since when the columns are encrypted on disk is not known; what was plain before is in backups, WAL and old blocks of that time';
+		RETURN NEXT;
+	ELSE
+		FOR past IN EXECUTE 'SELECT i.table_name, i.column_name, i.encrypted_on_disk_since AS since, i.state
+			FROM nomp_crypt.inventory i JOIN jsonb_to_recordset($1) p(name text, column_name name)
+				ON p.name = i.table_name AND p.column_name = i.column_name
+			WHERE i.encrypted_on_disk_since IS NULL OR i.encrypted_on_disk_since > clock_timestamp() - nomp_crypt._backup_retention()'
+			USING found_in LOOP
+			object := past.table_name;
+			column_name := past.column_name;
+			detail := CASE WHEN past.since IS NULL THEN past.state
+				ELSE format('encrypted on disk since %s: backups from before have it plain until %s', past.since,
+					past.since + nomp_crypt._backup_retention()) END;
+			RETURN NEXT;
+		END LOOP;
+	END IF;
+	column_name := NULL;
+	IF to_regprocedure('nomp_crypt.lint()') IS NOT NULL THEN
+		EXECUTE 'SELECT count(*) FROM nomp_crypt.lint()' INTO amount;
+		IF amount > 0 THEN
+			object := 'definitions';
+			detail := 'places where values may be in clear: see nomp_crypt.lint()';
+			RETURN NEXT;
+		END IF;
+		amount := NULL;
+	END IF;
+	others := ARRAY(SELECT o FROM nomp_crypt._other_databases() o WHERE o IS NOT NULL ORDER BY 1);
+	IF cardinality(others) > 0 THEN
+		object := 'databases ' || array_to_string(others, ', ');
+		detail := 'they are of the same installation: a tenant of this name made there has keys of its own; erase it there, too';
+		RETURN NEXT;
+	END IF;
+	amount := (SELECT count(*) FROM nomp_crypt._other_databases() o WHERE o IS NULL);
+	IF amount > 0 THEN
+		object := 'databases of other servers';
+		detail := 'the installation''s file names them; a tenant of this name made there has keys of its own';
+		RETURN NEXT;
+	END IF;
+	amount := NULL;
+	object := 'what is not encrypted';
+	detail := 'columns in clear beside the values, the number of rows, and the tenant''s id, name, agreement and rights';
+	RETURN NEXT;
+	object := 'copies of keys';
+	detail := 'backups of the keystore and copies of a software token''s folder: whoever has one, and a backup of the database, reads the values';
+	RETURN NEXT;
+	object := 'copies of plaintext';
+	detail := 'exports, logs, mail, and whatever else applications keep outside encrypted columns';
+	RETURN NEXT;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.erasure_preview(text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Erasure: verifying, and certifying what holds
+-- ---------------------------------------------------------------------------
+
+ALTER TABLE nomp_crypt.erasure
+	ADD COLUMN sample text,				-- a ciphertext of the school, as it was
+	ADD COLUMN lease_acknowledged_by name,
+	ADD COLUMN lease_acknowledged_at timestamptz,
+	ADD COLUMN verification jsonb NOT NULL DEFAULT '{}',	-- what the last check has found
+	ADD COLUMN certified_at timestamptz;
+
+CREATE FUNCTION nomp_crypt._ask_nodes(sample text, OUT node text, OUT answer text, OUT detail text,
+	OUT lease_seconds int, OUT standby boolean) RETURNS SETOF record
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_ask_nodes';
+REVOKE ALL ON FUNCTION nomp_crypt._ask_nodes(text) FROM PUBLIC;
+
+-- A ciphertext of the school's from its tables, kept with the case, so that
+-- there is one to ask for when they are empty; or what looks like one, under
+-- its last key. NULL if there was no key.
+CREATE FUNCTION nomp_crypt._keep_sample(tenant uuid) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' AS $$
+#variable_conflict use_column
+DECLARE
+	kept text;
+	v record;
+	bytes bytea;
+BEGIN
+	SELECT e.sample INTO kept FROM nomp_crypt.erasure e
+	WHERE e.tenant = _keep_sample.tenant AND e.state IN ('destroyed', 'certified');
+	IF kept IS NOT NULL OR NOT FOUND THEN
+		RETURN kept;
+	END IF;
+	FOR v IN SELECT * FROM nomp_crypt._value_columns() LOOP
+		PERFORM nomp_crypt._progress('certify_erasure', v.name, 'looking for a value', 'tables', 0, 0);
+		EXECUTE format('SELECT @extschema@.encrypted_send(nomp_crypt._first_value(t.%1$I, $1)) FROM ONLY %2$s t
+			WHERE nomp_crypt._values_of(t.%1$I, $1) > 0 LIMIT 1', v.column_name, v.relation)
+		INTO bytes USING _keep_sample.tenant;
+		EXIT WHEN bytes IS NOT NULL;
+	END LOOP;
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+	IF bytes IS NULL THEN
+		-- a node that has the key finds that it does not open, and one that has not asks no further
+		SELECT '\x1001'::bytea || k.key_id || decode(repeat('00', 40), 'hex') INTO bytes
+		FROM nomp_crypt.tenant_key k WHERE k.tenant = _keep_sample.tenant AND k.purpose = 'values'
+		ORDER BY k.version DESC LIMIT 1;
+	END IF;
+	kept := 'nc1:' || translate(encode(bytes, 'base64'), E'\n', '');
+	UPDATE nomp_crypt.erasure e SET sample = kept
+	WHERE e.tenant = _keep_sample.tenant AND e.state IN ('destroyed', 'certified');
+	RETURN kept;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._keep_sample(uuid) FROM PUBLIC;
+
+-- The school's last finished case, locked. Raises 42704, 55000.
+CREATE FUNCTION nomp_crypt._finished_case(id text) RETURNS nomp_crypt.erasure
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure;
+BEGIN
+	PERFORM nomp_crypt._tenant_uuid(_finished_case.id);
+	SELECT e.* INTO c FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+	WHERE t.id = _finished_case.id AND e.state <> 'withdrawn'
+	ORDER BY e.state IN ('destroyed', 'certified') DESC, e.requested_at DESC LIMIT 1;
+	IF c.state IS NULL OR c.state NOT IN ('destroyed', 'certified') THEN
+		RAISE EXCEPTION 'tenant "%" has not been erased', _finished_case.id
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = CASE WHEN c.case_id IS NULL THEN 'No erasure was asked for.' ELSE 'See nomp_crypt.erasures.' END;
+	END IF;
+	RETURN nomp_crypt._erase_case(c.case_id);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._finished_case(text) FROM PUBLIC;
+
+-- A person says that no node can have the school's keys in memory any more,
+-- though the longest lease is not over. Raises 42704, 55000.
+CREATE FUNCTION nomp_crypt.acknowledge_lease(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(acknowledge_lease.case_id);
+BEGIN
+	IF c.state <> 'destroyed' THEN
+		RAISE EXCEPTION 'erasure case % is %', c.case_id, c.state
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'This can be said between the destruction and the certificate.';
+	END IF;
+	UPDATE nomp_crypt.erasure e SET lease_acknowledged_by = nomp_crypt._acting_role(),
+		lease_acknowledged_at = clock_timestamp()
+	WHERE e.case_id = c.case_id;
+	PERFORM nomp_crypt._audit_case('acknowledge_lease', c);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.acknowledge_lease(uuid) FROM PUBLIC;
+
+-- Check what a certificate needs, keep what was found, and certify if nothing
+-- is in the way: NULL, or else what is, in words.
+CREATE FUNCTION nomp_crypt._certify(id text, accept_not_asked boolean) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._finished_case(_certify.id);
+	kept text;
+	asked jsonb := '[]';
+	silent text[];
+	readable text[];
+	standbys text[];
+	lease interval := current_setting('nomp_crypt.key_lease')::interval;
+	wraps bigint;
+	in_the_way text[] := '{}';
+BEGIN
+	IF c.state = 'certified' THEN
+		RAISE NOTICE 'the erasure of tenant "%" was certified at %', _certify.id, c.certified_at;
+		RETURN NULL;
+	END IF;
+	PERFORM nomp_crypt._require_owner();
+	SELECT count(*) INTO wraps FROM nomp_crypt.tenant_key k JOIN nomp_crypt.kek e ON e.uuid = k.kek
+	WHERE e.tenant = c.tenant AND (k.wrapped IS NOT NULL OR k.state <> 'erased');
+	IF wraps > 0 THEN
+		in_the_way := in_the_way || format('%s rows of nomp_crypt.tenant_key have a wrapped key again', wraps);
+	END IF;
+	IF EXISTS (SELECT FROM nomp_crypt.kek k WHERE k.tenant = c.tenant AND k.state <> 'destroyed') THEN
+		in_the_way := in_the_way || 'a key of nomp_crypt.kek is not marked as destroyed'::text;
+	END IF;
+	kept := nomp_crypt._keep_sample(c.tenant);
+	IF kept IS NOT NULL THEN
+		SELECT coalesce(jsonb_agg(jsonb_strip_nulls(to_jsonb(a)) ORDER BY a.node), '[]') INTO asked
+		FROM nomp_crypt._ask_nodes('\x' || encode(decode(substr(kept, 5), 'base64'), 'hex')) a;
+	END IF;
+	silent := ARRAY(SELECT a ->> 'node' FROM jsonb_array_elements(asked) a
+					WHERE a ->> 'answer' NOT IN ('NC001', 'NC003', 'NC005', 'readable') ORDER BY 1);
+	-- NC005: the key is there, and the sample is not whole
+	readable := ARRAY(SELECT a ->> 'node' FROM jsonb_array_elements(asked) a
+					  WHERE a ->> 'answer' IN ('NC005', 'readable') ORDER BY 1);
+	standbys := ARRAY(SELECT format('standby "%s"', r.application_name) FROM pg_stat_replication r
+					  LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+					  WHERE r.state IS DISTINCT FROM 'backup' AND s.slot_type IS DISTINCT FROM 'logical' ORDER BY 1);
+	-- a connection string and a standby cannot be told to be the same node; their numbers can
+	IF (SELECT count(*) FROM jsonb_array_elements(asked) a WHERE (a ->> 'standby')::boolean) < cardinality(standbys) THEN
+		silent := silent || standbys;
+	END IF;
+	IF cardinality(readable) > 0 THEN
+		in_the_way := in_the_way || ('values can still be read on ' || array_to_string(readable, ', '));
+	END IF;
+	IF cardinality(silent) > 0 AND NOT accept_not_asked THEN
+		in_the_way := in_the_way || ('there is no answer from ' || array_to_string(silent, ', '));
+	END IF;
+	SELECT greatest(lease, max(make_interval(secs => (a ->> 'lease_seconds')::int)),
+		CASE WHEN cardinality(silent) > 0 THEN interval '24 hours' END) INTO lease
+	FROM jsonb_array_elements(asked) a;
+	IF clock_timestamp() < c.destroyed_at + lease AND c.lease_acknowledged_at IS NULL THEN
+		in_the_way := in_the_way || format('a node that nobody knows of may have a key in memory until %s', c.destroyed_at + lease);
+	END IF;
+	UPDATE nomp_crypt.erasure e SET
+		verification = jsonb_strip_nulls(jsonb_build_object('at', clock_timestamp(), 'by', nomp_crypt._acting_role(),
+			'sample', CASE WHEN kept IS NULL THEN 'none' ELSE 'kept' END,
+			'nodes', asked, 'not_asked', to_jsonb(silent), 'longest_lease', lease,
+			'lease_acknowledged_by', c.lease_acknowledged_by, 'lease_acknowledged_at', c.lease_acknowledged_at,
+			'in_the_way', CASE WHEN in_the_way <> '{}' THEN to_jsonb(in_the_way) END)),
+		state = CASE WHEN in_the_way = '{}' THEN 'certified' ELSE e.state END,
+		certified_at = CASE WHEN in_the_way = '{}' THEN clock_timestamp() END
+	WHERE e.case_id = c.case_id;
+	IF in_the_way <> '{}' THEN
+		RETURN array_to_string(in_the_way, '; ');
+	END IF;
+	PERFORM nomp_crypt._audit_case('certify_erasure', c, jsonb_build_object('not_asked', to_jsonb(silent)));
+	PERFORM nomp_crypt.certificate(c.case_id);
+	RETURN NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certify(text, boolean) FROM PUBLIC;
+
+-- A finished erasure is certified if nothing wraps under its keys, a value of
+-- the school can be read on none of nomp_crypt.nodes and the longest lease is
+-- over or acknowledged. Nodes that do not answer are in the way, or, with
+-- accept_not_asked, named in the certificate. What was found is kept either
+-- way. Raises 2D000 inside a transaction block, 42704, 55000.
+-- It commits, so its search_path is the caller's: every name is qualified.
+CREATE PROCEDURE nomp_crypt.certify_erasure(id text, accept_not_asked boolean DEFAULT false)
+LANGUAGE plpgsql AS $$
+DECLARE
+	in_the_way pg_catalog.text;
+BEGIN
+	COMMIT;		-- refuses a transaction block before anything was made
+	in_the_way := nomp_crypt._certify(id, accept_not_asked);
+	COMMIT;
+	IF in_the_way IS NOT NULL THEN
+		RAISE EXCEPTION 'the erasure of tenant "%" cannot be certified: %', id, in_the_way
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'See nomp_crypt.erasure.verification. Repeat the call; nomp_crypt.acknowledge_lease() and accept_not_asked => true put a person''s word on record.';
+	END IF;
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.certify_erasure(text, boolean) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Erasure: removing what cannot be read any more, with the caller's own rights
+-- ---------------------------------------------------------------------------
+
+-- What refers to the relation, or to the partitioned table that it is of: for
+-- each foreign key the condition that a child row "c" refers to the row "p".
+CREATE FUNCTION nomp_crypt._referrers(relation regclass, OUT child regclass, OUT parent regclass, OUT constraint_name name,
+	OUT action "char", OUT condition text) RETURNS SETOF record
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT f.conrelid::regclass, f.confrelid::regclass, f.conname, f.confdeltype,
+		(SELECT string_agg(format('c.%I OPERATOR(%I.%s) p.%I', ca.attname, n.nspname, o.oprname, pa.attname), ' AND ')
+		 FROM unnest(f.conkey, f.confkey, f.conpfeqop) k(child, parent, operator)
+		 JOIN pg_attribute ca ON ca.attrelid = f.conrelid AND ca.attnum = k.child
+		 JOIN pg_attribute pa ON pa.attrelid = f.confrelid AND pa.attnum = k.parent
+		 JOIN pg_operator o ON o.oid = k.operator JOIN pg_namespace n ON n.oid = o.oprnamespace)
+	FROM pg_constraint f
+	WHERE f.contype = 'f' AND f.conparentid = 0
+		AND f.confrelid IN (SELECT $1 UNION SELECT a FROM pg_partition_ancestors($1) a)
+	ORDER BY f.conrelid::regclass::text, f.conname
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._referrers(regclass) FROM PUBLIC;
+
+-- That any column of the alias's row has a value of tenant $1.
+CREATE FUNCTION nomp_crypt._owned(relation regclass, alias text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce(string_agg(format('nomp_crypt._values_of(%I.%I, $1) > 0', $2, a.attname), ' OR ' ORDER BY a.attnum), 'false')
+	FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._owned(regclass, text) FROM PUBLIC;
+
+-- Relations with values of the school, those that refer to others first.
+CREATE FUNCTION nomp_crypt._purge_order(relations oid[]) RETURNS SETOF regclass
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	remaining oid[] := relations;
+	next oid;
+BEGIN
+	WHILE cardinality(remaining) > 0 LOOP
+		-- one that no other of them refers to; in a circle, any
+		SELECT r INTO next FROM unnest(remaining) WITH ORDINALITY u(r, n)
+		ORDER BY EXISTS (SELECT FROM nomp_crypt._referrers(r) f, unnest(remaining) o
+			WHERE o <> r AND (f.child = o OR f.child IN (SELECT a FROM pg_partition_ancestors(o) a))), n LIMIT 1;
+		RETURN NEXT next::regclass;
+		remaining := array_remove(remaining, next);
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_order(oid[]) FROM PUBLIC;
+
+-- One sentence for each foreign key by which rows that are not the school's
+-- depend on rows that are.
+CREATE FUNCTION nomp_crypt._purge_dependents(tenant uuid, relations oid[]) RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	r regclass;
+	f record;
+	n bigint;
+BEGIN
+	FOREACH r IN ARRAY relations LOOP
+		FOR f IN SELECT * FROM nomp_crypt._referrers(r) LOOP
+			EXECUTE format('SELECT count(*) FROM %s c WHERE NOT (%s) AND EXISTS (SELECT FROM ONLY %s p WHERE (%s) AND %s)',
+				f.child, nomp_crypt._owned(f.child, 'c'), r, nomp_crypt._owned(r, 'p'), f.condition)
+			INTO n USING tenant;
+			IF n > 0 THEN
+				RETURN NEXT format('%s rows of %s depend on rows of %s by %I (ON DELETE %s).', n, f.child, r, f.constraint_name,
+					CASE f.action WHEN 'a' THEN 'NO ACTION' WHEN 'r' THEN 'RESTRICT' WHEN 'c' THEN 'CASCADE'
+						WHEN 'n' THEN 'SET NULL' ELSE 'SET DEFAULT' END);
+			END IF;
+		END LOOP;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_dependents(uuid, oid[]) FROM PUBLIC;
+
+-- Delete the rows of other tables that refer to rows "p" of this one which
+-- meet the condition, those that refer to them first; where PostgreSQL takes
+-- the reference away by itself, leave them. $1 to $3 are the caller's.
+CREATE FUNCTION nomp_crypt._purge_children(relation regclass, condition text, tenant uuid, first tid, last tid, path name[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	f record;
+	inner_condition text;
+BEGIN
+	FOR f IN SELECT * FROM nomp_crypt._referrers(relation) LOOP
+		CONTINUE WHEN f.action IN ('n', 'd') OR f.constraint_name = ANY (path);	-- a circle ends where it began
+		inner_condition := format('EXISTS (SELECT FROM ONLY %s p WHERE (%s) AND %s)', relation, condition, f.condition);
+		IF f.child <> relation THEN
+			PERFORM nomp_crypt._purge_children(f.child,
+				format('EXISTS (SELECT FROM %s c WHERE c.tableoid = p.tableoid AND c.ctid = p.ctid AND %s)', f.child, inner_condition),
+				tenant, first, last, path || f.constraint_name);
+		END IF;
+		EXECUTE format('DELETE FROM %s c WHERE %s', f.child, inner_condition) USING tenant, first, last;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_children(regclass, text, uuid, tid, tid, name[]) FROM PUBLIC;
+
+-- Remove the school's values, or its rows, in some blocks; how many rows.
+CREATE FUNCTION nomp_crypt._purge_batch(relation regclass, tenant uuid, mode text, dependents boolean,
+	from_block bigint, blocks bigint) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	first tid := format('(%s,0)', from_block)::tid;
+	last tid := format('(%s,0)', from_block + blocks)::tid;
+	columns name[];
+	removed bigint;
+	more bigint;
+	range text := '%1$s.ctid >= $2 AND %1$s.ctid < $3 AND (%2$s)';
+BEGIN
+	IF mode = 'rows' THEN
+		IF dependents THEN
+			PERFORM nomp_crypt._purge_children(relation, format(range, 'p', nomp_crypt._owned(relation, 'p')), tenant, first, last, '{}');
+		END IF;
+		EXECUTE format('DELETE FROM ONLY %s t WHERE %s', relation, format(range, 't', nomp_crypt._owned(relation, 't')))
+		USING tenant, first, last;
+		GET DIAGNOSTICS removed = ROW_COUNT;
+		RETURN removed;
+	END IF;
+	columns := ARRAY(SELECT v.column_name FROM nomp_crypt._value_columns() v
+					 WHERE v.relation = _purge_batch.relation AND NOT v.generated ORDER BY v.place);
+	-- rows that are the school's altogether at once, then what is left, column by column
+	EXECUTE format('UPDATE ONLY %s t SET %s WHERE %s AND %s', relation,
+		(SELECT string_agg(format('%I = NULL', c), ', ') FROM unnest(columns) c),
+		format(range, 't', nomp_crypt._owned(relation, 't')),
+		(SELECT string_agg(format('nomp_crypt._values_of(t.%1$I, $1) = nomp_crypt._values_of(t.%1$I, NULL)', c), ' AND ') FROM unnest(columns) c))
+	USING tenant, first, last;
+	GET DIAGNOSTICS removed = ROW_COUNT;
+	FOR i IN 1 .. cardinality(columns) LOOP
+		EXECUTE format('UPDATE ONLY %1$s t SET %2$I = NULL WHERE t.ctid >= $2 AND t.ctid < $3 AND nomp_crypt._values_of(t.%2$I, $1) > 0
+			AND nomp_crypt._values_of(t.%2$I, $1) = nomp_crypt._values_of(t.%2$I, NULL)', relation, columns[i])
+		USING tenant, first, last;
+		GET DIAGNOSTICS more = ROW_COUNT;
+		removed := removed + more;
+	END LOOP;
+	RETURN removed;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_batch(regclass, uuid, text, boolean, bigint, bigint) FROM PUBLIC;
+
+-- The relations with values of the school; refuses what cannot be done.
+CREATE FUNCTION nomp_crypt._purge_plan(id text, mode text, dependents boolean, OUT tenant uuid, OUT relations oid[])
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._finished_case(id);
+	trouble text[];
+	v record;
+BEGIN
+	IF mode IS NULL OR mode NOT IN ('values', 'rows') THEN
+		RAISE EXCEPTION 'unknown mode "%"', mode USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Modes are values, which become NULL, and rows, which are deleted.';
+	END IF;
+	tenant := c.tenant;
+	PERFORM nomp_crypt._keep_sample(tenant);
+	relations := '{}';
+	trouble := '{}';
+	FOR v IN SELECT n.relation, n.name, n.column_name, d.not_null, d.kind FROM nomp_crypt._count_values(tenant, 'purge_tenant') n
+			 LEFT JOIN nomp_crypt._value_columns() d ON d.relation = n.relation AND d.column_name = n.column_name
+			 WHERE n.amount > 0 LOOP
+		IF v.kind = 'm' THEN
+			RAISE NOTICE '% is a materialized view: refresh it afterwards', v.name;
+		ELSIF v.column_name IS NULL THEN
+			relations := relations || v.relation::oid;
+		ELSIF v.not_null AND mode = 'values' THEN
+			trouble := trouble || format('%s.%I', v.name, v.column_name);
+		END IF;
+	END LOOP;
+	relations := ARRAY(SELECT r FROM unnest(relations) r JOIN pg_class k ON k.oid = r WHERE k.relkind = 'r');
+	IF trouble <> '{}' THEN
+		RAISE EXCEPTION 'values in columns that are NOT NULL cannot be removed alone: %', array_to_string(trouble, ', ')
+			USING ERRCODE = 'not_null_violation',
+			HINT = 'Nothing was changed. Remove the rows: mode => ''rows''. Or drop the constraints first.';
+	END IF;
+	IF mode = 'rows' AND NOT dependents THEN
+		trouble := ARRAY(SELECT nomp_crypt._purge_dependents(tenant, relations));
+		IF trouble <> '{}' THEN
+			RAISE EXCEPTION 'other rows depend on those of tenant "%"', id
+				USING ERRCODE = 'foreign_key_violation', DETAIL = array_to_string(trouble, chr(10)),
+				HINT = 'Nothing was changed. With dependents => true they are deleted, too.';
+		END IF;
+	END IF;
+	relations := ARRAY(SELECT nomp_crypt._purge_order(relations)::oid);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_plan(text, text, boolean) FROM PUBLIC;
+
+-- After its erasure, remove what cannot be read of a school any more: its
+-- values, which become NULL, or the rows that have any. With the caller's
+-- rights on the tables; triggers fire. In batches of blocks, a transaction
+-- each: repeat it after an interruption. Rows of other tables that depend on
+-- those to be deleted are named first (23503) and deleted if told so. Returns
+-- how many rows were changed or deleted. Raises 2D000 inside a transaction
+-- block, 22023, 42704, 55000 if the school is not erased, 23502 for values in
+-- NOT NULL columns, 42501.
+-- It commits, so its search_path is the caller's: every name is qualified.
+CREATE PROCEDURE nomp_crypt.purge_tenant(id text, mode text DEFAULT 'values', dependents boolean DEFAULT false,
+	batch_blocks int DEFAULT 128, INOUT purged bigint DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+	plan pg_catalog.record;
+	one pg_catalog.oid;
+	blocks pg_catalog.int8;
+	at pg_catalog.int8;
+	left_over pg_catalog.int8;
+BEGIN
+	COMMIT;		-- refuses a transaction block before anything was changed
+	IF (batch_blocks OPERATOR(pg_catalog.>) 0) IS NOT TRUE THEN
+		RAISE EXCEPTION 'batch_blocks must be positive' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	SELECT * INTO plan FROM nomp_crypt._purge_plan(id, mode, dependents);
+	COMMIT;
+	purged := 0;
+	FOREACH one IN ARRAY plan.relations LOOP
+		blocks := pg_catalog.pg_relation_size(one::pg_catalog.regclass) OPERATOR(pg_catalog./)
+			pg_catalog.current_setting('block_size')::pg_catalog.int8;
+		at := 0;
+		WHILE at OPERATOR(pg_catalog.<) blocks LOOP
+			purged := purged OPERATOR(pg_catalog.+)
+				nomp_crypt._purge_batch(one::pg_catalog.regclass, plan.tenant, mode, dependents, at, batch_blocks);
+			at := at OPERATOR(pg_catalog.+) batch_blocks;
+			COMMIT;
+			PERFORM nomp_crypt._progress('purge_tenant', one::pg_catalog.regclass::pg_catalog.text, 'removing', 'blocks',
+				least(at, blocks), blocks);
+		END LOOP;
+	END LOOP;
+	SELECT pg_catalog.sum(c.amount) INTO left_over FROM nomp_crypt._count_values(plan.tenant, 'purge_tenant') c
+	WHERE c.column_name IS NOT NULL;
+	IF left_over OPERATOR(pg_catalog.>) 0 THEN
+		RAISE NOTICE '% values of the tenant are left: beside other tenants'' in arrays or composites, in materialized views, or written meanwhile', left_over;
+	END IF;
+	PERFORM nomp_crypt._purged(plan.tenant, mode, purged);
+	COMMIT;
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.purge_tenant(text, text, boolean, int, bigint) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._purged(tenant uuid, mode text, "rows" bigint) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._audit_case('purge_tenant', e, jsonb_build_object('mode', $2, 'rows', $3))
+	FROM nomp_crypt.erasure e WHERE e.tenant = $1 AND e.state IN ('destroyed', 'certified')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purged(uuid, text, bigint) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Reports: after a leak, and for a municipality's audit
+-- ---------------------------------------------------------------------------
+
+-- If a backup of that time and a key of the keystore came into the same hands:
+-- a row for each key that the backup needs, with the school that it opens, and
+-- one for each column, with what is known of it at that time.
+CREATE FUNCTION nomp_crypt.exposure_report(as_of timestamptz, OUT kind text, OUT tenant text, OUT object text,
+	OUT keystore text, OUT since timestamptz, OUT destroyed_at timestamptz, OUT exposed boolean, OUT detail text)
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	k record;
+	col record;
+BEGIN
+	IF as_of IS NULL OR as_of > clock_timestamp() THEN
+		RAISE EXCEPTION 'a time in the past is needed' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	kind := 'key';
+	FOR k IN SELECT t.id, t.state AS school_state, e.* FROM nomp_crypt.tenant t JOIN nomp_crypt.kek e ON e.tenant = t.uuid
+			 -- one that was replaced just before is in the WAL that goes with the backup
+			 WHERE e.created_at <= as_of AND coalesce(e.retired_at, 'infinity') >= as_of - interval '1 day'
+				AND coalesce(e.destroyed_at, 'infinity') > as_of
+			 ORDER BY t.id, e.generation LOOP
+		tenant := k.id;
+		object := k.label;
+		keystore := k.keystore;
+		since := k.created_at;
+		destroyed_at := k.destroyed_at;
+		exposed := k.destroyed_at IS NULL;
+		detail := CASE WHEN k.destroyed_at IS NOT NULL THEN 'destroyed since: the backup''s values of this school cannot be read'
+			WHEN k.retired_at < as_of THEN 'replaced shortly before; older values in the backup''s WAL may need it'
+			WHEN k.retired_at IS NOT NULL THEN format('replaced since, kept until %s: the backup needs it', k.destroy_after)
+			WHEN k.school_state <> 'active' THEN 'the school is ' || k.school_state || '; the key is there'
+			ELSE 'in use' END;
+		RETURN NEXT;
+	END LOOP;
+	kind := 'column';
+	tenant := NULL;
+	keystore := NULL;
+	destroyed_at := NULL;
+	FOR col IN SELECT v.name, v.column_name FROM nomp_crypt._value_columns() v LOOP
+		object := format('%s.%I', col.name, col.column_name);
+		since := NULL;
+		exposed := NULL;
+		detail := 'since when it is encrypted on disk is not known';
+		IF to_regclass('nomp_crypt.inventory') IS NOT NULL THEN
+			EXECUTE 'SELECT i.encrypted_on_disk_since, i.encrypted_on_disk_since > $3, CASE
+					WHEN i.encrypted_on_disk_since <= $3 THEN ''encrypted then: readable with the keys above only''
+					WHEN i.encrypted_on_disk_since > $3 THEN ''plain then, in part or all of it: readable without a key'' ELSE i.state END
+				FROM nomp_crypt.inventory i WHERE i.table_name = $1 AND i.column_name = $2'
+			INTO since, exposed, detail USING col.name, col.column_name, as_of;
+		END IF;
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.exposure_report(timestamptz) FROM PUBLIC;
+
+-- The words of tenant_report, in escapes: the script has to load into
+-- databases of every encoding.
+CREATE FUNCTION nomp_crypt._report_words(language text) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
+	SELECT CASE $1 WHEN 'en' THEN $${
+		"tenant": "School", "id": "Id", "name": "Name", "agreement": "Agreement", "state": "State", "since": "Registered",
+		"active": "in use", "suspended": "suspended: nobody can read the values", "fenced": "being erased: nobody can read the values", "erased": "erased: nobody can ever read the values again",
+		"encryption": "Encryption", "method": "Method", "aes": "AES-256-GCM for each value (XAES-256-GCM), under data keys of this school alone; these are wrapped by keys that never leave the keystore",
+		"keks": "Keys in the keystore", "generation": "Generation %s in %s", "made": "made %s", "retired": "replaced %s", "kept": "kept for backups until %s", "destroyed": "destroyed %s",
+		"deks": "Data keys", "version": "Version %s (%s)", "values": "values", "index": "search", "closed": "closed for writing", "key_erased": "destroyed", "key_active": "in use",
+		"columns": "Encrypted columns", "column_since": "encrypted on disk since %s", "column_unknown": "since when is not known",
+		"rights": "Who may read", "all": "in all schools", "granted": "%s: %s, granted %s by %s", "decrypt": "read", "encrypt": "write", "search": "search", "load": "store ciphertext", "none": "nobody",
+		"erasure": "Erasure", "requested": "asked for %s by %s (%s)", "next": "Next", "holds": "Legal holds", "hold": "%s, since %s", "returned": "Data returned"}$$::jsonb
+	WHEN 'sv' THEN $${
+		"tenant": "Skola", "id": "Id", "name": "Namn", "agreement": "Avtal", "state": "Tillst\u00e5nd", "since": "Upplagd",
+		"active": "i bruk", "suspended": "sp\u00e4rrad: ingen kan l\u00e4sa uppgifterna", "fenced": "h\u00e5ller p\u00e5 att raderas: ingen kan l\u00e4sa uppgifterna", "erased": "raderad: ingen kan n\u00e5gonsin mer l\u00e4sa uppgifterna",
+		"encryption": "Kryptering", "method": "Metod", "aes": "AES-256-GCM f\u00f6r varje v\u00e4rde (XAES-256-GCM), med datanycklar som \u00e4r skolans egna; dessa \u00e4r krypterade med nycklar som aldrig l\u00e4mnar nyckelf\u00f6rvaret",
+		"keks": "Nycklar i nyckelf\u00f6rvaret", "generation": "Generation %s i %s", "made": "skapad %s", "retired": "ersatt %s", "kept": "bevaras f\u00f6r s\u00e4kerhetskopior till %s", "destroyed": "f\u00f6rst\u00f6rd %s",
+		"deks": "Datanycklar", "version": "Version %s (%s)", "values": "uppgifter", "index": "s\u00f6kning", "closed": "anv\u00e4nds inte l\u00e4ngre f\u00f6r skrivning", "key_erased": "f\u00f6rst\u00f6rd", "key_active": "i bruk",
+		"columns": "Krypterade kolumner", "column_since": "krypterad p\u00e5 disk sedan %s", "column_unknown": "sedan n\u00e4r \u00e4r inte k\u00e4nt",
+		"rights": "Vem som f\u00e5r l\u00e4sa", "all": "i alla skolor", "granted": "%s: %s, gavs %s av %s", "decrypt": "l\u00e4sa", "encrypt": "skriva", "search": "s\u00f6ka", "load": "lagra chiffertext", "none": "ingen",
+		"erasure": "Radering", "requested": "beg\u00e4rd %s av %s (%s)", "next": "N\u00e4sta steg", "holds": "R\u00e4ttsliga sp\u00e4rrar mot radering", "hold": "%s, sedan %s", "returned": "Uppgifterna \u00e5terl\u00e4mnade"}$$::jsonb
+	END
+$do$;
+REVOKE ALL ON FUNCTION nomp_crypt._report_words(text) FROM PUBLIC;
+
+-- For a municipality's audit: what is encrypted since when, with which keys,
+-- who may read, and in what state the school is; in Swedish or English.
+-- Raises 22023, 42704.
+CREATE FUNCTION nomp_crypt.tenant_report(id text, language text DEFAULT 'sv', OUT section text, OUT item text, OUT value text)
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	t nomp_crypt.tenant;
+	w jsonb := nomp_crypt._report_words(language);
+	r record;
+	since timestamptz;
+BEGIN
+	IF w IS NULL THEN
+		RAISE EXCEPTION 'unknown language "%"', language USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Languages are sv and en.';
+	END IF;
+	SELECT x.* INTO t FROM nomp_crypt.tenant x WHERE x.uuid = nomp_crypt._tenant_uuid(tenant_report.id);
+	section := w ->> 'tenant';
+	FOR item, value IN VALUES (w ->> 'id', t.id), ('UUID', t.uuid::text), (w ->> 'name', t.display_name),
+			(w ->> 'agreement', t.agreement), (w ->> 'state', w ->> t.state), (w ->> 'since', t.created_at::text) LOOP
+		CONTINUE WHEN value IS NULL;
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'encryption';
+	item := w ->> 'method';
+	value := w ->> 'aes';
+	RETURN NEXT;
+	section := w ->> 'keks';
+	FOR r IN SELECT k.* FROM nomp_crypt.kek k WHERE k.tenant = t.uuid ORDER BY k.generation LOOP
+		item := format(w ->> 'generation', r.generation, r.keystore);
+		value := concat_ws(', ', format(w ->> 'made', r.created_at),
+			CASE WHEN r.retired_at IS NOT NULL THEN format(w ->> 'retired', r.retired_at) END,
+			CASE WHEN r.state = 'retired' THEN format(w ->> 'kept', r.destroy_after) END,
+			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', r.destroyed_at) END);
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'deks';
+	FOR r IN SELECT k.* FROM nomp_crypt.tenant_key k WHERE k.tenant = t.uuid ORDER BY k.purpose DESC, k.version LOOP
+		item := format(w ->> 'version', r.version, w ->> r.purpose);
+		value := concat_ws(', ', format(w ->> 'made', r.created_at),
+			CASE r.state WHEN 'active' THEN w ->> 'key_active' WHEN 'closed' THEN w ->> 'closed' ELSE w ->> 'key_erased' END);
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'columns';
+	FOR r IN SELECT v.name, v.column_name, format_type(a.atttypid, a.atttypmod) AS type
+			 FROM nomp_crypt._value_columns() v JOIN pg_attribute a ON a.attrelid = v.relation AND a.attnum = v.place LOOP
+		item := format('%s.%I', r.name, r.column_name);
+		since := NULL;
+		IF to_regclass('nomp_crypt.inventory') IS NOT NULL THEN
+			EXECUTE 'SELECT i.encrypted_on_disk_since FROM nomp_crypt.inventory i WHERE i.table_name = $1 AND i.column_name = $2'
+			INTO since USING r.name, r.column_name;
+		END IF;
+		value := concat_ws(', ', r.type, CASE WHEN since IS NULL THEN w ->> 'column_unknown' ELSE format(w ->> 'column_since', since) END);
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'rights';
+	item := w ->> 'none';
+	FOR r IN SELECT g.* FROM nomp_crypt.tenant_right g
+			 WHERE g.tenant IN (t.uuid, '00000000-0000-0000-0000-000000000000') ORDER BY g.role, g.tenant LOOP
+		item := r.role;
+		value := format(w ->> 'granted', CASE WHEN r.tenant = t.uuid THEN t.id ELSE w ->> 'all' END,
+			concat_ws(', ', CASE WHEN r.decrypt THEN w ->> 'decrypt' END, CASE WHEN r.encrypt THEN w ->> 'encrypt' END,
+				CASE WHEN r.search THEN w ->> 'search' END, CASE WHEN r.load THEN w ->> 'load' END), r.granted_at, r.granted_by);
+		RETURN NEXT;
+	END LOOP;
+	IF item = w ->> 'none' THEN
+		value := NULL;
+		RETURN NEXT;
+	END IF;
+	section := w ->> 'holds';
+	FOR r IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = t.uuid AND l.released_at IS NULL ORDER BY l.placed_at LOOP
+		item := r.reference;
+		value := format(w ->> 'hold', r.placed_by, r.placed_at);
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'erasure';
+	FOR r IN SELECT e.* FROM nomp_crypt.erasure e WHERE e.tenant = t.uuid ORDER BY e.requested_at LOOP
+		item := r.case_id::text;
+		value := concat_ws(', ', format(w ->> 'requested', r.requested_at, r.requested_by, concat_ws(', ', r.reason, r.reference)), r.state,
+			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', r.destroyed_at) END);
+		RETURN NEXT;
+	END LOOP;
+	FOR r IN SELECT d.* FROM nomp_crypt.data_return d WHERE d.tenant = t.uuid ORDER BY d.recorded_at LOOP
+		item := w ->> 'returned';
+		value := concat_ws(', ', r.recorded_at, r.recorded_by, coalesce(r.manifest_sha256, '-'));
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.tenant_report(text, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Foreign tables
 -- ---------------------------------------------------------------------------
 
@@ -3698,11 +4947,11 @@ BEGIN
 		SELECT count(*), string_agg(quote_literal(t.id), ', ') INTO n, names
 		FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
 		WHERE e.state IN ('fenced', 'submitted') OR (e.state = 'pending' AND e.pending_until < clock_timestamp())
-			OR (e.state = 'requested' AND e.requested_at + nomp_crypt._erasure_grace() < clock_timestamp());
+			OR (e.state = 'requested' AND nomp_crypt._erase_waits(e) IS NULL);
 		IF n > 0 THEN
 			severity := 'warning';
 			detail := format('%s erasures are due or were interrupted: %s', n, names);
-			advice := 'Unless a session is at it, CALL nomp_crypt.erase_tenant again; it goes on where it was.';
+			advice := 'Unless a session is at it, CALL nomp_crypt.run_due_erasures(), at best regularly.';
 		END IF;
 	WHEN 'provisional_keys' THEN
 		IF reachable THEN
@@ -4069,7 +5318,7 @@ CREATE FUNCTION nomp_crypt._certificate_data(c nomp_crypt.erasure, keys jsonb, s
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
 	t nomp_crypt.tenant;
-	lease interval := current_setting('nomp_crypt.key_lease')::interval;
+	lease interval := (c.verification ->> 'longest_lease')::interval;
 	retention interval := nomp_crypt._backup_retention();
 	k record;
 BEGIN
@@ -4091,10 +5340,18 @@ BEGIN
 			'canary_seen_before_and_after', 'no_wrapped_key_left_in_the_database', 'no_key_in_this_servers_memory',
 			'register_verified'),
 		'attested', coalesce((SELECT jsonb_agg(jsonb_build_object('statement', a.statement, 'role', a.role, 'at', a.at) ORDER BY a.at)
-			FROM nomp_crypt.attestation a WHERE a.case_id = c.case_id), '[]'),
-		'nodes', jsonb_build_object('asked', jsonb_build_array('this_server'),
-			'not_asked', coalesce((SELECT jsonb_agg(DISTINCT r.application_name ORDER BY r.application_name)
-				FROM pg_stat_replication r), '[]')),
+			FROM (SELECT b.statement, b.role, b.at FROM nomp_crypt.attestation b WHERE b.case_id = c.case_id
+				UNION ALL
+				SELECT 'no_node_has_a_key_in_memory', c.lease_acknowledged_by, c.lease_acknowledged_at
+				WHERE c.lease_acknowledged_at IS NOT NULL) a(statement, role, at)), '[]'),
+		'approvals', (SELECT jsonb_agg(jsonb_build_object('role', a.role, 'at', a.approved_at) ORDER BY a.approved_at)
+			FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id),
+		'returned', (SELECT jsonb_build_object('manifest_sha256', r.manifest_sha256, 'role', r.recorded_by, 'at', r.recorded_at)
+			FROM nomp_crypt.data_return r WHERE r.tenant = c.tenant ORDER BY r.recorded_at DESC LIMIT 1),
+		'nodes', jsonb_build_object('asked', '["this_server"]' || coalesce((SELECT jsonb_agg(a ->> 'node' ORDER BY a ->> 'node')
+				FROM jsonb_array_elements(c.verification -> 'nodes') a
+				WHERE NOT c.verification -> 'not_asked' ? (a ->> 'node')), '[]'),
+			'not_asked', coalesce(c.verification -> 'not_asked', '[]')),
 		'longest_lease_seconds', extract(epoch FROM lease)::bigint,
 		'leases_ended', clock_timestamp() >= c.destroyed_at + lease,
 		'columns', nomp_crypt._certificate_columns(),
@@ -4161,7 +5418,10 @@ BEGIN
 	c := nomp_crypt._erase_case(certificate.case_id);
 	IF c.state NOT IN ('destroyed', 'certified') THEN
 		RAISE EXCEPTION 'the keys of erasure case % are not destroyed', c.case_id
-			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.erasure.';
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.erasures.';
+	ELSIF c.state = 'destroyed' THEN
+		RAISE EXCEPTION 'the destruction of the keys of erasure case % has not been verified', c.case_id
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'CALL nomp_crypt.certify_erasure() does that.';
 	END IF;
 	PERFORM nomp_crypt._register_require(true);
 	IF NOT EXISTS (SELECT FROM nomp_crypt.register r, nomp_crypt._record(r.jws) v
@@ -4187,7 +5447,6 @@ BEGIN
 	END IF;
 	made := (nomp_crypt._register_add('certificate',
 		nomp_crypt._certificate_data(c, keys, nomp_crypt._certificate_stores(c)))).jws;
-	UPDATE nomp_crypt.erasure e SET state = 'certified' WHERE e.case_id = c.case_id;
 	PERFORM nomp_crypt._audit_case('certificate', c);
 	RETURN made;
 END
@@ -4261,7 +5520,7 @@ BEGIN
 "observed": "What the system observed",
 "every_key_seen_before": "Every key on record was in its keystore before it was destroyed.", "every_key_destroyed_on_request": "The keystore destroyed every one of them when asked to.", "no_key_seen_after": "No key of this school was seen in the keystore afterwards, and again when this certificate was made.", "canary_seen_before_and_after": "Each look was at the right keystore: a known key was found in it before and after.", "no_wrapped_key_left_in_the_database": "The database holds no wrapped key of this school.", "no_key_in_this_servers_memory": "This server's memory holds no key of this school.", "register_verified": "The chain of signed records was verified from its beginning.",
 "attested": "What somebody vouches for", "nothing_attested": "Nothing. No statement was made about keystore backups, other servers or exports.",
-"no_keystore_backups": "There were no backups of the keystore.", "keystore_backups_destroyed": "Backups of the keystore that held the keys were destroyed.", "other_nodes_stopped": "Other servers that could read the school were stopped.", "exports_deleted": "Exports of the school's data were deleted.", "by": "by role", "on": "on",
+"no_keystore_backups": "There were no backups of the keystore.", "keystore_backups_destroyed": "Backups of the keystore that held the keys were destroyed.", "no_node_has_a_key_in_memory": "No server has a key of the school in memory.", "other_nodes_stopped": "Other servers that could read the school were stopped.", "exports_deleted": "Exports of the school's data were deleted.", "by": "by role", "on": "on",
 "remains": "What remains, and until when",
 "values_in_this_database": "Unreadable values in this database, until they are removed.", "values_in_backups_and_wal": "Unreadable values in backups and logs of changes, until {until} at the latest.",
 "plaintext_from_before_a_column_was_encrypted": "Not reached: what was stored before a column was encrypted, in files and backups from then.", "logs_and_exports": "Not reached: logs, reports and exports that were taken out of the database.", "keystore_backups": "Not reached: backups of the keystore itself, if there are any.",
@@ -4285,7 +5544,7 @@ BEGIN
 "observed": "Vad systemet observerade",
 "every_key_seen_before": "Varje känd nyckel fanns i sin nyckelförvaring innan den förstördes.", "every_key_destroyed_on_request": "Nyckelförvaringen förstörde var och en av dem på begäran.", "no_key_seen_after": "Ingen av skolans nycklar syntes i nyckelförvaringen efteråt, och inte heller när intyget gjordes.", "canary_seen_before_and_after": "Varje kontroll gällde rätt nyckelförvaring: en känd nyckel fanns i den före och efter.", "no_wrapped_key_left_in_the_database": "Databasen har ingen krypterad nyckel kvar för skolan.", "no_key_in_this_servers_memory": "Serverns minne har ingen nyckel för skolan.", "register_verified": "Kedjan av signerade poster kontrollerades från början.",
 "attested": "Vad någon går i god för", "nothing_attested": "Ingenting. Ingen har uttalat sig om säkerhetskopior av nyckelförvaringen, andra servrar eller exporter.",
-"no_keystore_backups": "Det fanns inga säkerhetskopior av nyckelförvaringen.", "keystore_backups_destroyed": "Säkerhetskopior av nyckelförvaringen som hade nycklarna har förstörts.", "other_nodes_stopped": "Andra servrar som kunde läsa skolan har stoppats.", "exports_deleted": "Exporter av skolans uppgifter har raderats.", "by": "av rollen", "on": "den",
+"no_node_has_a_key_in_memory": "Ingen server har en nyckel till skolan i minnet.", "no_keystore_backups": "Det fanns inga säkerhetskopior av nyckelförvaringen.", "keystore_backups_destroyed": "Säkerhetskopior av nyckelförvaringen som hade nycklarna har förstörts.", "other_nodes_stopped": "Andra servrar som kunde läsa skolan har stoppats.", "exports_deleted": "Exporter av skolans uppgifter har raderats.", "by": "av rollen", "on": "den",
 "remains": "Vad som finns kvar, och hur länge",
 "values_in_this_database": "Oläsbara uppgifter i databasen, tills de tas bort.", "values_in_backups_and_wal": "Oläsbara uppgifter i säkerhetskopior och ändringsloggar, längst till {until}.",
 "plaintext_from_before_a_column_was_encrypted": "Omfattas inte: det som lagrades innan en kolumn krypterades, i filer och säkerhetskopior från den tiden.", "logs_and_exports": "Omfattas inte: loggar, rapporter och exporter som har tagits ut ur databasen.", "keystore_backups": "Omfattas inte: säkerhetskopior av själva nyckelförvaringen, om det finns några.",
@@ -4450,6 +5709,14 @@ BEGIN
 						   'repair_register', 'register_archived', 'reconcile', '_register_follow',
 						   'attest_erasure', 'certificate', 'verify_certificate', 'certificate_html')
 			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')
+			 OR p.proname IN ('erase_agreement', 'run_due_erasures', 'approve_erasure', 'hold_tenant', 'release_hold',
+							  'data_returned', '_erase_open', '_erase_refuse', '_erase_tenant_id', '_erase_next',
+							  '_erase_next_of', '_erase_group', '_erase_request_agreement', '_erase_group_waits',
+							  '_erase_refuse_group', '_erase_step', '_erasure_grace', '_erase_waits', 'erasure_preview',
+							  'acknowledge_lease', 'certify_erasure', '_certify', 'purge_tenant', '_purge_plan',
+							  '_purge_order', '_purge_dependents', '_purge_children', '_purge_batch', '_purged',
+							  '_referrers', '_owned', '_value_columns', '_count_values', '_finished_case',
+							  '_keep_sample', 'exposure_report', 'tenant_report')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_disable', '_erase_submit', '_erase_destroy')
 			 OR p.proname IN ('resubmit_erasure', '_erase_resubmit')) LOOP

@@ -8,7 +8,7 @@
  * after a crash between any two of them the same call goes on where it was:
  *
  *		request   suspended, the case is on record        | wipe this node
- *		(grace)
+ *		(grace, approvals, whatever else it waits for: erase_case.c)
  *		fence     irreversible, keys seen in the keystore  | wipe
  *		disable   in the keystore, where it can            |
  *		submit    about to destroy                         |
@@ -33,6 +33,7 @@
 #include "admin.h"
 #include "executor/spi.h"
 #include "compat.h"
+#include "erase.h"
 #include "miscadmin.h"
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
@@ -60,6 +61,8 @@ erase_init(void)
 							"0 executes at once.",
 							&erasure_grace, 24 * 60 * 60, 0, 365 * 24 * 60 * 60,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	erase_case_init();
+	nodes_init();
 }
 
 /*
@@ -115,8 +118,49 @@ optional_text(FunctionCallInfo fcinfo, int i)
 	return PG_ARGISNULL(i) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(i));
 }
 
+/*
+ * CALL nomp_crypt.erase_tenant(id text, reason text, reference text)
+ *
+ * Repeatable after a failure or crash at any point.  With a grace period, or
+ * where approvals are asked for, the first call requests and a later one
+ * executes.  Raises 2D000 inside a transaction block, 42704 for an unknown
+ * tenant, 22023 for an unknown reason, 55000 where this server may not destroy
+ * or more than time is missing to a case that was there before, NC004.
+ */
+Datum
+nc_erase_tenant(PG_FUNCTION_ARGS)
+{
+	char	   *args[3];
+	char	   *before;
+	char	   *waits;
+
+	steps_begin(fcinfo, "erase_tenant");
+	for (int i = 0; i < 3; i++)
+		args[i] = optional_text(fcinfo, i);
+
+	before = steps_run("SELECT nomp_crypt._erase_open($1)::pg_catalog.text", 1, args);
+	args[0] = steps_run("SELECT nomp_crypt._erase_request($1, $2, $3)::pg_catalog.text", 3, args);
+	steps_commit();
+	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+
+	waits = steps_run("SELECT nomp_crypt._erase_due($1::pg_catalog.uuid)", 1, args);
+	steps_commit();
+	if (waits != NULL && waits[0] != '\0')
+	{
+		if (before != NULL)
+			(void) steps_run("SELECT nomp_crypt._erase_refuse($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+		ereport(NOTICE,
+				(errmsg("the tenant is suspended; its erasure %s", waits),
+				 errhint("Call erase_tenant again then.")));
+	}
+	else if (waits != NULL)
+		erase_execute(args);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
 /* From the fence on, for the case in args[0]; each step commits. */
-static void
+void
 erase_execute(char **args)
 {
 	char	   *left;
@@ -135,45 +179,6 @@ erase_execute(char **args)
 	} while (strcmp(left, "0") != 0);
 	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	steps_commit();
-}
-
-/*
- * CALL nomp_crypt.erase_tenant(id text, reason text, reference text)
- *
- * Repeatable after a failure or crash at any point.  With a grace period the
- * first call requests and a later one executes.  Raises 2D000 inside a
- * transaction block, 42704 for an unknown tenant, 22023 for an unknown
- * reason, 55000 where this server may not destroy, NC004.
- */
-Datum
-nc_erase_tenant(PG_FUNCTION_ARGS)
-{
-	char	   *args[3];
-	char	   *due;
-
-	steps_begin(fcinfo, "erase_tenant");
-	for (int i = 0; i < 3; i++)
-		args[i] = optional_text(fcinfo, i);
-
-	args[0] = steps_run("SELECT nomp_crypt._erase_request($1, $2, $3)::pg_catalog.text", 3, args);
-	steps_commit();
-	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
-
-	due = steps_run("SELECT nomp_crypt._erase_due($1::pg_catalog.uuid)", 1, args);
-	steps_commit();
-	if (due == NULL || due[0] != '\0')
-	{
-		if (due != NULL)
-			ereport(NOTICE,
-					(errmsg("the tenant is suspended; its erasure can be executed from %s on", due),
-					 errhint("Call erase_tenant again then.")));
-		SPI_finish();
-		PG_RETURN_VOID();
-	}
-
-	erase_execute(args);
-	SPI_finish();
-	PG_RETURN_VOID();
 }
 
 /*

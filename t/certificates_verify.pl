@@ -85,11 +85,16 @@ is( sqlstate(
 	),
 	'',
 	'the school is erased');
+is(sqlstate($node, "SELECT nomp_crypt.certificate('$case')"),
+	'55000', 'nothing is certified that was not verified');
+is(sqlstate($node, "CALL nomp_crypt.certify_erasure('s-0180-42')"),
+	'55000', 'nor before the longest lease is over');
+one("SELECT nomp_crypt.acknowledge_lease('$case')");
 
 # Not with a wrapped key that somebody put back, nor with a key in the token.
 one("UPDATE nomp_crypt.tenant_key k SET wrapped = o.wrapped, state = 'active' FROM kept o WHERE o.key_id = k.key_id"
 );
-is(sqlstate($node, "SELECT nomp_crypt.certificate('$case')"),
+is(sqlstate($node, "CALL nomp_crypt.certify_erasure('s-0180-42')"),
 	'55000', 'nothing is certified with an old wrap put back');
 is(outcome($node, 'SELECT nomp_crypt.decrypt(name) FROM pupil'),
 	'NC001', 'which opens nothing');
@@ -111,7 +116,7 @@ my @pkcs11_tool = (
 	'--login', '--pin', '1234');
 system_or_bail(@pkcs11_tool, '--keygen', '--key-type', 'AES:32', '--label',
 	$label);
-is(sqlstate($node, "SELECT nomp_crypt.certificate('$case')"),
+is(sqlstate($node, "CALL nomp_crypt.certify_erasure('s-0180-42')"),
 	'55000', 'nothing is certified with a key of the school in the token');
 system_or_bail(@pkcs11_tool, '--delete-object', '--type', 'secrkey',
 	'--label', $label);
@@ -122,6 +127,8 @@ is( sqlstate(
 		$node, "SELECT nomp_crypt.attest_erasure('$case', 'all is well')"),
 	'22023',
 	'nobody vouches for just anything');
+is(sqlstate($node, "CALL nomp_crypt.certify_erasure('s-0180-42')"),
+	'', 'the erasure is certified');
 my $certificate = one("SELECT nomp_crypt.certificate('$case')");
 one_in_file("$temp/certificate.jws", "$certificate\n");
 is(one("SELECT nomp_crypt.certificate('$case')"),
@@ -198,6 +205,8 @@ one("CALL nomp_crypt.erase_tenant('other', 'test')");
 my $second = one(
 	"SELECT case_id FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant WHERE t.id = 'other'"
 );
+one("SELECT nomp_crypt.acknowledge_lease('$second')");
+one("CALL nomp_crypt.certify_erasure('other')");
 unlike(
 	one("SELECT payload FROM nomp_crypt.verify_certificate(nomp_crypt.certificate('$second'))"
 	),

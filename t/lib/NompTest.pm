@@ -123,6 +123,7 @@ shared_preload_libraries = 'nomp_crypt'
 nomp_crypt.keystore = '@{[ keystore_uri($dir, $label) ]}'
 nomp_crypt.register_directory = '$register'
 nomp_crypt.erasure_grace = 0
+nomp_crypt.max_erasures_per_day = 0
 nomp_crypt.warm_interval = 0
 max_prepared_transactions = 10
 CONF
