@@ -5,14 +5,15 @@
 # What moto cannot do, and kms_double.py does: it knows no states (keys that are
 # disabled or wait to be deleted still decrypt), has no windows that end, no
 # throttling, no session credentials that expire, no TLS; it answers a wrong
-# signature with XML.  test/moto_server.py repairs one thing in it.
+# signature with XML; and GetPublicKey names the key by its id, where the helper
+# insists on the ARN that AWS documents, so no pair is made there
+# (t/kms_signs.pl).  test/moto_server.py repairs one thing in it.
 use strict;
 use warnings;
 
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
-use ClientTest;
 use HTTP::Tiny;
 use JSON::PP ();
 use NompTest;
@@ -146,19 +147,6 @@ is(school_reads($node, 'south'),
 write_credentials($secret);
 restart_helper($node);
 is(school_reads($node, 'south'), 'Anna i south', 'and not the right one');
-
-# ---- a key pair ----
-
-{
-	my ($libdir) = run_command([ 'pg_config', '--pkglibdir' ]);
-
-	run_client(
-		'helper',
-		$python,
-		"$FindBin::RealBin/../test/helper_signs.py",
-		"$libdir/nomp_crypt-keystore",
-		"aws-kms://eu-north-1?endpoint=$url&test=yes");
-}
 
 # ---- a deletion ----
 
