@@ -57,6 +57,7 @@ CREATE TABLE nomp_crypt.kek (
 	keystore_serial	text,
 	submitted_at	timestamptz,
 	submitted_lsn	pg_lsn,
+	pending_until	timestamptz,				-- destroyed by then, in a keystore that destroys later
 	UNIQUE (tenant, generation)
 );
 
@@ -109,7 +110,10 @@ CREATE TABLE nomp_crypt.erasure (
 	keys_destroyed	text[],
 	checked_at		timestamptz,
 	submitted_lsn	pg_lsn,
-	keystores		jsonb NOT NULL DEFAULT '{}'	-- by serial: seen, destroyed, when
+	keystores		jsonb NOT NULL DEFAULT '{}',	-- by serial: seen, pending, destroyed, when
+	pending_until	timestamptz,				-- when the last key will be gone, if it is pending
+	voided_at		timestamptz,				-- when it was seen that somebody cancelled that
+	voided_keys		text[]
 );
 CREATE UNIQUE INDEX erasure_one_per_tenant ON nomp_crypt.erasure (tenant) WHERE state <> 'withdrawn';
 
@@ -407,9 +411,9 @@ CREATE FUNCTION nomp_crypt._register_write(installation uuid) RETURNS void
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_write';
 REVOKE ALL ON FUNCTION nomp_crypt._register_write(uuid) FROM PUBLIC;
 -- "serial" is that of the keystore's token, '' for the first keystore
-CREATE FUNCTION nomp_crypt._keystore_setup(installation uuid, serial text DEFAULT '') RETURNS text
+CREATE FUNCTION nomp_crypt._keystore_setup(installation uuid, serial text DEFAULT '', place int DEFAULT 1) RETURNS text
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_setup';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_setup(uuid, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_setup(uuid, text, int) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int, serial text DEFAULT '',
 	OUT label text, OUT keystore text, OUT purpose text, OUT version int,
 	OUT key_id bytea, OUT wrapped bytea, OUT key_check bytea) RETURNS SETOF record
@@ -428,7 +432,8 @@ CREATE FUNCTION nomp_crypt._keystore_rewrap(installation uuid, from_keystore tex
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_rewrap';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_rewrap(uuid, text, text, boolean, text, text, uuid, text, int, bytea, bytea)
 FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_destroy_kek(installation uuid, label text, serial text) RETURNS boolean
+CREATE FUNCTION nomp_crypt._keystore_destroy_kek(installation uuid, label text, serial text,
+	OUT destroyed boolean, OUT until timestamptz)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy_kek';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy_kek(uuid, text, text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean, serial text,
@@ -450,34 +455,41 @@ RETURNS boolean
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_remove';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_remove(uuid, text, bigint, text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenant uuid, keystore text DEFAULT '',
-	OUT serial text, OUT labels text[])
+	OUT serial text, OUT labels text[], OUT keys jsonb)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_see';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_see(uuid, uuid, text) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text)
-RETURNS text[]
+CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text,
+	OUT labels text[], OUT pending int, OUT until timestamptz)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy(uuid, uuid, text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_status(installation uuid, place int DEFAULT 1,
 	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
-	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean)
+	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean,
+	OUT destroys_at_once boolean, OUT credentials text, OUT lasting_credentials boolean)
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_keystore_status';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_status(uuid, int) FROM PUBLIC;
 
 -- All keystores that are configured, the first one first.
 CREATE FUNCTION nomp_crypt._keystores(installation uuid,
 	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
-	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean) RETURNS SETOF record
+	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean,
+	OUT destroys_at_once boolean, OUT credentials text, OUT lasting_credentials boolean,
+	OUT place int) RETURNS SETOF record
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	SELECT s.keystore,
 		CASE WHEN s.state = 'ok' AND NOT s.canary THEN 'the token is not this installation''s' ELSE s.state END,
-		s.detail, s.token, s.serial, s.manufacturer, s.model, s.software, s.canary
+		s.detail, s.token, s.serial, s.manufacturer, s.model, s.software, s.canary,
+		s.destroys_at_once, s.credentials, s.lasting_credentials, place
 	FROM generate_series(1, 4) place, nomp_crypt._keystore_status($1, place) s
 	WHERE s.keystore IS NOT NULL
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._keystores(uuid) FROM PUBLIC;
--- As nomp_crypt.kek names the keystore with a token of that serial.
+-- As nomp_crypt.kek names the keystore with a token of that serial, or the key
+-- service with that ARN.
 CREATE FUNCTION nomp_crypt._keystore_name(serial text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT 'pkcs11:serial=' || $1 $$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN starts_with($1, 'arn:') THEN $1 ELSE 'pkcs11:serial=' || $1 END
+$$;
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_name(text) FROM PUBLIC;
 -- And back.
 CREATE FUNCTION nomp_crypt._keystore_serial(keystore text) RETURNS text
@@ -673,7 +685,8 @@ REVOKE ALL ON FUNCTION nomp_crypt.adopt_keystore(boolean) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt.keystore_status(
 	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
 	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean,
-	OUT installation uuid, OUT keys bigint) RETURNS SETOF record
+	OUT installation uuid, OUT keys bigint, OUT destroys_at_once boolean, OUT credentials text,
+	OUT lasting_credentials boolean) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	s record;
@@ -691,6 +704,9 @@ BEGIN
 		model := s.model;
 		software := s.software;
 		canary := s.canary;
+		destroys_at_once := s.destroys_at_once;
+		credentials := s.credentials;
+		lasting_credentials := s.lasting_credentials;
 		SELECT count(*) INTO keys FROM nomp_crypt.kek k
 		WHERE k.keystore = nomp_crypt._keystore_name(s.serial) AND k.state <> 'destroyed';
 		known := known || nomp_crypt._keystore_name(s.serial);
@@ -711,6 +727,9 @@ BEGIN
 		model := NULL;
 		software := NULL;
 		canary := NULL;
+		destroys_at_once := NULL;
+		credentials := NULL;
+		lasting_credentials := NULL;
 		keys := s.n;
 		RETURN NEXT;
 	END LOOP;
@@ -1138,7 +1157,8 @@ BEGIN
 		END IF;
 		CONTINUE WHEN store.state <> 'ok';	-- never used: it lacks the canary
 		SELECT * INTO seen FROM nomp_crypt._keystore_see(_erase_see.installation, _erase_see.tenant, store.serial);
-		found_in := found_in || jsonb_build_object(seen.serial, jsonb_build_object('seen', to_jsonb(seen.labels)));
+		found_in := found_in || jsonb_build_object(seen.serial, jsonb_build_object('seen', to_jsonb(seen.labels),
+			'keys', seen.keys, 'at_once', store.destroys_at_once));
 	END LOOP;
 	FOR k IN SELECT e.label, nomp_crypt._keystore_serial(e.keystore) AS serial,
 				-- seen there to be destroyed, by a call that may have gone on or not
@@ -1204,6 +1224,40 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_fence(uuid) FROM PUBLIC;
 
+-- After the fence: the keys are disabled in every keystore that does so, for
+-- nodes and backups that have not got the news. How far that went is on
+-- record; it is not required, since the keys will be destroyed.
+CREATE FUNCTION nomp_crypt._erase_disable(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_disable.case_id);
+	installation uuid := nomp_crypt._require_owner();
+	serial text;
+	done record;
+	told jsonb := '{}';
+BEGIN
+	IF c.state <> 'fenced' THEN
+		RETURN;
+	END IF;
+	PERFORM nomp_crypt._erase_committed(c.case_id);
+	FOR serial IN SELECT k FROM jsonb_object_keys(c.keystores) k ORDER BY k LOOP
+		BEGIN
+			SELECT * INTO done FROM nomp_crypt._keystore_enable(installation, c.tenant, false, serial);
+			told := told || jsonb_build_object(serial, jsonb_build_object('disabled', done.obeyed));
+		EXCEPTION WHEN SQLSTATE 'NC004' THEN
+			told := told || jsonb_build_object(serial, jsonb_build_object('disabled', 0, 'trouble', SQLERRM));
+		END;
+	END LOOP;
+	UPDATE nomp_crypt.erasure e SET keystores =
+		(SELECT jsonb_object_agg(k.key, k.value || (told -> k.key)) FROM jsonb_each(e.keystores) k)
+	WHERE e.case_id = c.case_id;
+	PERFORM nomp_crypt._audit_case('erase_disable', c, jsonb_build_object('serial', c.keystore_serial,
+		'disabled', (SELECT sum((k.value ->> 'disabled')::int) FROM jsonb_each(told) k)));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_disable(uuid) FROM PUBLIC;
+
 CREATE FUNCTION nomp_crypt._erase_submit(case_id uuid) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -1223,10 +1277,133 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_submit(uuid) FROM PUBLIC;
 
+-- The keys of a case are gone from one of its keystores.
+CREATE FUNCTION nomp_crypt._erase_gone(c nomp_crypt.erasure, serial text, gone text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	UPDATE nomp_crypt.erasure e SET keys_destroyed = coalesce(e.keys_destroyed, '{}') || gone,
+		keystores = jsonb_set(e.keystores, ARRAY[_erase_gone.serial], e.keystores -> _erase_gone.serial ||
+			jsonb_build_object('destroyed', to_jsonb(gone), 'at', clock_timestamp()))
+	WHERE e.case_id = (_erase_gone.c).case_id;
+	UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = clock_timestamp()
+	WHERE k.tenant = (_erase_gone.c).tenant AND k.state <> 'destroyed'
+		AND k.keystore = nomp_crypt._keystore_name(_erase_gone.serial);
+	PERFORM nomp_crypt._audit_case('erase_destroy', c, jsonb_build_object('serial', serial, 'keys', gone));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_gone(nomp_crypt.erasure, text, text[]) FROM PUBLIC;
+
+-- Ask a keystore that destroys later to do so, or see again that it will:
+-- every key that is there is pending, and witnessed so.
+CREATE FUNCTION nomp_crypt._erase_schedule(c nomp_crypt.erasure, installation uuid, serial text,
+	destroyed text[], until timestamptz) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	seen record;
+BEGIN
+	SELECT * INTO seen FROM nomp_crypt._keystore_see(_erase_schedule.installation, (_erase_schedule.c).tenant,
+		_erase_schedule.serial);
+	IF EXISTS (SELECT FROM jsonb_array_elements(seen.keys) k WHERE k ->> 'state' <> 'pending') THEN
+		RAISE EXCEPTION 'the keystore is unavailable: it does not show yet that all keys will be destroyed'
+			USING ERRCODE = 'NC004', HINT = 'Repeat the call.';
+	END IF;
+	UPDATE nomp_crypt.erasure e SET
+		keystores = jsonb_set(e.keystores, ARRAY[_erase_schedule.serial], e.keystores -> _erase_schedule.serial ||
+			jsonb_build_object('pending', seen.keys, 'until', _erase_schedule.until, 'scheduled_at', clock_timestamp()))
+	WHERE e.case_id = (_erase_schedule.c).case_id;
+	PERFORM nomp_crypt._audit_case('erase_schedule', c, jsonb_build_object('serial', serial,
+		'keys', destroyed, 'pending', seen.labels, 'until', until));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_schedule(nomp_crypt.erasure, uuid, text, text[], timestamptz) FROM PUBLIC;
+
+-- Look again at a keystore in which keys were pending. Those that were so and
+-- are not: somebody cancelled their destruction there. Returns them. Those
+-- that were never so are a key that turned up late: the keystore is asked for
+-- them too.
+CREATE FUNCTION nomp_crypt._erase_look(c nomp_crypt.erasure, installation uuid, serial text) RETURNS text[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	witnessed text[] := ARRAY(SELECT k ->> 'label' FROM jsonb_array_elements(c.keystores -> serial -> 'pending') k ORDER BY 1);
+	seen record;
+	saved text[];
+	asked record;
+BEGIN
+	SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, c.tenant, serial);
+	saved := ARRAY(SELECT k ->> 'label' FROM jsonb_array_elements(seen.keys) k
+				   WHERE k ->> 'state' <> 'pending' AND k ->> 'label' = ANY (witnessed) ORDER BY 1);
+	IF saved <> '{}' THEN
+		RETURN saved;
+	END IF;
+	IF seen.labels = '{}' THEN
+		PERFORM nomp_crypt._erase_gone(c, serial, witnessed);
+		RETURN '{}';
+	END IF;
+	IF EXISTS (SELECT FROM unnest(seen.labels) l WHERE l <> ALL (witnessed)) THEN
+		SELECT * INTO asked FROM nomp_crypt._keystore_destroy(installation, c.tenant, serial);
+		PERFORM nomp_crypt._erase_schedule(c, installation, serial, asked.labels, asked.until);
+	END IF;
+	RETURN '{}';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_look(nomp_crypt.erasure, uuid, text) FROM PUBLIC;
+
+-- Somebody cancelled the destruction in the keystore: say so, and do nothing
+-- more until it is decided.
+CREATE FUNCTION nomp_crypt._erase_void(c nomp_crypt.erasure, saved text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	IF (_erase_void.c).voided_at IS NULL THEN
+		UPDATE nomp_crypt.erasure e SET voided_at = clock_timestamp(), voided_keys = saved
+		WHERE e.case_id = (_erase_void.c).case_id;
+		PERFORM nomp_crypt._audit_case('erase_voided', c, jsonb_build_object('keys', saved));
+	END IF;
+	RAISE WARNING 'the destruction of key % of an erased tenant was cancelled in the keystore', array_to_string(saved, ', ')
+		USING DETAIL = format('Erasure case %s. The tenant stays unreadable; nothing else happens by itself.', (c).case_id),
+		HINT = 'Find out who cancelled it, and why. CALL nomp_crypt.resubmit_erasure() asks the keystore again.';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_void(nomp_crypt.erasure, text[]) FROM PUBLIC;
+
+-- Where a submitted or pending case stands when all keystores were asked: at
+-- its end, with a tombstone, or pending until the last key is gone.
+CREATE FUNCTION nomp_crypt._erase_settle(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_settle.case_id);
+	last timestamptz;
+BEGIN
+	IF EXISTS (SELECT FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed') THEN
+		SELECT max((k.value ->> 'until')::timestamptz) INTO last
+		FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed';
+		UPDATE nomp_crypt.erasure e SET state = 'pending', pending_until = last WHERE e.case_id = c.case_id;
+		IF last > clock_timestamp() THEN
+			RAISE NOTICE 'the keystore will destroy the last key of the tenant at %', last
+				USING HINT = 'The tenant is not readable any more. Call erase_tenant again then: only what is seen to be gone is erased.';
+		ELSE
+			RAISE NOTICE 'the keystore should have destroyed the last key of the tenant at %, and has not yet', last
+				USING HINT = 'Call erase_tenant again later.';
+		END IF;
+		RETURN;
+	END IF;
+	UPDATE nomp_crypt.erasure e SET state = 'destroyed', destroyed_at = clock_timestamp(), pending_until = NULL
+	WHERE e.case_id = c.case_id;
+	UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
+	UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_settle(uuid) FROM PUBLIC;
+
 -- Destroy every key of the school in one of the keystores where they were
--- seen, and see that none is left there; after the last one leave a tombstone.
--- Returns how many keystores are left: each is a transaction of its own, so
--- that what was witnessed in one stays on record whatever happens in another.
+-- seen, and see that none is left there, or that it will be gone; after the
+-- last one leave a tombstone. Returns how many keystores are left: each is a
+-- transaction of its own, so that what was witnessed in one stays on record
+-- whatever happens in another. Of a pending case, look again at all of them.
 CREATE FUNCTION nomp_crypt._erase_destroy(case_id uuid) RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -1234,39 +1411,103 @@ DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_destroy.case_id);
 	installation uuid := nomp_crypt._require_owner();
 	next_serial text;
-	gone text[];
+	asked record;
+	saved text[] := '{}';
 	remaining int;
 BEGIN
 	IF c.state IN ('destroyed', 'certified') THEN
 		RETURN 0;
 	END IF;
-	IF c.state <> 'submitted' THEN
+	IF c.state NOT IN ('submitted', 'pending') THEN
 		RAISE EXCEPTION 'erasure case % is not submitted', c.case_id
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'CALL nomp_crypt.erase_tenant() goes through all steps.';
 	END IF;
 	PERFORM nomp_crypt._erase_committed(c.case_id);
 	PERFORM nomp_crypt._require_synced(c.submitted_lsn);
+	IF c.voided_at IS NOT NULL THEN
+		PERFORM nomp_crypt._erase_void(c, c.voided_keys);
+		RETURN 0;
+	END IF;
+	IF c.state = 'pending' THEN
+		FOR next_serial IN SELECT k.key FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed' ORDER BY 1 LOOP
+			saved := saved || nomp_crypt._erase_look(c, installation, next_serial);
+		END LOOP;
+		IF saved <> '{}' THEN
+			PERFORM nomp_crypt._erase_void(c, saved);
+		ELSE
+			PERFORM nomp_crypt._erase_settle(c.case_id);
+		END IF;
+		RETURN 0;
+	END IF;
 	SELECT min(k.key), count(*) - 1 INTO next_serial, remaining
-	FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed';
-	gone := nomp_crypt._keystore_destroy(installation, c.tenant, next_serial);
-	UPDATE nomp_crypt.erasure e SET keys_destroyed = coalesce(e.keys_destroyed, '{}') || gone,
-		keystores = jsonb_set(e.keystores, ARRAY[next_serial], e.keystores -> next_serial ||
-			jsonb_build_object('destroyed', to_jsonb(gone), 'at', clock_timestamp()))
-	WHERE e.case_id = c.case_id;
-	UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = clock_timestamp()
-	WHERE k.tenant = c.tenant AND k.state <> 'destroyed' AND k.keystore = nomp_crypt._keystore_name(next_serial);
-	PERFORM nomp_crypt._audit_case('erase_destroy', c, jsonb_build_object('serial', next_serial, 'keys', gone));
+	FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed' AND NOT k.value ? 'pending';
+	SELECT * INTO asked FROM nomp_crypt._keystore_destroy(installation, c.tenant, next_serial);
+	IF asked.pending > 0 THEN
+		PERFORM nomp_crypt._erase_schedule(c, installation, next_serial, asked.labels, asked.until);
+	-- no keystore of this kind destroys earlier
+	ELSIF NOT coalesce((c.keystores -> next_serial ->> 'at_once')::boolean, true)
+		AND asked.labels = '{}' AND c.keystores -> next_serial -> 'seen' <> '[]'
+		AND clock_timestamp() < c.submitted_at + interval '7 days' THEN
+		RAISE EXCEPTION 'the keys of the tenant are not in the keystore, so their destruction cannot be witnessed'
+			USING ERRCODE = 'NC003', DETAIL = format('Keystore %s, erasure case %s.', next_serial, c.case_id),
+			HINT = 'They were there when the tenant was fenced, and no destruction was pending. Find out where they are.';
+	ELSE
+		PERFORM nomp_crypt._erase_gone(c, next_serial, asked.labels);
+	END IF;
 	IF remaining = 0 THEN
-		UPDATE nomp_crypt.erasure e SET state = 'destroyed', destroyed_at = clock_timestamp()
-		WHERE e.case_id = c.case_id;
-		UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
-		UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
+		PERFORM nomp_crypt._erase_settle(c.case_id);
 	END IF;
 	RETURN remaining;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_destroy(uuid) FROM PUBLIC;
+
+-- A case whose destruction was cancelled in the keystore is submitted again;
+-- the cancelled try stays on record. Returns the case. Raises 42704, 55000.
+CREATE FUNCTION nomp_crypt._erase_resubmit(id text) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure;
+BEGIN
+	PERFORM nomp_crypt._require_owner();
+	SELECT e.* INTO c FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+	WHERE t.id = _erase_resubmit.id AND e.state IN ('submitted', 'pending') ORDER BY e.requested_at DESC LIMIT 1;
+	IF c.case_id IS NULL THEN
+		RAISE EXCEPTION 'tenant "%" has no erasure whose keys are about to be destroyed', _erase_resubmit.id
+			USING ERRCODE = 'undefined_object', HINT = 'See nomp_crypt.erasure.';
+	END IF;
+	c := nomp_crypt._erase_case(c.case_id);
+	-- resubmitted already, and interrupted: it only goes on
+	IF c.state = 'submitted' AND EXISTS (SELECT FROM jsonb_each(c.keystores) k WHERE k.value ? 'cancelled') THEN
+		RETURN c.case_id;
+	END IF;
+	IF c.voided_at IS NULL THEN
+		RAISE EXCEPTION 'the destruction of the keys of tenant "%" was not cancelled', _erase_resubmit.id
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'CALL nomp_crypt.erase_tenant() looks at the keystore again.';
+	END IF;
+	UPDATE nomp_crypt.erasure e SET state = 'submitted', submitted_at = clock_timestamp(),
+		submitted_lsn = pg_current_wal_insert_lsn(), voided_at = NULL, voided_keys = NULL, pending_until = NULL,
+		keystores = (SELECT jsonb_object_agg(k.key, CASE WHEN k.value ? 'destroyed' THEN k.value ELSE
+			(k.value - '{pending,until,scheduled_at}'::text[]) || jsonb_build_object('cancelled',
+				coalesce(k.value -> 'cancelled', '[]') || jsonb_build_object('pending', k.value -> 'pending',
+					'until', k.value -> 'until', 'scheduled_at', k.value -> 'scheduled_at',
+					'noticed_at', c.voided_at, 'keys', to_jsonb(c.voided_keys))) END)
+			FROM jsonb_each(e.keystores) k)
+	WHERE e.case_id = c.case_id;
+	PERFORM nomp_crypt._audit_case('erase_resubmit', c, jsonb_build_object('keys', c.voided_keys));
+	RETURN c.case_id;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_resubmit(text) FROM PUBLIC;
+
+-- Ask the keystore once more to destroy the keys of an erased school, after
+-- somebody cancelled it there: see erase.c.
+CREATE PROCEDURE nomp_crypt.resubmit_erasure(id text)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_resubmit_erasure';
+REVOKE ALL ON PROCEDURE nomp_crypt.resubmit_erasure(text) FROM PUBLIC;
 
 -- Erase a school: see erase.c. With a grace period the first call requests,
 -- and the same call after it executes. Harmless when repeated.
@@ -1947,6 +2188,20 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._enable_keys(uuid, uuid, boolean) FROM PUBLIC;
 
+-- A tenant's keys whose destruction is pending in a keystore; expired: because
+-- no backup needs them any more.
+CREATE FUNCTION nomp_crypt._pending_keys(installation uuid, tenant uuid,
+	OUT label text, OUT until timestamptz, OUT expired boolean) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT s ->> 'label', (s ->> 'until')::timestamptz, EXISTS (
+		SELECT FROM nomp_crypt.kek e WHERE e.tenant = $2 AND e.label = s ->> 'label' AND e.pending_until IS NOT NULL)
+	FROM (SELECT DISTINCT k.keystore FROM nomp_crypt.kek k WHERE k.tenant = $2 AND k.state <> 'destroyed') k,
+		nomp_crypt._keystore_see($1, $2, nomp_crypt._keystore_serial(k.keystore)) seen,
+		jsonb_array_elements(seen.keys) s
+	WHERE s ->> 'state' = 'pending'
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._pending_keys(uuid, uuid) FROM PUBLIC;
+
 -- Then the keystore, so that no backup and no node that has not got the news
 -- can read. Returns whether the token did it.
 CREATE FUNCTION nomp_crypt._suspend_keys(tenant uuid) RETURNS boolean
@@ -1980,6 +2235,7 @@ DECLARE
 	installation uuid := nomp_crypt._require_owner();
 	t nomp_crypt.tenant := nomp_crypt._living_tenant(_resume_keys.id);
 	done record;
+	pending record;
 BEGIN
 	IF t.state = 'active' THEN
 		RETURN t.uuid;
@@ -1991,10 +2247,19 @@ BEGIN
 			HINT = 'See nomp_crypt.erasure; before the fence nomp_crypt.withdraw_erasure() takes it back.';
 	END IF;
 	SELECT * INTO done FROM nomp_crypt._enable_keys(installation, t.uuid, true);
-	IF done.obeyed < done.keys THEN
+	-- those that no backup needs, and that will be destroyed anyway, may stay as they are
+	SELECT count(*) FILTER (WHERE p.expired), min(p.label) FILTER (WHERE NOT p.expired),
+		max(p.until) FILTER (WHERE NOT p.expired) INTO pending
+	FROM nomp_crypt._pending_keys(installation, t.uuid) p WHERE done.obeyed < done.keys;
+	IF pending.min IS NOT NULL THEN
+		RAISE EXCEPTION 'key % of tenant "%" will be destroyed by its keystore at %', pending.min, t.id, pending.max
+			USING ERRCODE = 'NC004', DETAIL = 'A key whose destruction is pending cannot be enabled.',
+			HINT = 'Cancel the destruction in the keystore before that date, and repeat the call. Find out who asked for it.';
+	END IF;
+	IF done.obeyed + pending.count < done.keys THEN
 		RAISE EXCEPTION 'the keystore is unavailable: it does not enable % of % keys of tenant "%"',
-			done.keys - done.obeyed, done.keys, t.id USING ERRCODE = 'NC004',
-			HINT = 'Set CKA_ENCRYPT and CKA_DECRYPT with the token''s own tools, and repeat the call.';
+			done.keys - done.obeyed - pending.count, done.keys, t.id USING ERRCODE = 'NC004',
+			HINT = 'Enable them with the keystore''s own tools (in a token: CKA_ENCRYPT and CKA_DECRYPT), and repeat the call.';
 	END IF;
 	PERFORM nomp_crypt._audit('enable_keys', t.id, jsonb_build_object('uuid', t.uuid, 'keys', done.keys));
 	RETURN t.uuid;
@@ -2131,24 +2396,58 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._expire_lsn() FROM PUBLIC;
 
--- Destroy the KEK, on the token where it was seen, and see that it is gone.
-CREATE FUNCTION nomp_crypt._expire_destroy(kek uuid) RETURNS void
+-- A KEK whose destruction is pending: has somebody cancelled that in the
+-- keystore? Then it counts as retired just now, because somebody needed it.
+CREATE FUNCTION nomp_crypt._expire_cancelled(k nomp_crypt.kek, installation uuid) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	seen record;
+	until timestamptz := clock_timestamp() + nomp_crypt._backup_retention();
+BEGIN
+	IF k.pending_until IS NULL THEN
+		RETURN false;
+	END IF;
+	SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, k.tenant, k.keystore_serial);
+	IF NOT EXISTS (SELECT FROM jsonb_array_elements(seen.keys) s
+				   WHERE s ->> 'label' = k.label AND s ->> 'state' <> 'pending') THEN
+		RETURN false;
+	END IF;
+	UPDATE nomp_crypt.kek e SET pending_until = NULL, submitted_at = NULL, submitted_lsn = NULL,
+		keystore_serial = NULL, destroy_after = until
+	WHERE e.uuid = k.uuid;
+	PERFORM nomp_crypt._audit('expire_cancelled', (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant),
+		jsonb_build_object('key', k.label, 'serial', k.keystore_serial, 'destroy_after', until));
+	RAISE WARNING 'the destruction of key % was cancelled in the keystore', k.label
+		USING HINT = format('It is kept until %s, and then the keystore is asked again.', until);
+	RETURN true;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._expire_cancelled(nomp_crypt.kek, uuid) FROM PUBLIC;
+
+-- Destroy the KEK, on the token where it was seen, and see that it is gone: 1.
+-- Or see that it will be, in a keystore that destroys later: 0. NULL if that
+-- was cancelled there.
+CREATE FUNCTION nomp_crypt._expire_destroy(kek uuid) RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	installation uuid := nomp_crypt._require_owner();
 	k nomp_crypt.kek := nomp_crypt._expired_kek(_expire_destroy.kek);
 	behind text;
-	destroyed boolean;
+	asked record;
 BEGIN
 	IF k.state = 'destroyed' THEN
-		RETURN;
+		RETURN 1;
 	END IF;
 	IF k.submitted_at IS NULL OR NOT
 		(SELECT nomp_crypt._committed(e.xmin) FROM nomp_crypt.kek e WHERE e.uuid = k.uuid) THEN
 		RAISE EXCEPTION 'the destruction of key % is not submitted, or not yet committed so', k.label
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'CALL nomp_crypt.destroy_expired_keks() goes through all steps.';
+	END IF;
+	IF nomp_crypt._expire_cancelled(k, installation) THEN
+		RETURN NULL;
 	END IF;
 	PERFORM nomp_crypt._require_synced(k.submitted_lsn);
 	behind := nomp_crypt._behind(k.submitted_lsn);
@@ -2157,10 +2456,20 @@ BEGIN
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'Nothing was destroyed. Repeat the call when all have caught up, or drop what will not come back.';
 	END IF;
-	destroyed := nomp_crypt._keystore_destroy_kek(installation, k.label, k.keystore_serial);
-	UPDATE nomp_crypt.kek e SET state = 'destroyed', destroyed_at = clock_timestamp() WHERE e.uuid = k.uuid;
+	SELECT * INTO asked FROM nomp_crypt._keystore_destroy_kek(installation, k.label, k.keystore_serial);
+	IF asked.until IS NOT NULL THEN
+		UPDATE nomp_crypt.kek e SET pending_until = asked.until WHERE e.uuid = k.uuid;
+		IF asked.destroyed THEN
+			PERFORM nomp_crypt._audit('expire_schedule', (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant),
+				jsonb_build_object('key', k.label, 'serial', k.keystore_serial, 'until', asked.until));
+		END IF;
+		RETURN 0;
+	END IF;
+	UPDATE nomp_crypt.kek e SET state = 'destroyed', destroyed_at = clock_timestamp(), pending_until = NULL
+	WHERE e.uuid = k.uuid;
 	PERFORM nomp_crypt._audit('expire_destroy', (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant),
-		jsonb_build_object('key', k.label, 'serial', k.keystore_serial, 'destroyed_now', destroyed));
+		jsonb_build_object('key', k.label, 'serial', k.keystore_serial, 'destroyed_now', asked.destroyed));
+	RETURN 1;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._expire_destroy(uuid) FROM PUBLIC;
@@ -2174,8 +2483,9 @@ REVOKE ALL ON PROCEDURE nomp_crypt.destroy_expired_keks() FROM PUBLIC;
 -- Moving to another keystore
 -- ---------------------------------------------------------------------------
 
--- Make a keystore that is configured, and whose token has that serial, one of
--- the installation's: it gets a canary. Another configured one must have it
+-- Make a keystore that is configured one of the installation's: it gets a
+-- canary. It is named by the serial of its token, or by its URI, since a key
+-- service has no serial before. Another configured one must have a canary
 -- already. Harmless when repeated. Raises 42704 if none is configured with that
 -- serial, 55000, NC004.
 CREATE FUNCTION nomp_crypt.add_keystore(serial text) RETURNS void
@@ -2192,7 +2502,7 @@ BEGIN
 	PERFORM nomp_crypt._lock_keystore(true);
 	mine := nomp_crypt._require_owner();
 	SELECT jsonb_agg(to_jsonb(k)) INTO stores FROM nomp_crypt._keystores(mine) k;
-	CASE (SELECT count(*) FROM jsonb_array_elements(stores) k WHERE k ->> 'serial' = add_keystore.serial)
+	CASE (SELECT count(*) FROM jsonb_array_elements(stores) k WHERE add_keystore.serial IN (k ->> 'serial', k ->> 'keystore'))
 		WHEN 0 THEN
 			RAISE EXCEPTION 'no configured keystore has a token with serial number "%"', add_keystore.serial
 				USING ERRCODE = 'undefined_object',
@@ -2209,9 +2519,9 @@ BEGIN
 			USING ERRCODE = 'NC004',
 			HINT = 'Configure the keystore that the keys are in, too; see nomp_crypt.keystore_status().';
 	END IF;
-	PERFORM nomp_crypt._keystore_setup(mine, add_keystore.serial);
-	PERFORM nomp_crypt._audit('add_keystore', NULL, jsonb_build_object('installation', mine,
-		'serial', add_keystore.serial));
+	PERFORM nomp_crypt._audit('add_keystore', NULL, jsonb_build_object('installation', mine, 'serial',
+		(SELECT nomp_crypt._keystore_setup(mine, coalesce(k ->> 'serial', ''), (k ->> 'place')::int)
+		 FROM jsonb_array_elements(stores) k WHERE add_keystore.serial IN (k ->> 'serial', k ->> 'keystore'))));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.add_keystore(text) FROM PUBLIC;
@@ -3562,6 +3872,10 @@ BEGIN
 			severity := 'warning';
 			detail := 'the PIN file has not changed since ' || found_row.changed::date;
 			advice := 'Change the PIN, see "Changing the PIN" in docs/operations.md.';
+		ELSIF facts ->> 'lasting_credentials' IS NOT NULL THEN
+			severity := 'warning';
+			detail := 'the key service''s credentials do not expire; they come from: ' || (facts ->> 'lasting_credentials');
+			advice := 'Whoever copies them can read until they are revoked. Give the machine a role instead: see "Credentials" in docs/aws-kms.md.';
 		END IF;
 	WHEN 'memory' THEN
 		IF NOT (facts ->> 'protected')::boolean THEN
@@ -3635,7 +3949,8 @@ BEGIN
 		END IF;
 	WHEN 'old_keks' THEN
 		SELECT count(*), min(k.destroy_after) INTO n, names FROM nomp_crypt.kek k
-		WHERE k.state = 'retired' AND k.destroy_after < clock_timestamp();
+		WHERE k.state = 'retired' AND k.destroy_after < clock_timestamp()
+			AND (k.pending_until IS NULL OR k.pending_until + interval '1 day' < clock_timestamp());
 		IF n > 0 THEN
 			severity := 'warning';
 			detail := format('%s retired keys in the keystore could be destroyed, the first since %s', n, names);
@@ -3643,8 +3958,16 @@ BEGIN
 		END IF;
 	WHEN 'erasures' THEN
 		SELECT count(*), string_agg(quote_literal(t.id), ', ') INTO n, names
+		FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant WHERE e.voided_at IS NOT NULL;
+		IF n > 0 THEN
+			severity := 'critical';
+			detail := format('the destruction of keys of %s tenants under erasure was cancelled in the keystore: %s', n, names);
+			advice := 'Find out who cancelled it, and why. CALL nomp_crypt.resubmit_erasure() asks the keystore again.';
+			RETURN;
+		END IF;
+		SELECT count(*), string_agg(quote_literal(t.id), ', ') INTO n, names
 		FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
-		WHERE e.state IN ('fenced', 'submitted')
+		WHERE e.state IN ('fenced', 'submitted') OR (e.state = 'pending' AND e.pending_until < clock_timestamp())
 			OR (e.state = 'requested' AND nomp_crypt._erase_waits(e) IS NULL);
 		IF n > 0 THEN
 			severity := 'warning';
@@ -3750,7 +4073,8 @@ BEGIN
 	BEGIN
 		SELECT to_jsonb(f) INTO facts FROM nomp_crypt._server_facts() f;
 		SELECT facts || jsonb_build_object('state', coalesce(string_agg(s.state, '; ') FILTER (WHERE s.state <> 'ok'), 'ok'),
-			'canary', bool_and(s.canary), 'software', bool_or(s.software), 'installation', max(s.installation::text))
+			'canary', bool_and(s.canary), 'software', bool_or(s.software), 'installation', max(s.installation::text),
+			'lasting_credentials', string_agg(DISTINCT s.credentials, ', ') FILTER (WHERE s.lasting_credentials))
 		INTO facts FROM nomp_crypt.keystore_status() s;
 	EXCEPTION WHEN OTHERS THEN
 		-- without the library nothing else can be known
@@ -3926,7 +4250,8 @@ BEGIN
 							  '_referrers', '_owned', '_value_columns', '_count_values', '_finished_case',
 							  '_keep_sample', 'exposure_report', 'tenant_report')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
-							  '_erase_submit', '_erase_destroy')) LOOP
+							  '_erase_disable', '_erase_submit', '_erase_destroy')
+			 OR p.proname IN ('resubmit_erasure', '_erase_resubmit')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);
 	END LOOP;
 	EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA nomp_crypt TO %I', role);

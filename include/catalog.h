@@ -39,7 +39,9 @@ typedef struct KeyRow
 	bool		has_wrapped;
 } KeyRow;
 
-#define KEYSTORE_PREFIX	"pkcs11:serial="	/* in column keystore of nomp_crypt.kek */
+/* Column keystore of nomp_crypt.kek: a token's serial, or a key service's ARN. */
+#define KEYSTORE_PREFIX	"pkcs11:serial="
+#define KEYSTORE_ARN	"arn:"
 
 #define RIGHT_ENCRYPT	1
 #define RIGHT_DECRYPT	2

@@ -145,14 +145,18 @@ uuid_column(OwnScan *own, HeapTuple tuple, AttrNumber number, pg_uuid_t *out)
 		*out = *DatumGetUUIDP(datum);
 }
 
-/* The token's serial in what nomp_crypt.kek says of a keystore. */
+/* The serial in what nomp_crypt.kek says of a keystore. */
 bool
 catalog_keystore_serial(const char *keystore, char serial[KEYSPEC_SERIAL_MAX])
 {
 	const size_t len = strlen(KEYSTORE_PREFIX);
 
-	return strncmp(keystore, KEYSTORE_PREFIX, len) == 0 && keystore[len] != '\0' &&
-		strlcpy(serial, keystore + len, KEYSPEC_SERIAL_MAX) < KEYSPEC_SERIAL_MAX;
+	if (strncmp(keystore, KEYSTORE_PREFIX, len) == 0)
+		keystore += len;
+	else if (strncmp(keystore, KEYSTORE_ARN, strlen(KEYSTORE_ARN)) != 0)
+		return false;
+	return keystore[0] != '\0' &&
+		strlcpy(serial, keystore, KEYSPEC_SERIAL_MAX) < KEYSPEC_SERIAL_MAX;
 }
 
 /* The installation this database belongs to; false if it has none yet. */

@@ -10,10 +10,16 @@
  *		request   suspended, the case is on record        | wipe this node
  *		(grace, approvals, whatever else it waits for: erase_case.c)
  *		fence     irreversible, keys seen in the keystore  | wipe
+ *		disable   in the keystore, where it can            |
  *		submit    about to destroy                         |
  *		destroy   on the standbys? destroyed and no longer
  *		          seen, in one keystore after the other;
  *		          tombstone                                | wipe
+ *
+ * In a keystore that destroys later, destroy asks for that and sees that the
+ * keys are pending; the case is then pending too, and the same call looks
+ * again: still pending; gone, the tombstone; or cancelled there by somebody,
+ * and then nothing happens until resubmit_erasure.
  *
  * A case that is finished, here or at the publisher that sent it, only has this
  * node's memory wiped.
@@ -40,6 +46,7 @@
 #include "utils/timestamp.h"
 
 NC_FUNCTION(nc_erase_tenant);
+NC_FUNCTION(nc_resubmit_erasure);
 NC_FUNCTION(nc_require_synced);
 NC_FUNCTION(nc_committed);
 NC_FUNCTION(nc_erasure_grace);
@@ -111,6 +118,28 @@ optional_text(FunctionCallInfo fcinfo, int i)
 	return PG_ARGISNULL(i) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(i));
 }
 
+/* From the fence on, for the case in args[0]; each step commits. */
+void
+erase_execute(char **args)
+{
+	char	   *left;
+
+	(void) steps_run("SELECT nomp_crypt._erase_fence($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	steps_commit();
+	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	(void) steps_run("SELECT nomp_crypt._erase_disable($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	steps_commit();
+	(void) steps_run("SELECT nomp_crypt._erase_submit($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	steps_commit();
+	do
+	{
+		left = steps_run("SELECT nomp_crypt._erase_destroy($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+		steps_commit();
+	} while (strcmp(left, "0") != 0);
+	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	steps_commit();
+}
+
 /*
  * CALL nomp_crypt.erase_tenant(id text, reason text, reference text)
  *
@@ -152,22 +181,22 @@ nc_erase_tenant(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* From the fence on, for the case in args[0]; each step commits. */
-void
-erase_execute(char **args)
+/*
+ * CALL nomp_crypt.resubmit_erasure(id text)
+ *
+ * Asks the keystore again, after somebody cancelled the destruction there.
+ * Repeatable.  Raises 2D000, 42704, 55000 if nothing was cancelled, NC004.
+ */
+Datum
+nc_resubmit_erasure(PG_FUNCTION_ARGS)
 {
-	char	   *left;
+	char	   *args[1];
 
-	(void) steps_run("SELECT nomp_crypt._erase_fence($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	steps_begin(fcinfo, "resubmit_erasure");
+	args[0] = optional_text(fcinfo, 0);
+	args[0] = steps_run("SELECT nomp_crypt._erase_resubmit($1)::pg_catalog.text", 1, args);
 	steps_commit();
-	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
-	(void) steps_run("SELECT nomp_crypt._erase_submit($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
-	steps_commit();
-	do
-	{
-		left = steps_run("SELECT nomp_crypt._erase_destroy($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
-		steps_commit();
-	} while (strcmp(left, "0") != 0);
-	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
-	steps_commit();
+	erase_execute(args);
+	SPI_finish();
+	PG_RETURN_VOID();
 }
