@@ -48,8 +48,7 @@ typedef struct KeyRow
 #define RIGHT_SEARCH	4
 #define RIGHT_LOAD		8
 
-typedef void (*RightCallback) (const char *role, const pg_uuid_t *tenant,
-							   int rights, void *arg);
+typedef void (*RightCallback) (const char *role, const pg_uuid_t *tenant, int rights, void *arg);
 typedef void (*TenantCallback) (const TenantRow *row, void *arg);
 typedef void (*RecordCallback) (const char *jws, void *arg);
 typedef void (*KeyCallback) (const KeyRow *row, void *arg);

@@ -6,13 +6,16 @@
  * the token says of the public key is shaped into a SubjectPublicKeyInfo here
  * and believed by nobody before a signature was verified with it (jws.c).
  *
- * The head is a data object with a text of the server's.  It is changed in
- * place, so that no crash leaves a token without it, or with two; where a
- * token refuses that, the new one is there before the old one goes.  Of two
- * none is believed: somebody must look.
+ * The head is a data object with a text of the server's, which begins with a
+ * number.  It is changed in place, so that no crash leaves a token without it;
+ * where a token refuses that, as SoftHSM does, the new one is there before the
+ * old one goes.  A crash in between leaves two: the one with the higher number
+ * counts, so that a second one can never hide that the register was longer.  Of
+ * two different ones with one number none is believed: somebody must look.
  *
  * No secrets here.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "pkcs11.h"
@@ -361,6 +364,8 @@ create_head(Keystore *ks, const char *label, const char *head)
 		return unsupported(ks, "C_CreateObject");
 	rv = ks->f->C_CreateObject(ks->session, template, sizeof(template) / sizeof(CK_ATTRIBUTE),
 							   &handle);
+	if (rv == CKR_OK)
+		ks->head = handle;
 	if (rv == CKR_ATTRIBUTE_VALUE_INVALID || rv == CKR_TEMPLATE_INCONSISTENT ||
 		rv == CKR_FUNCTION_NOT_SUPPORTED || rv == CKR_ATTRIBUTE_TYPE_INVALID)
 		return unsupported(ks, "private data objects");
@@ -387,16 +392,66 @@ change_head(Keystore *ks, CK_OBJECT_HANDLE handle, const char *label, const char
 	return status;
 }
 
-/* Find the head, most often where it was; a helper that is new searches. */
-static KsStatus
-find_head(Keystore *ks, const char *inst, const char *label)
+/* The number that a head begins with; 0 if it does not. */
+static unsigned long long
+head_number(const char *head)
 {
+	return *head >= '1' && *head <= '9' && strlen(head) < KS_MAX_HEAD ? strtoull(head, NULL, 10) : 0;
+}
+
+/* Of several heads, the one that is furthest; the others go if "set". */
+static KsStatus
+choose_head(Keystore *ks, const FoundKeys *found, bool set)
+{
+	char		best[VALUE_ROOM] = "";
+	KsStatus	status = KS_OK;
+
+	for (size_t i = 0; status == KS_OK && i < found->n; i++)
+	{
+		char		head[VALUE_ROOM];
+
+		status = read_head(ks, found->items[i].handle, head);
+		if (status == KS_OK && found->n > 1 &&
+			(head_number(head) == 0 ||
+			 (head_number(head) == head_number(best) && strcmp(head, best) != 0)))
+			status = p11_refuse(ks, KS_REFUSED, "the token has several heads of the register, and none counts");
+		if (status != KS_OK || (i > 0 && head_number(head) <= head_number(best)))
+			continue;
+		ks->head = found->items[i].handle;
+		memcpy(best, head, sizeof(best));
+	}
+	for (size_t i = 0; status == KS_OK && set && i < found->n; i++)
+	{
+		bool		destroyed;
+
+		if (found->items[i].handle != ks->head)
+			status = p11_destroy(ks, found->items[i].handle, &destroyed);
+	}
+	return status;
+}
+
+/*
+ * Find the head.  Searched for each time, though it takes long on a token with
+ * thousands of keys: some tokens go on showing an object that another process
+ * has replaced, and what another site has appended must be seen.
+ */
+static KsStatus
+find_head(Keystore *ks, const char *inst, const char *label, bool set)
+{
+	FoundKeys	found = {0};
 	KsStatus	status = p11_canary_still(ks, inst);
 
-	if (status != KS_OK || is_still(ks, ks->head, label))
-		return status;
 	ks->head = CK_INVALID_HANDLE;
-	return find_object(ks, inst, CKO_DATA, label, &ks->head);
+	if (status == KS_OK)
+		status = search_object(ks, CKO_DATA, label, &found);
+	if (status == KS_OK && found.n == 0)
+		status = find_object(ks, inst, CKO_DATA, label, &ks->head);
+	else if (status == KS_OK)
+		status = choose_head(ks, &found, set);
+	if (status != KS_OK)
+		ks->head = CK_INVALID_HANDLE;
+	p11_free_found(&found);
+	return status;
 }
 
 static KsStatus
@@ -408,7 +463,7 @@ head_work(Keystore *ks, void *arg)
 	KsStatus	status;
 
 	label_head(w->inst, label);
-	status = find_head(ks, w->inst, label);
+	status = find_head(ks, w->inst, label, w->set);
 	if (!w->set && status == KS_KEY_ABSENT)
 	{
 		w->head[0] = '\0';
@@ -420,8 +475,6 @@ head_work(Keystore *ks, void *arg)
 		status = create_head(ks, label, w->head);
 	else if (status == KS_OK)
 		status = change_head(ks, ks->head, label, w->head);
-	if (status == KS_OK)
-		status = find_head(ks, w->inst, label);
 	if (status == KS_OK)
 		status = read_head(ks, ks->head, now);
 	if (status == KS_OK && strcmp(now, w->head) != 0)

@@ -218,14 +218,27 @@ test_other_programs(Helper *h, const char *uri)
 					"--label", HEAD) != 0)
 		tap_bail("pkcs11-tool failed, see programs.log");
 	fresh = start(uri);
-	tap_ok(head(&fresh, INST, NULL, now) == KS_REFUSED && head(&fresh, INST, "3 dd", now) == KS_REFUSED,
-		   "of two heads none is believed, nor replaced: %s", reply.reason);
-	if (PKCS11_TOOL("--delete-object", "--type", "data", "--label", HEAD) != 0)
+	tap_ok(head_is(&fresh, "9 cc"), "of two heads the one that is further counts");
+	tap_ok(head(&fresh, INST, "3 dd", now) == KS_OK && head_is(&fresh, "3 dd"), "both are replaced by one");
+	stop(&fresh);
+	fresh = start(uri);
+	tap_ok(head_is(&fresh, "3 dd"), "for a new helper");
+	(void) head(h, INST, NULL, now);
+	tap_ok(strcmp(now, "3 dd") == 0, "for every helper: %s %s", now, reply.reason);
+	write_file(in_scratch("head"), "3 ee", 0600);
+	if (PKCS11_TOOL("--write-object", in_scratch("head"), "--type", "data", "--private",
+					"--label", HEAD) != 0)
 		tap_bail("pkcs11-tool failed, see programs.log");
-	tap_ok(head(h, INST, NULL, now) == KS_OK && strlen(now) == 4, "when one is gone the other counts");
-	if (PKCS11_TOOL("--delete-object", "--type", "data", "--label", HEAD) != 0)
-		tap_bail("pkcs11-tool failed, see programs.log");
-	tap_ok(head_is(h, "") && head_is(&fresh, ""), "when both are gone there is none");
+	stop(&fresh);
+	fresh = start(uri);
+	tap_ok(head(&fresh, INST, NULL, now) == KS_REFUSED && head(&fresh, INST, "4 ff", now) == KS_REFUSED,
+		   "of two different ones with one number none is believed, nor replaced: %s", reply.reason);
+	for (int i = 0; i < 2; i++)
+	{
+		if (PKCS11_TOOL("--delete-object", "--type", "data", "--label", HEAD) != 0)
+			tap_bail("pkcs11-tool failed, see programs.log");
+	}
+	tap_ok(head_is(h, "") && head_is(&fresh, ""), "when they are gone there is none");
 
 	if (PKCS11_TOOL("--keypairgen", "--key-type", "EC:prime256v1", "--label", REGISTER("1")) != 0)
 		tap_bail("pkcs11-tool failed, see programs.log");
