@@ -2625,6 +2625,722 @@ $$;
 REVOKE ALL ON FUNCTION nomp_crypt._keep_warm() FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- Existing tables: plain columns become encrypted ones, and back. For
+-- everybody: these work with the caller's own rights on tables and schools.
+-- ---------------------------------------------------------------------------
+
+-- What became of columns, for nomp_crypt.inventory. Tables by name: oids differ
+-- from node to node. 'gone' is what is plain again, or has another name;
+-- 'statistics' is the whole database's. Event triggers and rewrite_table write
+-- it: whoever owns a table cannot say of it what is not so.
+CREATE TABLE nomp_crypt.column_history (
+	uuid			uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+	at				timestamptz NOT NULL DEFAULT clock_timestamp(),
+	table_name		text NOT NULL,
+	column_name		name NOT NULL,
+	event			text NOT NULL CHECK (event IN ('born', 'converted', 'rewritten', 'statistics', 'gone')),
+	role			name NOT NULL
+);
+COMMENT ON TABLE nomp_crypt.column_history IS 'when columns became encrypted, and when what was plain before left the files';
+CREATE INDEX column_history_table_idx ON nomp_crypt.column_history (table_name);
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.column_history', '');
+
+-- A table's name as column_history has it.
+CREATE FUNCTION nomp_crypt._table_name(of_table regclass) RETURNS text
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+	SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	WHERE c.oid = $1
+$$;
+
+-- For definer functions: whoever called owns the table. Raises 42501.
+CREATE FUNCTION nomp_crypt._require_table_owner(of_table regclass) RETURNS void
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF pg_has_role(nomp_crypt._acting_role(), (SELECT c.relowner FROM pg_class c WHERE c.oid = of_table), 'USAGE') IS NOT TRUE THEN
+		RAISE EXCEPTION 'must be owner of table %', of_table USING ERRCODE = 'insufficient_privilege';
+	END IF;
+END
+$$;
+
+CREATE FUNCTION nomp_crypt._encrypt_as(value anyelement, tenant text, modifier int) RETURNS @extschema@.encrypted
+LANGUAGE c VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_encrypt_as';
+CREATE FUNCTION nomp_crypt._says_the_same(plain anyelement, value @extschema@.encrypted, tenant text, modifier int)
+RETURNS boolean
+LANGUAGE c STABLE PARALLEL SAFE COST 100 AS 'MODULE_PATHNAME', 'nc_says_the_same';
+CREATE FUNCTION nomp_crypt._school_trouble(id text, read boolean) RETURNS text
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_school_trouble';
+CREATE FUNCTION nomp_crypt._inner_type(modifier int) RETURNS text
+LANGUAGE c IMMUTABLE STRICT AS 'MODULE_PATHNAME', 'nc_inner_type';
+CREATE FUNCTION nomp_crypt._tenant_expression(of_table regclass, of_column name, tenant_expression text,
+	OUT school name, OUT expression text, OUT columns text[], OUT subquery boolean)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_tenant_expression';
+
+-- A column that can be converted, one way or back. Raises 42703, 42809,
+-- 42804, 42501, 0A000.
+CREATE FUNCTION nomp_crypt._convertible(of_table regclass, of_column name, back boolean, OUT attnum int2,
+	OUT type oid, OUT plain text, OUT modifier int)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c pg_class;
+	a pg_attribute;
+	base record;
+	obstacle text;
+BEGIN
+	SELECT r.* INTO c FROM pg_class r WHERE r.oid = of_table;
+	IF c.relkind IS DISTINCT FROM 'r' AND c.relkind IS DISTINCT FROM 'p' THEN
+		RAISE EXCEPTION '% is not a table', of_table USING ERRCODE = 'wrong_object_type';
+	ELSIF c.relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace, 'nomp_crypt'::regnamespace) THEN
+		RAISE EXCEPTION '% is a table of the system', of_table USING ERRCODE = 'insufficient_privilege';
+	ELSIF NOT pg_has_role(c.relowner, 'USAGE') THEN
+		RAISE EXCEPTION 'must be owner of table %', of_table USING ERRCODE = 'insufficient_privilege';
+	END IF;
+	SELECT r.* INTO a FROM pg_attribute r
+	WHERE r.attrelid = of_table AND r.attname = of_column AND r.attnum > 0 AND NOT r.attisdropped;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'column "%" of relation % does not exist', of_column, of_table USING ERRCODE = 'undefined_column';
+	END IF;
+	-- domains looked through; the modifier is the innermost that is one
+	WITH RECURSIVE b AS (
+		SELECT a.atttypid AS oid, a.atttypmod AS typmod
+		UNION ALL SELECT t.typbasetype, CASE WHEN b.typmod >= 0 THEN b.typmod ELSE t.typtypmod END
+		FROM b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd')
+	SELECT b.oid, b.typmod INTO base FROM b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype <> 'd';
+	IF back THEN
+		IF base.oid <> '@extschema@.encrypted'::regtype THEN
+			RAISE EXCEPTION 'column "%" of relation % is not encrypted', of_column, of_table
+				USING ERRCODE = 'datatype_mismatch';
+		END IF;
+		plain := nomp_crypt._inner_type(base.typmod);
+	ELSE
+		IF nomp_crypt._holds_values(a.atttypid) THEN
+			RAISE EXCEPTION 'column "%" of relation % is encrypted', of_column, of_table
+				USING ERRCODE = 'datatype_mismatch';
+		END IF;
+		plain := format_type(base.oid, base.typmod);
+	END IF;
+	attnum := a.attnum;
+	type := base.oid;
+	modifier := base.typmod;
+	SELECT what INTO obstacle FROM (VALUES
+		(a.attinhcount > 0, 'it is inherited: convert it in the parent'),
+		(c.reloftype <> 0, 'its table is of a composite type'),
+		(a.attidentity <> '' OR EXISTS (SELECT FROM pg_depend d WHERE d.refclassid = 'pg_class'::regclass
+			AND d.refobjid = of_table AND d.refobjsubid = a.attnum AND d.classid = 'pg_class'::regclass
+			AND d.objid IN (SELECT s.oid FROM pg_class s WHERE s.relkind = 'S')), 'a sequence belongs to it'),
+		(a.attgenerated <> '', 'it is computed from other columns'),
+		(EXISTS (SELECT FROM pg_partition_tree(of_table) p
+			JOIN pg_attribute k ON k.attrelid = p.relid AND k.attname = of_column
+			JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = p.relid AND d.objsubid = k.attnum
+				AND d.refclassid = 'pg_class'::regclass AND d.refobjid = p.relid AND d.refobjsubid = 0 AND d.deptype = 'i'),
+		 'the table is partitioned by it'),
+		(EXISTS (SELECT FROM pg_depend d WHERE d.refclassid = 'pg_type'::regclass AND d.refobjid = c.reltype
+			AND d.classid = 'pg_class'::regclass AND d.objsubid > 0), 'a column of another table has the table''s row type'),
+		(EXISTS (SELECT FROM pg_partition_tree(of_table) p JOIN pg_class f ON f.oid = p.relid WHERE f.relkind = 'f'),
+			'a partition is a foreign table')
+		) o(applies, what) WHERE o.applies LIMIT 1;
+	IF obstacle IS NOT NULL THEN
+		RAISE EXCEPTION 'column "%" of relation % cannot be converted: %', of_column, of_table, obstacle
+			USING ERRCODE = 'feature_not_supported';
+	END IF;
+END
+$$;
+
+CREATE FUNCTION nomp_crypt._enabled(state "char") RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE $1 WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END
+$$;
+
+-- The statement that comments on something, or none.
+CREATE FUNCTION nomp_crypt._comment(on_what text, comment text) RETURNS text[]
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN $2 IS NULL THEN '{}'::text[] ELSE ARRAY[format('COMMENT ON %s IS %L', $1, $2)] END
+$$;
+
+-- The statements that give a relation, or a column of it, the rights that it has.
+CREATE FUNCTION nomp_crypt._grants(relation regclass, acl aclitem[], of_column name) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce(array_agg(format('GRANT %s%s ON %s TO %s%s', a.privilege_type, '(' || quote_ident($3) || ')', $1,
+		CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+		CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+		ORDER BY a.grantee, a.privilege_type), '{}')
+	FROM aclexplode($2) a
+$$;
+
+-- The statements that make a view again.
+CREATE FUNCTION nomp_crypt._view_statements(view regclass) RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM set_config('search_path', 'pg_catalog, @extschema@, pg_temp', true);
+	RETURN (SELECT ARRAY[format('CREATE VIEW %s%s AS %s', nomp_crypt._table_name($1),
+			(SELECT ' WITH (' || string_agg(format('%I = %L', o.option_name, o.option_value), ', ') || ')'
+			 FROM pg_options_to_table(c.reloptions) o), pg_get_viewdef(c.oid))]
+		|| CASE WHEN c.relowner <> (SELECT r.oid FROM pg_roles r WHERE r.rolname = current_user) THEN
+			ARRAY[format('ALTER VIEW %s OWNER TO %I', $1, pg_get_userbyid(c.relowner))] ELSE '{}' END
+		|| CASE WHEN c.relacl IS NULL THEN '{}' ELSE
+			ARRAY[format('REVOKE ALL ON %s FROM %I', $1, pg_get_userbyid(c.relowner))] || nomp_crypt._grants($1, c.relacl, NULL) END
+		|| ARRAY(SELECT g FROM pg_attribute a, unnest(nomp_crypt._grants($1, a.attacl, a.attname)) g
+			WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL AND NOT a.attisdropped ORDER BY a.attnum, g)
+		|| ARRAY(SELECT format('ALTER VIEW %s ALTER COLUMN %I SET DEFAULT %s', $1, a.attname, pg_get_expr(d.adbin, d.adrelid))
+			FROM pg_attrdef d JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+			WHERE d.adrelid = c.oid ORDER BY a.attnum)
+		|| ARRAY(SELECT pg_get_ruledef(r.oid) FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN' ORDER BY r.rulename)
+		|| ARRAY(SELECT pg_get_triggerdef(t.oid) FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal ORDER BY t.tgname)
+		|| nomp_crypt._comment(format('VIEW %s', $1), obj_description(c.oid, 'pg_class'))
+		|| ARRAY(SELECT k FROM pg_attribute a, unnest(nomp_crypt._comment(format('COLUMN %s.%I', $1, a.attname), col_description(c.oid, a.attnum))) k
+			WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)
+	FROM pg_class c WHERE c.oid = $1);
+END
+$$;
+
+-- What hangs on a column and cannot stay while its type changes, in the order
+-- in which it can be dropped: statements that drop it, and those that make it
+-- again, with owner, rights and comments. "fate" is 'recreated'; 'kept' where
+-- PostgreSQL makes it anew by itself; 'dropped' where it would mean something
+-- else afterwards, or nothing. "searchable" says what the column will be; NULL
+-- that it will be plain.
+CREATE FUNCTION nomp_crypt._dependents(of_table regclass, of_column name, searchable boolean,
+	OUT kind text, OUT object text, OUT fate text, OUT reason text, OUT drop_it text, OUT make_it text[])
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	number int2 := (SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = of_table AND a.attname = of_column);
+BEGIN
+	-- here and below: so that the type's operators are written without a schema,
+	-- and are those of another type when they are read again
+	PERFORM set_config('search_path', 'pg_catalog, @extschema@, pg_temp', true);
+	-- views, and views over them, the outermost first
+	RETURN QUERY
+	WITH RECURSIVE v AS (
+		SELECT r.ev_class AS oid, 1 AS depth FROM pg_depend d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+		WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number AND r.ev_class <> of_table
+		UNION
+		SELECT r.ev_class, v.depth + 1 FROM v JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = v.oid
+		JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+		WHERE r.ev_class <> v.oid AND v.depth < 100)
+	SELECT CASE c.relkind WHEN 'm' THEN 'materialized view' WHEN 'v' THEN 'view' ELSE 'rule' END,
+		c.oid::regclass::text,
+		CASE c.relkind WHEN 'v' THEN 'recreated' ELSE 'dropped' END,
+		CASE c.relkind WHEN 'v' THEN NULL
+			WHEN 'm' THEN 'it would keep what its query shows whoever refreshes it: make it again as it should be'
+			ELSE 'a rule of that table uses the column' END,
+		CASE c.relkind WHEN 'm' THEN format('DROP MATERIALIZED VIEW %s', c.oid::regclass)
+			WHEN 'v' THEN format('DROP VIEW %s', c.oid::regclass)
+			ELSE (SELECT string_agg(format('DROP RULE %I ON %s', r.rulename, c.oid::regclass), '; ') FROM pg_rewrite r
+				JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass
+				WHERE r.ev_class = c.oid AND d.refobjid = of_table AND d.refobjsubid = number) END,
+		CASE c.relkind WHEN 'v' THEN nomp_crypt._view_statements(c.oid) END
+	FROM (SELECT v.oid, max(v.depth) AS depth FROM v GROUP BY v.oid) v JOIN pg_class c ON c.oid = v.oid
+	ORDER BY v.depth DESC, c.oid;
+
+	RETURN QUERY
+	SELECT 'rule', format('%I on %s', r.rulename, of_table), 'recreated', NULL,
+		format('DROP RULE %I ON %s', r.rulename, of_table),
+		ARRAY[pg_get_ruledef(r.oid)] || CASE WHEN r.ev_enabled <> 'O' THEN
+			format('ALTER TABLE %s %s RULE %I', of_table, nomp_crypt._enabled(r.ev_enabled), r.rulename) END
+	FROM pg_rewrite r WHERE r.ev_class = of_table AND r.rulename <> '_RETURN' AND EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	ORDER BY r.rulename;
+
+	RETURN QUERY
+	SELECT 'policy', format('%I on %s', p.polname, p.polrelid::regclass), 'recreated', NULL,
+		format('DROP POLICY %I ON %s', p.polname, p.polrelid::regclass),
+		ARRAY[format('CREATE POLICY %I ON %s AS %s FOR %s TO %s%s%s', p.polname, p.polrelid::regclass,
+			CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,
+			CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE' ELSE 'ALL' END,
+			(SELECT string_agg(CASE r WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r)) END, ', ') FROM unnest(p.polroles) r),
+			' USING (' || pg_get_expr(p.polqual, p.polrelid) || ')', ' WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')')]
+		|| nomp_crypt._comment(format('POLICY %I ON %s', p.polname, p.polrelid::regclass), obj_description(p.oid, 'pg_policy'))
+	FROM pg_policy p WHERE EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_policy'::regclass AND d.objid = p.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	ORDER BY p.polrelid, p.polname;
+
+	RETURN QUERY
+	SELECT 'trigger', format('%I on %s', t.tgname, t.tgrelid::regclass), 'recreated', NULL,
+		format('DROP TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass),
+		ARRAY[pg_get_triggerdef(t.oid)] || CASE WHEN t.tgenabled <> 'O' THEN
+			format('ALTER TABLE %s %s TRIGGER %I', t.tgrelid::regclass, nomp_crypt._enabled(t.tgenabled), t.tgname) END
+		|| nomp_crypt._comment(format('TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass), obj_description(t.oid, 'pg_trigger'))
+	FROM pg_trigger t WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_trigger'::regclass AND d.objid = t.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	ORDER BY t.tgrelid, t.tgname;
+
+	RETURN QUERY
+	SELECT 'publication', p.pubname::text, 'recreated', NULL,
+		format('ALTER PUBLICATION %I DROP TABLE %s', p.pubname, of_table),
+		ARRAY[format('ALTER PUBLICATION %I ADD TABLE %s%s%s', p.pubname, of_table,
+			(SELECT ' (' || string_agg(quote_ident(a.attname), ', ' ORDER BY u.place) || ')'
+			 FROM unnest(r.prattrs::int2[]) WITH ORDINALITY u(attnum, place)
+			 JOIN pg_attribute a ON a.attrelid = r.prrelid AND a.attnum = u.attnum),
+			' WHERE (' || pg_get_expr(r.prqual, r.prrelid) || ')')]
+	FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+	WHERE r.prrelid = of_table AND EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	ORDER BY p.pubname;
+
+	RETURN QUERY
+	SELECT 'function', p.oid::regprocedure::text, 'dropped', 'its body is bound to the column''s type',
+		format('DROP ROUTINE %s', p.oid::regprocedure), NULL::text[]
+	FROM pg_proc p WHERE EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	ORDER BY p.oid;
+
+	RETURN QUERY
+	SELECT 'generated column', a.attname::text, 'dropped', 'it is computed from the column, and would keep what it says',
+		format('ALTER TABLE %s DROP COLUMN %I', of_table, a.attname), NULL::text[]
+	FROM pg_attrdef g JOIN pg_attribute a ON a.attrelid = g.adrelid AND a.attnum = g.adnum
+	WHERE g.adrelid = of_table AND a.attgenerated <> '' AND EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_attrdef'::regclass AND d.objid = g.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	ORDER BY a.attnum;
+
+	RETURN QUERY
+	SELECT CASE n.contype WHEN 'f' THEN 'foreign key' WHEN 'c' THEN 'check constraint' WHEN 'p' THEN 'primary key'
+			WHEN 'u' THEN 'unique constraint' ELSE 'exclusion constraint' END,
+		format('%I on %s', n.conname, n.conrelid::regclass),
+		CASE WHEN n.contype = 'c' THEN 'recreated'
+			WHEN n.contype IN ('p', 'u') AND searchable IS DISTINCT FROM false THEN 'kept' ELSE 'dropped' END,
+		CASE WHEN n.contype = 'f' THEN 'both sides must be converted alike; then make it again'
+			WHEN n.contype IN ('p', 'u') AND searchable IS DISTINCT FROM false THEN NULL
+			WHEN n.contype <> 'c' THEN 'values that are not searchable cannot be told equal' END,
+		format('ALTER TABLE %s DROP CONSTRAINT %I', n.conrelid::regclass, n.conname),
+		CASE WHEN n.contype = 'c' THEN
+			ARRAY[format('ALTER TABLE %s ADD CONSTRAINT %I %s', n.conrelid::regclass, n.conname, pg_get_constraintdef(n.oid))]
+			|| nomp_crypt._comment(format('CONSTRAINT %I ON %s', n.conname, n.conrelid::regclass), obj_description(n.oid, 'pg_constraint')) END
+	FROM pg_constraint n WHERE n.contype IN ('f', 'c', 'p', 'u', 'x') AND n.conparentid = 0 AND n.coninhcount = 0 AND EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_constraint'::regclass AND d.objid = n.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	-- what refers to a key goes before the key
+	ORDER BY n.contype <> 'f', n.conrelid, n.conname;
+
+	RETURN QUERY
+	SELECT 'index', i.indexrelid::regclass::text, x.fate,
+		CASE WHEN x.fate = 'dropped' THEN CASE WHEN x.key THEN 'values that are not searchable cannot be looked up'
+			ELSE 'it would have to hold decrypted values, or compare them' END END,
+		format('DROP INDEX %s', i.indexrelid::regclass), NULL::text[]
+	FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam,
+		LATERAL (SELECT number = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS key,
+			-- what is left of its expressions without those that any value can answer
+			regexp_replace(coalesce(pg_get_expr(i.indexprs, i.indrelid), '') || ' ' || coalesce(pg_get_expr(i.indpred, i.indrelid), ''),
+				'\(' || regexp_replace(quote_ident(of_column), '([^[:alnum:]_])', '\\\1', 'g') || ' IS (NOT )?NULL\)', '', 'g') AS rest) u,
+		LATERAL (SELECT u.key, CASE
+			WHEN (u.key AND searchable IS NOT DISTINCT FROM false)
+				OR position(quote_ident(of_column) IN u.rest) > 0 THEN 'dropped'
+			WHEN u.key AND searchable AND (m.amname NOT IN ('btree', 'hash') OR EXISTS (
+				SELECT FROM unnest(i.indkey::int2[], i.indclass::oid[]) k(attnum, opclass) JOIN pg_opclass o ON o.oid = k.opclass
+				WHERE k.attnum = number AND NOT o.opcdefault)) THEN 'dropped'
+			ELSE 'kept' END AS fate) x
+	WHERE i.indrelid = of_table
+		AND NOT EXISTS (SELECT FROM pg_constraint n WHERE n.conindid = i.indexrelid AND n.contype IN ('p', 'u', 'x'))
+		AND (number = ANY (i.indkey::int2[]) OR EXISTS (
+			SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+			AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number))
+	ORDER BY i.indexrelid::regclass::text COLLATE "C";
+
+	RETURN QUERY
+	SELECT 'statistics', format('%I.%I', n.nspname, s.stxname),
+		CASE WHEN s.stxexprs IS NULL THEN 'kept' ELSE 'dropped' END,
+		CASE WHEN s.stxexprs IS NOT NULL THEN 'they may keep decrypted values' END,
+		format('DROP STATISTICS %I.%I', n.nspname, s.stxname), NULL::text[]
+	FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace
+	WHERE s.stxrelid = of_table AND (number = ANY (s.stxkeys::int2[]) OR EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_statistic_ext'::regclass AND d.objid = s.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number))
+	ORDER BY s.stxname;
+
+	RETURN QUERY
+	SELECT 'default', pg_get_expr(e.adbin, e.adrelid), 'recreated', NULL,
+		format('ALTER TABLE %s ALTER COLUMN %I DROP DEFAULT', of_table, of_column),
+		ARRAY[format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', of_table, of_column, pg_get_expr(e.adbin, e.adrelid))]
+	FROM pg_attrdef e WHERE e.adrelid = of_table AND e.adnum = number;
+END
+$$;
+
+-- Drop what cannot stay while the column's type changes; what _put_back needs.
+-- Raises 2BP01 for what could not be made again, unless it shall be dropped.
+CREATE FUNCTION nomp_crypt._take_away(of_table regclass, of_column name, searchable boolean, drop_dependents boolean)
+RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	all_of_them jsonb;
+	lost text;
+	statement text;
+BEGIN
+	PERFORM set_config('search_path', 'pg_catalog, @extschema@, pg_temp', true);
+	SELECT coalesce(jsonb_agg(to_jsonb(d) ORDER BY d.ordinality), '[]') INTO all_of_them
+	FROM nomp_crypt._dependents(of_table, of_column, searchable) WITH ORDINALITY d WHERE d.fate <> 'kept';
+	SELECT string_agg(format('%s %s: %s', d ->> 'kind', d ->> 'object', d ->> 'reason'), chr(10)) INTO lost
+	FROM jsonb_array_elements(all_of_them) d WHERE d ->> 'fate' = 'dropped';
+	IF lost IS NOT NULL AND NOT drop_dependents THEN
+		RAISE EXCEPTION 'column "%" of relation % has dependents that cannot stay', of_column, of_table
+			USING ERRCODE = 'dependent_objects_still_exist', DETAIL = lost,
+			HINT = 'Drop them first, or repeat the call with drop_dependents => true; afterwards make them again as they shall be.';
+	END IF;
+	FOR statement IN SELECT d ->> 'drop_it' FROM jsonb_array_elements(all_of_them) d LOOP
+		EXECUTE statement;
+	END LOOP;
+	RETURN all_of_them;
+END
+$$;
+
+-- Make it again, in the other order. What does not work with the new type is
+-- refused, with its own SQLSTATE, or left out if that was said.
+CREATE FUNCTION nomp_crypt._put_back(all_of_them jsonb, drop_dependents boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	item jsonb;
+	statement text;
+	state text;
+	message text;
+BEGIN
+	PERFORM set_config('search_path', 'pg_catalog, @extschema@, pg_temp', true);
+	FOR item IN SELECT d FROM jsonb_array_elements(all_of_them) WITH ORDINALITY e(d, n) ORDER BY n DESC LOOP
+		IF item ->> 'fate' = 'dropped' THEN
+			RAISE NOTICE '% % was dropped: %', item ->> 'kind', item ->> 'object', item ->> 'reason';
+			CONTINUE;
+		END IF;
+		BEGIN
+			FOR statement IN SELECT s FROM jsonb_array_elements_text(item -> 'make_it') s WHERE s IS NOT NULL LOOP
+				EXECUTE statement;
+			END LOOP;
+		EXCEPTION WHEN OTHERS THEN
+			GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+			IF NOT drop_dependents THEN
+				RAISE EXCEPTION '% % does not work with the new type: %', item ->> 'kind', item ->> 'object', message
+					USING ERRCODE = state,
+					HINT = 'Drop it first, or repeat the call with drop_dependents => true; afterwards make it again as it shall be.';
+			END IF;
+			RAISE NOTICE '% % was dropped: %', item ->> 'kind', item ->> 'object', message;
+		END;
+	END LOOP;
+END
+$$;
+
+-- The type that a column becomes, by name and as a modifier. Raises 22023, 0A000.
+CREATE FUNCTION nomp_crypt._encrypted_type(plain text, searchable boolean, normalise text,
+	OUT name text, OUT modifier int)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	flags text := concat_ws(' ', CASE WHEN searchable THEN 'searchable' END, normalise);
+BEGIN
+	modifier := @extschema@.encrypted_typmod_in((CASE WHEN flags = '' THEN ARRAY[plain] ELSE ARRAY[plain, flags] END)::cstring[]);
+	name := '@extschema@.encrypted' || @extschema@.encrypted_typmod_out(modifier)::text;
+END
+$$;
+
+-- Rows by what the tenant expression says where no value can be encrypted;
+-- with "of_what", an SQL expression over "t". Never the column's own value.
+CREATE FUNCTION nomp_crypt._unknown_schools(of_table regclass, of_column name, school text,
+	OUT tenant text, OUT "rows" bigint, OUT trouble text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+BEGIN
+	RETURN QUERY EXECUTE format('SELECT s.tenant, s.n, nomp_crypt._school_trouble(s.tenant, false)
+		FROM (SELECT %s AS tenant, count(*) AS n FROM %s t WHERE %I IS NOT NULL GROUP BY 1) s
+		WHERE nomp_crypt._school_trouble(s.tenant, false) IS NOT NULL ORDER BY s.n DESC, s.tenant', school, of_table, of_column);
+END
+$$;
+
+-- Refuse rows of no school. Raises 42704.
+CREATE FUNCTION nomp_crypt._require_schools(of_table regclass, of_column name, school text) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	n bigint;
+	examples text[];
+BEGIN
+	SELECT sum(u.rows), array_agg(format('%s: %s rows (%s)', coalesce(quote_literal(left(u.tenant, 100)), 'null'), u.rows, u.trouble))
+	INTO n, examples FROM nomp_crypt._unknown_schools(of_table, of_column, school) u;
+	IF n > 0 THEN
+		RAISE EXCEPTION 'column "%" of relation % has % rows for whose tenant nothing can be encrypted', of_column, of_table, n
+			USING ERRCODE = 'undefined_object',
+			DETAIL = format('By what the tenant expression gives: %s%s.', array_to_string(examples[:5], ', '),
+				CASE WHEN cardinality(examples) > 5 THEN format(', and %s more', cardinality(examples) - 5) ELSE '' END),
+			HINT = 'Create those tenants (nomp_crypt.create_tenant), grant the right "encrypt" in them, or correct the rows. Nothing was changed.';
+	END IF;
+END
+$$;
+
+-- The expression that gives a row's tenant, as it can be used where subqueries
+-- are not allowed: itself, or a call of a function that is made here.
+CREATE FUNCTION nomp_crypt._school_function(of_table regclass, school_expression text, columns text[], function_name text)
+RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	EXECUTE format('CREATE FUNCTION %s(%s) RETURNS text LANGUAGE sql STABLE AS %L', function_name,
+		(SELECT string_agg(format_type(a.atttypid, NULL), ', ' ORDER BY u.n) FROM unnest(columns) WITH ORDINALITY u(c, n)
+		 JOIN pg_attribute a ON a.attrelid = of_table AND a.attname = u.c),
+		format('SELECT %s FROM (SELECT %s) t', school_expression,
+			(SELECT string_agg(format('$%s AS %I', u.n, u.c), ', ' ORDER BY u.n) FROM unnest(columns) WITH ORDINALITY u(c, n))));
+	EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', function_name);
+	RETURN format('%s(%s)', function_name, (SELECT string_agg(quote_ident(c), ', ') FROM unnest(columns) c));
+END
+$$;
+
+-- The trigger that ties a row's values to its school, where there is none.
+CREATE FUNCTION nomp_crypt._install_enforcement(of_table regclass, school name) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = of_table AND t.tgfoid = 'nomp_crypt.enforce_tenant()'::regprocedure) THEN
+		EXECUTE format('CREATE TRIGGER nomp_crypt_tenant BEFORE INSERT OR UPDATE ON %s
+			FOR EACH ROW EXECUTE FUNCTION nomp_crypt.enforce_tenant(%L)', of_table, school);
+		EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER nomp_crypt_tenant', of_table);
+	END IF;
+END
+$$;
+
+-- encrypt_column without what convert_rewrite.c does.
+CREATE FUNCTION nomp_crypt._encrypt_column(of_table regclass, of_column name, school name, school_expression text,
+	columns text[], subquery boolean, searchable boolean, normalise text, drop_dependents boolean, enforce boolean)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	what record := nomp_crypt._convertible(of_table, of_column, false);
+	target record := nomp_crypt._encrypted_type(what.plain, searchable, normalise);
+	function_name text;
+	dependents jsonb;
+	encrypted bigint;
+BEGIN
+	EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', of_table);
+	PERFORM nomp_crypt._progress('encrypt_column', nomp_crypt._table_name(of_table), 'looking for unknown tenants', 'rows', 0, 0);
+	PERFORM nomp_crypt._require_schools(of_table, of_column, school_expression);
+	dependents := nomp_crypt._take_away(of_table, of_column, searchable, drop_dependents);
+	IF subquery THEN
+		function_name := (SELECT format('%I.%I', n.nspname, 'nomp_crypt_tenant_' || replace(gen_random_uuid()::text, '-', ''))
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = of_table);
+		school_expression := nomp_crypt._school_function(of_table, school_expression, columns, function_name);
+	END IF;
+	PERFORM nomp_crypt._progress('encrypt_column', nomp_crypt._table_name(of_table), 'rewriting the table', 'rows', 0, 0);
+	EXECUTE format('ALTER TABLE %s ALTER COLUMN %I TYPE %s USING nomp_crypt._encrypt_as(%I::%s, %s, %s)',
+		of_table, of_column, target.name, of_column, what.plain, school_expression, target.modifier);
+	IF subquery THEN
+		EXECUTE format('DROP FUNCTION %s', function_name);
+	END IF;
+	PERFORM nomp_crypt._put_back(dependents, drop_dependents);
+	IF enforce AND school IS NOT NULL THEN
+		PERFORM nomp_crypt._install_enforcement(of_table, school);
+	END IF;
+	EXECUTE format('SELECT count(%I) FROM %s', of_column, of_table) INTO encrypted;
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+	RETURN encrypted;
+END
+$$;
+
+-- A plain column becomes an encrypted one, each value for the tenant that the
+-- expression gives for its row: see convert_rewrite.c.
+CREATE FUNCTION nomp_crypt.encrypt_column(table_name regclass, column_name name, tenant_expression text,
+	searchable boolean DEFAULT false, normalise text DEFAULT NULL, drop_dependents boolean DEFAULT false,
+	enforce boolean DEFAULT true) RETURNS bigint
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_encrypt_column';
+
+-- An encrypted column becomes a plain one again. Values of erased tenants
+-- become null if that is said. Needs the right "decrypt" in all tenants that
+-- have values in it. The number of values that are plain now. Raises 2BP01,
+-- 42501, 42703, 42804, 42809, NC001 to NC005.
+CREATE FUNCTION nomp_crypt.decrypt_column(table_name regclass, column_name name, drop_dependents boolean DEFAULT false,
+	erased_to_null boolean DEFAULT false) RETURNS bigint
+LANGUAGE plpgsql VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	what record := nomp_crypt._convertible(table_name, column_name, true);
+	tenant record;
+	dependents jsonb;
+	decrypted bigint;
+BEGIN
+	EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', table_name);
+	PERFORM nomp_crypt._progress('decrypt_column', nomp_crypt._table_name(table_name), 'looking for tenants', 'rows', 0, 0);
+	FOR tenant IN EXECUTE format('SELECT i.tenant, i.state, count(*) AS n FROM %s t, LATERAL nomp_crypt.key_info(t.%I) i
+			WHERE t.%I IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2', table_name, column_name, column_name) LOOP
+		IF tenant.state = 'erased' AND NOT erased_to_null THEN
+			RAISE EXCEPTION 'column "%" of relation % has % values of tenant "%", which has been erased',
+				column_name, table_name, tenant.n, tenant.tenant USING ERRCODE = 'NC001',
+				HINT = 'They can never be read again. Repeat the call with erased_to_null => true to make them null.';
+		ELSIF tenant.state IS DISTINCT FROM 'erased' AND nomp_crypt._school_trouble(tenant.tenant, true) LIKE 'right%' THEN
+			RAISE EXCEPTION 'right "decrypt" missing for tenant "%", of which column "%" of relation % has % values',
+				tenant.tenant, column_name, table_name, tenant.n USING ERRCODE = 'insufficient_privilege',
+				HINT = format('SELECT nomp_crypt.grant_tenant(%L, %L, ''{decrypt}'');', tenant.tenant, current_user);
+		END IF;
+	END LOOP;
+	dependents := nomp_crypt._take_away(table_name, column_name, NULL, drop_dependents);
+	PERFORM nomp_crypt._progress('decrypt_column', nomp_crypt._table_name(table_name), 'rewriting the table', 'rows', 0, 0);
+	EXECUTE format('ALTER TABLE %1$s ALTER COLUMN %2$I TYPE %3$s USING %4$s%2$I::%3$s%5$s', table_name, column_name, what.plain,
+		CASE WHEN erased_to_null THEN format('CASE WHEN nomp_crypt.try_decrypt(%I) IS NOT NULL THEN ', column_name) END,
+		CASE WHEN erased_to_null THEN ' END' END);
+	PERFORM nomp_crypt._put_back(dependents, drop_dependents);
+	IF NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = table_name AND a.attnum > 0 AND NOT a.attisdropped
+			AND nomp_crypt._holds_values(a.atttypid))
+		AND EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = table_name AND t.tgname = 'nomp_crypt_tenant') THEN
+		EXECUTE format('DROP TRIGGER nomp_crypt_tenant ON %s', table_name);
+	END IF;
+	EXECUTE format('SELECT count(%I) FROM %s', column_name, table_name) INTO decrypted;
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+	RETURN decrypted;
+END
+$$;
+
+-- ---------------------------------------------------------------------------
+-- The inventory: what is encrypted, and since when on disk
+-- ---------------------------------------------------------------------------
+
+-- The last event of a column.
+CREATE FUNCTION nomp_crypt._last_event(of_table text, of_column name) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT h.event FROM nomp_crypt.column_history h WHERE h.table_name = $1 AND h.column_name = $2 ORDER BY h.at DESC LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._last_event(text, name) FROM PUBLIC;
+
+-- Definitions are seen by event triggers: a table that is made with an
+-- encrypted column, a column that is there later, or no longer, a rewrite.
+-- Whatever goes wrong in them is no reason to refuse somebody's definition: the
+-- column's past is then not known.
+CREATE FUNCTION nomp_crypt._notice_columns() RETURNS event_trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	WITH seen AS (
+		SELECT c.objid AS oid, c.command_tag <> 'ALTER TABLE' AS born, false AS rewritten
+		FROM pg_event_trigger_ddl_commands() c
+		WHERE tg_event = 'ddl_command_end' AND c.classid = 'pg_class'::regclass
+		UNION SELECT pg_event_trigger_table_rewrite_oid(), false, true WHERE tg_event = 'table_rewrite'),
+	relation AS (
+		SELECT s.*, nomp_crypt._table_name(r.oid) AS name FROM seen s JOIN pg_class r ON r.oid = s.oid
+		WHERE r.relkind IN ('r', 'm') AND r.relpersistence <> 't'),
+	encrypted AS (
+		SELECT r.*, a.attname FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid
+		WHERE a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)),
+	event AS (
+		SELECT e.name, e.attname, 'born' AS event FROM encrypted e WHERE e.born
+		UNION SELECT e.name, e.attname, 'converted' FROM encrypted e
+		WHERE NOT e.born AND coalesce(nomp_crypt._last_event(e.name, e.attname), 'gone') = 'gone'
+		UNION SELECT e.name, e.attname, 'rewritten' FROM encrypted e WHERE e.rewritten
+		UNION SELECT h.table_name, h.column_name, 'gone' FROM relation r JOIN nomp_crypt.column_history h ON h.table_name = r.name
+		WHERE NOT EXISTS (SELECT FROM encrypted e WHERE e.name = r.name AND e.attname = h.column_name)
+			AND nomp_crypt._last_event(h.table_name, h.column_name) <> 'gone')
+	INSERT INTO nomp_crypt.column_history (at, table_name, column_name, event, role)
+	SELECT clock_timestamp(), v.name, v.attname, v.event, nomp_crypt._acting_role() FROM event v ORDER BY v.event;
+EXCEPTION WHEN OTHERS THEN
+	NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._notice_columns() FROM PUBLIC;
+CREATE EVENT TRIGGER nomp_crypt_definitions ON ddl_command_end
+WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'CREATE MATERIALIZED VIEW', 'ALTER TABLE')
+EXECUTE FUNCTION nomp_crypt._notice_columns();
+ALTER EVENT TRIGGER nomp_crypt_definitions ENABLE ALWAYS;
+CREATE EVENT TRIGGER nomp_crypt_rewrites ON table_rewrite
+EXECUTE FUNCTION nomp_crypt._notice_columns();
+ALTER EVENT TRIGGER nomp_crypt_rewrites ENABLE ALWAYS;
+
+-- What is known of a column's past: since when nothing plain of it is in the
+-- table's files and the statistics, and what is missing if that is not known.
+CREATE FUNCTION nomp_crypt._column_past(of_table text, of_column name,
+	OUT since timestamptz, OUT known text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH h AS (SELECT h.event, h.at FROM nomp_crypt.column_history h
+			   WHERE (h.table_name = $1 AND h.column_name = $2) OR h.event = 'statistics'),
+		-- a table that was made anew under the name begins anew
+		b AS (SELECT coalesce(max(h.at) FILTER (WHERE h.event = 'born'), '-infinity') AS born,
+				max(h.at) FILTER (WHERE h.event IN ('converted', 'gone')) AS plain FROM h),
+		c AS (SELECT b.born, b.plain, min(h.at) FILTER (WHERE h.event = 'rewritten' AND h.at >= b.plain) AS files,
+				min(h.at) FILTER (WHERE h.event = 'statistics' AND h.at >= b.plain) AS statistics
+			  FROM b LEFT JOIN h ON true GROUP BY b.born, b.plain)
+	SELECT CASE WHEN c.plain IS NULL OR c.born > c.plain THEN nullif(c.born, '-infinity')
+			ELSE CASE WHEN c.files IS NOT NULL AND c.statistics IS NOT NULL THEN greatest(c.files, c.statistics) END END,
+		CASE WHEN c.plain IS NULL AND c.born = '-infinity' THEN 'unknown'
+			WHEN c.plain IS NULL OR c.born > c.plain THEN 'encrypted since its table was made'
+			WHEN c.files IS NULL THEN 'plain values may be left in the table''s files'
+			WHEN c.statistics IS NULL THEN 'plain values may be left in pg_statistic'
+			ELSE 'rewritten' END
+	FROM c
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._column_past(text, name) FROM PUBLIC;
+
+CREATE VIEW nomp_crypt.inventory AS
+SELECT nomp_crypt._table_name(c.oid) AS table_name, a.attname AS column_name,
+	format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
+	format_type(a.atttypid, a.atttypmod) ~ ', searchable' AS searchable,
+	CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint END AS rows_estimate,
+	s.school, s.schools_estimate,
+	CASE WHEN p.known <> 'unknown' AND p.since IS NOT NULL THEN p.since END AS encrypted_on_disk_since,
+	p.known AS state,
+	CASE WHEN p.known = 'rewritten' THEN p.since + nomp_crypt._backup_retention() END AS backups_with_plaintext_until
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
+	LATERAL nomp_crypt._column_past(nomp_crypt._table_name(c.oid), a.attname) p
+	LEFT JOIN LATERAL (
+		SELECT k.attname AS school, CASE WHEN d.n_distinct >= 0 THEN d.n_distinct ELSE -d.n_distinct * c.reltuples END::bigint AS schools_estimate
+		FROM pg_trigger t JOIN pg_attribute k ON k.attrelid = c.oid AND k.attname = rtrim(encode(t.tgargs, 'escape'), '\000')
+		LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
+		LEFT JOIN pg_stats d ON d.schemaname = n.nspname AND d.tablename = c.relname AND d.attname = k.attname
+		WHERE t.tgrelid = c.oid AND t.tgfoid = 'nomp_crypt.enforce_tenant()'::regprocedure LIMIT 1) s ON true
+WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND nomp_crypt._holds_values(a.atttypid);
+COMMENT ON VIEW nomp_crypt.inventory IS 'one row per encrypted column of a table, partition or materialized view';
+GRANT EXECUTE ON FUNCTION nomp_crypt._column_past(text, name), nomp_crypt._backup_retention() TO pg_monitor;
+GRANT SELECT ON nomp_crypt.inventory TO pg_monitor;
+
+-- The exact numbers: values of a column by tenant. Needs no key; SELECT on the
+-- column.
+CREATE FUNCTION nomp_crypt.column_tenants(table_name regclass, column_name name,
+	OUT tenant text, OUT "values" bigint) RETURNS SETOF record
+LANGUAGE plpgsql STABLE STRICT SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+BEGIN
+	RETURN QUERY EXECUTE format('SELECT nomp_crypt.tenant_of(t.%1$I), count(*) FROM %2$s t WHERE t.%1$I IS NOT NULL GROUP BY 1 ORDER BY 1',
+		column_name, table_name);
+END
+$$;
+
+-- The steps of rewrite_table, for the table's owner: must its files be
+-- rewritten, by what is on record? That they were. Raises 42501, 42809.
+CREATE FUNCTION nomp_crypt._needs_rewrite(of_table regclass, force boolean) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._require_table_owner(of_table);
+	RETURN force OR EXISTS (SELECT FROM pg_attribute a, LATERAL nomp_crypt._column_past(nomp_crypt._table_name(of_table), a.attname) p
+		WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
+			AND p.known IN ('unknown', 'plain values may be left in the table''s files'));
+END
+$$;
+CREATE FUNCTION nomp_crypt._note_rewrite(of_table regclass) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	INSERT INTO nomp_crypt.column_history (at, table_name, column_name, event, role)
+	SELECT clock_timestamp(), nomp_crypt._table_name($1), a.attname, e.event, nomp_crypt._acting_role()
+	FROM (VALUES ('converted'), ('rewritten')) e(event) CROSS JOIN pg_attribute a
+	WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
+		AND (e.event = 'rewritten' OR coalesce(nomp_crypt._last_event(nomp_crypt._table_name($1), a.attname), 'gone') = 'gone')
+	ORDER BY e.event
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._note_rewrite(regclass) FROM PUBLIC;
+-- The same for the statistics, of which there is one set for all tables.
+CREATE FUNCTION nomp_crypt._needs_statistics(of_table regclass) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._require_table_owner(of_table);
+	RETURN EXISTS (SELECT FROM (SELECT of_table AS relid UNION SELECT p.relid FROM pg_partition_tree(of_table) p) t
+		JOIN pg_attribute a ON a.attrelid = t.relid AND a.attnum > 0 AND NOT a.attisdropped,
+		LATERAL nomp_crypt._column_past(nomp_crypt._table_name(t.relid), a.attname) p
+		WHERE nomp_crypt._holds_values(a.atttypid) AND p.known = 'plain values may be left in pg_statistic');
+END
+$$;
+CREATE FUNCTION nomp_crypt._note_statistics(of_table regclass, since timestamptz) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF nomp_crypt._needs_statistics(of_table) THEN
+		INSERT INTO nomp_crypt.column_history (at, table_name, column_name, event, role)
+		VALUES (since, '', '', 'statistics', nomp_crypt._acting_role());
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._note_statistics(regclass, timestamptz) FROM PUBLIC;
+
+-- No plain value of converted columns is left in a table's files, nor in the
+-- statistics: see convert_files.c. Locks the table for as long as it takes.
+CREATE PROCEDURE nomp_crypt.rewrite_table(table_name regclass, force boolean DEFAULT false,
+	lock_timeout interval DEFAULT '2 seconds', tries int DEFAULT 60, patience interval DEFAULT '1 hour')
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_rewrite_table';
+
+-- ---------------------------------------------------------------------------
 -- Administrators
 -- ---------------------------------------------------------------------------
 
@@ -2648,6 +3364,7 @@ BEGIN
 						   '_tenants_elsewhere')
 			 OR p.proname IN ('_progress_read', 'rotate_index_key')
 			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')
+			 OR p.proname IN ('_column_past', '_backup_retention')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_submit', '_erase_destroy')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);

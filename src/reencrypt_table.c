@@ -17,20 +17,15 @@
 
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "access/xlog.h"
+#include "batches.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "pgstat.h"
 #include "progress.h"
-#include "replication/walsender.h"
-#include "replication/walsender_private.h"
 #include "storage/bufmgr.h"
-#include "storage/latch.h"
 #include "steps.h"
-#include "storage/spin.h"
 #include "sweep.h"
 #include "tables.h"
 #include "tcop/utility.h"
@@ -39,7 +34,6 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/timestamp.h"
 
 NC_FUNCTION(nc_reencrypt_table);
 
@@ -65,40 +59,9 @@ typedef struct Job
 } Job;
 
 static void
-nap(long milliseconds)
-{
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 milliseconds, PG_WAIT_EXTENSION);
-	ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
-}
-
-/* How many bytes of WAL the slowest connected standby has yet to replay. */
-static int64
-replication_lag(void)
-{
-	XLogRecPtr	now = GetFlushRecPtr(NULL);
-	XLogRecPtr	least = now;
-
-	for (int i = 0; WalSndCtl != NULL && i < max_wal_senders; i++)
-	{
-		WalSnd	   *sender = &WalSndCtl->walsnds[i];
-		XLogRecPtr	applied = InvalidXLogRecPtr;
-
-		SpinLockAcquire(&sender->mutex);
-		if (sender->pid != 0 && sender->state >= WALSNDSTATE_CATCHUP)
-			applied = sender->apply;
-		SpinLockRelease(&sender->mutex);
-		if (!XLogRecPtrIsInvalid(applied))
-			least = Min(least, applied);
-	}
-	return (int64) (now - least);
-}
-
-static void
 wait_for_standbys(Job *job)
 {
-	if (job->max_lag < 0 || replication_lag() <= job->max_lag)
+	if (job->max_lag < 0 || batches_lag() <= job->max_lag)
 		return;
 	progress_phase("waiting for standbys", "blocks", job->total);
 	progress_done(job->done);
@@ -107,8 +70,8 @@ wait_for_standbys(Job *job)
 				(errmsg("waiting for standbys that are more than %lld bytes behind",
 						(long long) job->max_lag)));
 	job->waited = true;
-	while (replication_lag() > job->max_lag)
-		nap(NAP);
+	while (batches_lag() > job->max_lag)
+		batches_nap(NAP);
 	progress_phase("re-encrypting", "blocks", job->total);
 	progress_done(job->done);
 }
@@ -131,7 +94,7 @@ end_batch(Job *job)
 		job->noticed = now;
 	}
 	if (job->delay > 0)
-		nap(job->delay / 1000);
+		batches_nap(job->delay / 1000);
 	wait_for_standbys(job);
 }
 
@@ -253,7 +216,7 @@ further_passes(Job *job)
 		if (job->counts.locked > 0)
 		{
 			progress_phase("waiting for rows that others hold", "rows", job->counts.locked);
-			nap(NAP);
+			batches_nap(NAP);
 		}
 	}
 }
@@ -280,12 +243,6 @@ report(const Job *job, int64 remaining)
 				 errhint("They do not open.")));
 }
 
-static int64
-microseconds(Interval *interval)
-{
-	return interval->time + (interval->day + interval->month * (int64) DAYS_PER_MONTH) * USECS_PER_DAY;
-}
-
 static void
 read_arguments(FunctionCallInfo fcinfo, Job *job)
 {
@@ -303,8 +260,8 @@ read_arguments(FunctionCallInfo fcinfo, Job *job)
 	job->batch_size = PG_GETARG_INT32(2);
 	job->max_lag = PG_ARGISNULL(3) ? -1 :
 		DatumGetInt64(DirectFunctionCall1(pg_size_bytes, PG_GETARG_DATUM(3)));
-	job->delay = microseconds(PG_GETARG_INTERVAL_P(4));
-	job->patience = microseconds(PG_GETARG_INTERVAL_P(5));
+	job->delay = batches_interval(PG_GETARG_INTERVAL_P(4));
+	job->patience = batches_interval(PG_GETARG_INTERVAL_P(5));
 	job->noticed = GetCurrentTimestamp();
 	if (job->batch_size < 1 || job->delay < 0 || job->patience < 0)
 		ereport(ERROR,
