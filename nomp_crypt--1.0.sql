@@ -2800,7 +2800,7 @@ $$;
 -- else afterwards, or nothing. "searchable" says what the column will be; NULL
 -- that it will be plain.
 CREATE FUNCTION nomp_crypt._dependents(of_table regclass, of_column name, searchable boolean,
-	OUT kind text, OUT object text, OUT fate text, OUT reason text, OUT drop_it text, OUT make_it text[])
+	OUT kind text, OUT object text, OUT fate text, OUT reason text, OUT drop_it text, OUT make_it text[], OUT id oid, OUT validate_it text)
 RETURNS SETOF record
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -2830,7 +2830,7 @@ BEGIN
 			ELSE (SELECT string_agg(format('DROP RULE %I ON %s', r.rulename, c.oid::regclass), '; ') FROM pg_rewrite r
 				JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass
 				WHERE r.ev_class = c.oid AND d.refobjid = of_table AND d.refobjsubid = number) END,
-		CASE c.relkind WHEN 'v' THEN nomp_crypt._view_statements(c.oid) END
+		CASE c.relkind WHEN 'v' THEN nomp_crypt._view_statements(c.oid) END, c.oid, NULL::text
 	FROM (SELECT v.oid, max(v.depth) AS depth FROM v GROUP BY v.oid) v JOIN pg_class c ON c.oid = v.oid
 	ORDER BY v.depth DESC, c.oid;
 
@@ -2838,7 +2838,7 @@ BEGIN
 	SELECT 'rule', format('%I on %s', r.rulename, of_table), 'recreated', NULL,
 		format('DROP RULE %I ON %s', r.rulename, of_table),
 		ARRAY[pg_get_ruledef(r.oid)] || CASE WHEN r.ev_enabled <> 'O' THEN
-			format('ALTER TABLE %s %s RULE %I', of_table, nomp_crypt._enabled(r.ev_enabled), r.rulename) END
+			format('ALTER TABLE %s %s RULE %I', of_table, nomp_crypt._enabled(r.ev_enabled), r.rulename) END, r.oid, NULL::text
 	FROM pg_rewrite r WHERE r.ev_class = of_table AND r.rulename <> '_RETURN' AND EXISTS (
 		SELECT FROM pg_depend d WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
 		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
@@ -2852,7 +2852,7 @@ BEGIN
 			CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE' ELSE 'ALL' END,
 			(SELECT string_agg(CASE r WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r)) END, ', ') FROM unnest(p.polroles) r),
 			' USING (' || pg_get_expr(p.polqual, p.polrelid) || ')', ' WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')')]
-		|| nomp_crypt._comment(format('POLICY %I ON %s', p.polname, p.polrelid::regclass), obj_description(p.oid, 'pg_policy'))
+		|| nomp_crypt._comment(format('POLICY %I ON %s', p.polname, p.polrelid::regclass), obj_description(p.oid, 'pg_policy')), p.oid, NULL::text
 	FROM pg_policy p WHERE EXISTS (
 		SELECT FROM pg_depend d WHERE d.classid = 'pg_policy'::regclass AND d.objid = p.oid
 		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
@@ -2863,7 +2863,7 @@ BEGIN
 		format('DROP TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass),
 		ARRAY[pg_get_triggerdef(t.oid)] || CASE WHEN t.tgenabled <> 'O' THEN
 			format('ALTER TABLE %s %s TRIGGER %I', t.tgrelid::regclass, nomp_crypt._enabled(t.tgenabled), t.tgname) END
-		|| nomp_crypt._comment(format('TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass), obj_description(t.oid, 'pg_trigger'))
+		|| nomp_crypt._comment(format('TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass), obj_description(t.oid, 'pg_trigger')), t.oid, NULL::text
 	FROM pg_trigger t WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND EXISTS (
 		SELECT FROM pg_depend d WHERE d.classid = 'pg_trigger'::regclass AND d.objid = t.oid
 		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
@@ -2876,7 +2876,7 @@ BEGIN
 			(SELECT ' (' || string_agg(quote_ident(a.attname), ', ' ORDER BY u.place) || ')'
 			 FROM unnest(r.prattrs::int2[]) WITH ORDINALITY u(attnum, place)
 			 JOIN pg_attribute a ON a.attrelid = r.prrelid AND a.attnum = u.attnum),
-			' WHERE (' || pg_get_expr(r.prqual, r.prrelid) || ')')]
+			' WHERE (' || pg_get_expr(r.prqual, r.prrelid) || ')')], r.oid, NULL::text
 	FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
 	WHERE r.prrelid = of_table AND EXISTS (
 		SELECT FROM pg_depend d WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid
@@ -2885,7 +2885,7 @@ BEGIN
 
 	RETURN QUERY
 	SELECT 'function', p.oid::regprocedure::text, 'dropped', 'its body is bound to the column''s type',
-		format('DROP ROUTINE %s', p.oid::regprocedure), NULL::text[]
+		format('DROP ROUTINE %s', p.oid::regprocedure), NULL::text[], p.oid, NULL::text
 	FROM pg_proc p WHERE EXISTS (
 		SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
 		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
@@ -2893,7 +2893,7 @@ BEGIN
 
 	RETURN QUERY
 	SELECT 'generated column', a.attname::text, 'dropped', 'it is computed from the column, and would keep what it says',
-		format('ALTER TABLE %s DROP COLUMN %I', of_table, a.attname), NULL::text[]
+		format('ALTER TABLE %s DROP COLUMN %I', of_table, a.attname), NULL::text[], g.oid, NULL::text
 	FROM pg_attrdef g JOIN pg_attribute a ON a.attrelid = g.adrelid AND a.attnum = g.adnum
 	WHERE g.adrelid = of_table AND a.attgenerated <> '' AND EXISTS (
 		SELECT FROM pg_depend d WHERE d.classid = 'pg_attrdef'::regclass AND d.objid = g.oid
@@ -2912,7 +2912,9 @@ BEGIN
 		format('ALTER TABLE %s DROP CONSTRAINT %I', n.conrelid::regclass, n.conname),
 		CASE WHEN n.contype = 'c' THEN
 			ARRAY[format('ALTER TABLE %s ADD CONSTRAINT %I %s', n.conrelid::regclass, n.conname, pg_get_constraintdef(n.oid))]
-			|| nomp_crypt._comment(format('CONSTRAINT %I ON %s', n.conname, n.conrelid::regclass), obj_description(n.oid, 'pg_constraint')) END
+			|| nomp_crypt._comment(format('CONSTRAINT %I ON %s', n.conname, n.conrelid::regclass), obj_description(n.oid, 'pg_constraint')) END,
+		CASE WHEN n.contype IN ('p', 'u') THEN n.conindid ELSE n.oid END,
+		CASE WHEN n.contype = 'c' AND n.convalidated THEN format('ALTER TABLE %s VALIDATE CONSTRAINT %I', nomp_crypt._table_name(n.conrelid), n.conname) END
 	FROM pg_constraint n WHERE n.contype IN ('f', 'c', 'p', 'u', 'x') AND n.conparentid = 0 AND n.coninhcount = 0 AND EXISTS (
 		SELECT FROM pg_depend d WHERE d.classid = 'pg_constraint'::regclass AND d.objid = n.oid
 		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
@@ -2923,7 +2925,7 @@ BEGIN
 	SELECT 'index', i.indexrelid::regclass::text, x.fate,
 		CASE WHEN x.fate = 'dropped' THEN CASE WHEN x.key THEN 'values that are not searchable cannot be looked up'
 			ELSE 'it would have to hold decrypted values, or compare them' END END,
-		format('DROP INDEX %s', i.indexrelid::regclass), NULL::text[]
+		format('DROP INDEX %s', i.indexrelid::regclass), NULL::text[], i.indexrelid, NULL::text
 	FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam,
 		LATERAL (SELECT number = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS key,
 			-- what is left of its expressions without those that any value can answer
@@ -2947,7 +2949,7 @@ BEGIN
 	SELECT 'statistics', format('%I.%I', n.nspname, s.stxname),
 		CASE WHEN s.stxexprs IS NULL THEN 'kept' ELSE 'dropped' END,
 		CASE WHEN s.stxexprs IS NOT NULL THEN 'they may keep decrypted values' END,
-		format('DROP STATISTICS %I.%I', n.nspname, s.stxname), NULL::text[]
+		format('DROP STATISTICS %I.%I', n.nspname, s.stxname), NULL::text[], s.oid, NULL::text
 	FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace
 	WHERE s.stxrelid = of_table AND (number = ANY (s.stxkeys::int2[]) OR EXISTS (
 		SELECT FROM pg_depend d WHERE d.classid = 'pg_statistic_ext'::regclass AND d.objid = s.oid
@@ -2957,7 +2959,7 @@ BEGIN
 	RETURN QUERY
 	SELECT 'default', pg_get_expr(e.adbin, e.adrelid), 'recreated', NULL,
 		format('ALTER TABLE %s ALTER COLUMN %I DROP DEFAULT', of_table, of_column),
-		ARRAY[format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', of_table, of_column, pg_get_expr(e.adbin, e.adrelid))]
+		ARRAY[format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', of_table, of_column, pg_get_expr(e.adbin, e.adrelid))], e.oid, NULL::text
 	FROM pg_attrdef e WHERE e.adrelid = of_table AND e.adnum = number;
 END
 $$;
@@ -3339,6 +3341,474 @@ REVOKE ALL ON FUNCTION nomp_crypt._note_statistics(regclass, timestamptz) FROM P
 CREATE PROCEDURE nomp_crypt.rewrite_table(table_name regclass, force boolean DEFAULT false,
 	lock_timeout interval DEFAULT '2 seconds', tries int DEFAULT 60, patience interval DEFAULT '1 hour')
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_rewrite_table';
+
+-- ---------------------------------------------------------------------------
+-- The same while others write: an encrypted copy beside the plain column, kept
+-- in step by a trigger, takes its place in the end.
+-- ---------------------------------------------------------------------------
+
+-- One row per conversion; "after" is what remains to be done after the swap.
+CREATE TABLE nomp_crypt.conversion (
+	uuid			uuid PRIMARY KEY,
+	table_name		text NOT NULL,
+	column_name		name NOT NULL,
+	shadow			name NOT NULL,
+	plain_type		text NOT NULL,
+	type			text NOT NULL,
+	modifier		int NOT NULL,
+	tenant_expression text NOT NULL,
+	school			name,
+	columns			text[] NOT NULL,
+	drop_dependents	boolean NOT NULL,
+	enforce			boolean NOT NULL,
+	role			name NOT NULL,
+	state			text NOT NULL DEFAULT 'begun' CHECK (state IN ('begun', 'filling', 'swapped', 'done', 'cancelled')),
+	after			text[] NOT NULL DEFAULT '{}',
+	started_at		timestamptz NOT NULL DEFAULT clock_timestamp(),
+	swapped_at		timestamptz,
+	ended_at		timestamptz
+);
+COMMENT ON TABLE nomp_crypt.conversion IS 'tables that are, or were, converted while others wrote to them';
+CREATE UNIQUE INDEX conversion_one_per_column ON nomp_crypt.conversion (table_name, column_name)
+WHERE state NOT IN ('done', 'cancelled');
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.conversion', '');
+
+-- What belongs to a conversion is named after its first eight digits.
+CREATE FUNCTION nomp_crypt._conversion_name(conversion uuid, what text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT 'nomp_crypt_' || left($1::text, 8) || '_' || $2
+$$;
+-- In the table's schema.
+CREATE FUNCTION nomp_crypt._conversion_object(of_table regclass, conversion uuid, what text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT format('%I.%I', n.nspname, nomp_crypt._conversion_name($2, $3))
+	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1
+$$;
+
+-- For convert_row.c, which asks as a superuser.
+CREATE FUNCTION nomp_crypt._conversion_facts(conversion uuid, OUT "table" oid, OUT column_name name, OUT shadow name,
+	OUT modifier int, OUT school name, OUT function oid, OUT columns text[], OUT role oid, OUT sequence oid) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT t.oid, c.column_name, c.shadow, c.modifier, c.school,
+		to_regproc(nomp_crypt._conversion_object(t.oid, c.uuid, 'tenant'))::oid, c.columns, r.oid,
+		to_regclass(nomp_crypt._conversion_object(t.oid, c.uuid, 'missed'))::oid
+	FROM nomp_crypt.conversion c, to_regclass(c.table_name) t, pg_roles r
+	WHERE c.uuid = $1 AND c.state = 'filling' AND r.rolname = c.role
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._conversion_facts(uuid) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._convert_row() RETURNS trigger
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_convert_row';
+
+-- The conversion of a column that is under way, or of that uuid, for the
+-- table's owner. Raises 42501.
+CREATE FUNCTION nomp_crypt._conversion_of(of_table regclass, of_column name) RETURNS nomp_crypt.conversion
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._require_table_owner(of_table);
+	RETURN (SELECT c FROM nomp_crypt.conversion c WHERE c.table_name = nomp_crypt._table_name(of_table)
+		AND c.column_name = of_column AND c.state NOT IN ('done', 'cancelled'));
+END
+$$;
+CREATE FUNCTION nomp_crypt._conversion(conversion uuid) RETURNS nomp_crypt.conversion
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.conversion := (SELECT v FROM nomp_crypt.conversion v WHERE v.uuid = conversion);
+BEGIN
+	IF c.uuid IS NULL OR to_regclass(c.table_name) IS NULL THEN
+		RAISE EXCEPTION 'the conversion, or its table, does not exist any more' USING ERRCODE = 'undefined_object';
+	END IF;
+	PERFORM nomp_crypt._require_table_owner(to_regclass(c.table_name));
+	RETURN c;
+END
+$$;
+
+-- Begin one. It is the caller's: nobody can begin one for another role.
+CREATE FUNCTION nomp_crypt._conversion_begin(of_table regclass, of_column name, shadow name, plain_type text, type text,
+	modifier int, tenant_expression text, school name, columns text[], drop_dependents boolean, enforce boolean) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	new_conversion uuid := gen_random_uuid();
+BEGIN
+	PERFORM nomp_crypt._require_table_owner(of_table);
+	INSERT INTO nomp_crypt.conversion (uuid, table_name, column_name, shadow, plain_type, type, modifier, tenant_expression,
+		school, columns, drop_dependents, enforce, role)
+	VALUES (new_conversion, nomp_crypt._table_name(of_table), of_column, shadow, plain_type, type, modifier, tenant_expression,
+		school, columns, drop_dependents, enforce, nomp_crypt._acting_role());
+	RETURN new_conversion;
+END
+$$;
+
+-- The next state, in which something remains to be done perhaps; for the
+-- table's owner.
+CREATE FUNCTION nomp_crypt._conversion_state(conversion uuid, state text, after text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._conversion(conversion);
+	UPDATE nomp_crypt.conversion c SET state = _conversion_state.state, after = coalesce(_conversion_state.after, c.after),
+		swapped_at = CASE WHEN _conversion_state.state = 'swapped' THEN coalesce(c.swapped_at, clock_timestamp()) ELSE c.swapped_at END,
+		ended_at = CASE WHEN _conversion_state.state IN ('done', 'cancelled') THEN clock_timestamp() END
+	WHERE c.uuid = conversion;
+END
+$$;
+
+-- Tables whose new column a subscriber would miss.
+CREATE FUNCTION nomp_crypt._publications(of_table regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT string_agg(quote_ident(p.pubname), ', ' ORDER BY p.pubname) FROM pg_publication p
+	WHERE EXISTS (SELECT FROM (SELECT $1 AS oid UNION SELECT t.relid FROM pg_partition_tree($1) t
+							   UNION SELECT a.relid FROM pg_partition_ancestors($1) a) r
+		JOIN pg_class c ON c.oid = r.oid
+		WHERE p.puballtables
+			OR EXISTS (SELECT FROM pg_publication_rel u WHERE u.prpubid = p.oid AND u.prrelid = c.oid AND u.prattrs IS NULL)
+			OR EXISTS (SELECT FROM pg_publication_namespace u WHERE u.pnpubid = p.oid AND u.pnnspid = c.relnamespace))
+$$;
+
+-- See whether it can be done, and put it on record; or the conversion that is
+-- under way. Refuses what encrypt_column refuses, and 0A000.
+CREATE FUNCTION nomp_crypt._online_begin(of_table regclass, of_column name, school name, school_expression text,
+	columns text[], searchable boolean, normalise text, drop_dependents boolean, enforce boolean) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion_of(of_table, of_column);
+	what record;
+	target record;
+	lost text;
+BEGIN
+	IF c.uuid IS NOT NULL THEN
+		IF c.role <> current_user THEN
+			RAISE EXCEPTION 'the conversion of column "%" of relation % was begun by role "%"', of_column, of_table, c.role
+				USING ERRCODE = 'insufficient_privilege', HINT = 'Go on as that role, or CALL nomp_crypt.cancel_conversion().';
+		END IF;
+		RAISE NOTICE 'going on with the conversion of column "%" of relation % begun at %', of_column, of_table, c.started_at
+			USING HINT = 'Whose a row is, the type and the options are as they were given then.';
+		RETURN c.uuid;
+	END IF;
+	what := nomp_crypt._convertible(of_table, of_column, false);
+	target := nomp_crypt._encrypted_type(what.plain, searchable, normalise);
+	IF EXISTS (SELECT FROM pg_inherits i JOIN pg_class r ON r.oid = i.inhparent WHERE i.inhparent = of_table AND r.relkind = 'r') THEN
+		RAISE EXCEPTION 'relation % has children that inherit from it', of_table USING ERRCODE = 'feature_not_supported',
+			HINT = 'Convert it by nomp_crypt.encrypt_column.';
+	ELSIF nomp_crypt._publications(of_table) IS NOT NULL THEN
+		RAISE EXCEPTION 'relation % is published with all its columns, and subscribers would miss the new one', of_table
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = format('Publications: %s.', nomp_crypt._publications(of_table)),
+			HINT = 'Give the publications a list of columns, or convert the table by nomp_crypt.encrypt_column, there too.';
+	ELSIF EXISTS (SELECT FROM pg_class r WHERE r.oid = of_table AND r.relkind = 'p') AND EXISTS (
+		SELECT FROM nomp_crypt._dependents(of_table, of_column, searchable) d
+		WHERE d.fate = 'kept' AND d.kind IN ('index', 'primary key', 'unique constraint')) THEN
+		RAISE EXCEPTION 'column "%" of partitioned table % has indexes, which cannot be built while others write', of_column, of_table
+			USING ERRCODE = 'feature_not_supported',
+			HINT = 'Drop them first and make them again afterwards, or convert the table by nomp_crypt.encrypt_column.';
+	END IF;
+	SELECT string_agg(format('%s %s: %s', d.kind, d.object, d.reason), chr(10)) INTO lost
+	FROM nomp_crypt._dependents(of_table, of_column, searchable) d WHERE d.fate = 'dropped';
+	IF lost IS NOT NULL AND NOT drop_dependents THEN
+		RAISE EXCEPTION 'column "%" of relation % has dependents that cannot stay', of_column, of_table
+			USING ERRCODE = 'dependent_objects_still_exist', DETAIL = lost,
+			HINT = 'Drop them first, or repeat the call with drop_dependents => true; afterwards make them again as they shall be.';
+	END IF;
+	PERFORM nomp_crypt._require_schools(of_table, of_column, school_expression);
+	RETURN nomp_crypt._conversion_begin(of_table, of_column, left(of_column, 50) || '_nomp_crypt', what.plain, target.name,
+		target.modifier, school_expression, school, columns, drop_dependents, enforce);
+END
+$$;
+
+-- The column beside it and what keeps it in step, in one short transaction.
+CREATE FUNCTION nomp_crypt._online_prepare(conversion uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+	of_table regclass := c.table_name::regclass;
+	trigger_name text;
+BEGIN
+	EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', of_table, c.shadow, c.type);
+	EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', of_table, c.shadow, 'made by nomp_crypt.encrypt_column_online, see nomp_crypt.conversion');
+	EXECUTE format('CREATE SEQUENCE %s', nomp_crypt._conversion_object(of_table, conversion, 'missed'));
+	IF c.school IS NULL THEN
+		PERFORM nomp_crypt._school_function(of_table, c.tenant_expression, c.columns,
+			nomp_crypt._conversion_object(of_table, conversion, 'tenant'));
+	END IF;
+	-- triggers fire in the order of their names
+	FOREACH trigger_name IN ARRAY CASE WHEN EXISTS (
+			SELECT FROM pg_trigger t WHERE t.tgrelid = of_table AND t.tgfoid = 'nomp_crypt.enforce_tenant()'::regprocedure)
+		THEN ARRAY['!', '~'] ELSE ARRAY['~'] END LOOP
+		EXECUTE format('CREATE TRIGGER %I BEFORE INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION nomp_crypt._convert_row(%L%s)',
+			trigger_name || nomp_crypt._conversion_name(conversion, 'step'), of_table, conversion, CASE trigger_name WHEN '!' THEN ', ''clear''' END);
+		EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', of_table, trigger_name || nomp_crypt._conversion_name(conversion, 'step'));
+	END LOOP;
+	PERFORM nomp_crypt._conversion_state(conversion, 'filling', NULL);
+END
+$$;
+
+-- Whatever of the table's triggers could keep ours from having the last word,
+-- as it is now. Raises 55000 if one does.
+CREATE FUNCTION nomp_crypt._online_triggers(conversion uuid) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+	of_table regclass := c.table_name::regclass;
+	ours text := '~' || nomp_crypt._conversion_name(conversion, 'step');
+	trouble text;
+	mark text;
+BEGIN
+	SELECT string_agg(format('trigger %I on %s fires after it', t.tgname, t.tgrelid::regclass), ', ') INTO trouble
+	FROM pg_trigger t WHERE t.tgtype & 3 = 3 AND t.tgtype & 20 <> 0 AND t.tgname > ours COLLATE "C" AND t.tgname NOT LIKE '~nomp\_crypt\_%'
+		AND t.tgrelid IN (SELECT of_table UNION SELECT p.relid FROM pg_partition_tree(of_table) p);
+	SELECT coalesce(trouble, string_agg(format('on %s it is missing or disabled', r.oid), ', ')) INTO trouble
+	FROM (SELECT of_table AS oid UNION SELECT p.relid FROM pg_partition_tree(of_table) p) r
+	WHERE NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = r.oid AND t.tgname = ours AND t.tgenabled = 'A');
+	IF trouble IS NOT NULL THEN
+		RAISE EXCEPTION 'the trigger that keeps the encrypted column in step does not have the last word: %', trouble
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Rename or drop such triggers for the time of the conversion, or CALL nomp_crypt.cancel_conversion().';
+	END IF;
+	SELECT string_agg(concat_ws(' ', t.oid, t.xmin, t.tgenabled), ',' ORDER BY t.oid) INTO mark FROM pg_trigger t
+	WHERE t.tgtype & 3 = 3 AND t.tgrelid IN (SELECT of_table UNION SELECT p.relid FROM pg_partition_tree(of_table) p);
+	RETURN mark;
+END
+$$;
+
+-- How often the trigger could not make a copy.
+CREATE FUNCTION nomp_crypt._online_missed(conversion uuid) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	missed bigint;
+BEGIN
+	EXECUTE format('SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM %s', nomp_crypt._conversion_object(
+		(nomp_crypt._conversion(conversion)).table_name::regclass, conversion, 'missed')) INTO missed;
+	RETURN missed;
+END
+$$;
+
+-- Every row, decrypted and compared, in one snapshot: where the copy is
+-- missing or says something else, by block.
+CREATE FUNCTION nomp_crypt._online_wrong(conversion uuid, OUT relation oid, OUT block bigint, OUT "rows" bigint) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+BEGIN
+	RETURN QUERY EXECUTE format('SELECT t.tableoid, (t.ctid::text::point)[0]::bigint, count(*) FROM %s t
+		WHERE NOT nomp_crypt._says_the_same(t.%I::%s, t.%I, %s, %s) GROUP BY 1, 2 ORDER BY 1, 2 LIMIT 10000',
+		c.table_name, c.column_name, c.plain_type, c.shadow,
+		CASE WHEN c.school IS NOT NULL THEN c.tenant_expression ELSE format('%s(%s)',
+			nomp_crypt._conversion_object(c.table_name::regclass, conversion, 'tenant'),
+			(SELECT string_agg(format('t.%I', u), ', ') FROM unnest(c.columns) u)) END, c.modifier);
+END
+$$;
+
+-- What an index would be on another column, under another name.
+CREATE FUNCTION nomp_crypt._index_on(index_oid oid, of_column name, other name, new_name text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT format('CREATE %sINDEX CONCURRENTLY %I ON %s USING %I (%s)%s%s%s%s%s',
+		CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END, $4, nomp_crypt._table_name(i.indrelid), m.amname,
+		string_agg(k.item || k.options, ', ' ORDER BY k.n) FILTER (WHERE k.n <= i.indnkeyatts),
+		' INCLUDE (' || string_agg(k.item, ', ' ORDER BY k.n) FILTER (WHERE k.n > i.indnkeyatts) || ')',
+		CASE WHEN i.indnullsnotdistinct THEN ' NULLS NOT DISTINCT' END,
+		(SELECT ' WITH (' || string_agg(format('%I = %L', o.option_name, o.option_value), ', ') || ')' FROM pg_options_to_table(c.reloptions) o),
+		(SELECT format(' TABLESPACE %I', s.spcname) FROM pg_tablespace s WHERE s.oid = c.reltablespace),
+		' WHERE ' || replace(pg_get_expr(i.indpred, i.indrelid), quote_ident($2) || ' IS ', quote_ident($3) || ' IS '))
+	FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam,
+		LATERAL (SELECT n, CASE WHEN a.attname = $2 THEN quote_ident($3) ELSE pg_get_indexdef(i.indexrelid, n::int, false) END AS item,
+			CASE WHEN a.attname = $2 THEN '' ELSE coalesce((SELECT format(' COLLATE %I.%I', ns.nspname, co.collname) FROM pg_collation co
+				JOIN pg_namespace ns ON ns.oid = co.collnamespace WHERE co.oid = i.indcollation[n - 1] AND co.collname <> 'default'), '')
+				|| coalesce((SELECT format(' %I.%I', ns.nspname, op.opcname) FROM pg_opclass op JOIN pg_namespace ns ON ns.oid = op.opcnamespace
+				WHERE op.oid = i.indclass[n - 1] AND NOT op.opcdefault), '') END
+			|| CASE WHEN m.amname <> 'btree' OR n > i.indnkeyatts THEN '' ELSE
+				CASE WHEN i.indoption[n - 1] & 1 = 1 THEN ' DESC' ELSE '' END
+				|| CASE WHEN i.indoption[n - 1] & 2 = 2 THEN ' NULLS FIRST' ELSE ' NULLS LAST' END END AS options
+			FROM generate_series(1, i.indnatts) n LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[n - 1]) k
+	WHERE i.indexrelid = $1
+	GROUP BY i.indexrelid, i.indisunique, i.indrelid, m.amname, i.indnullsnotdistinct, c.reloptions, c.reltablespace, i.indpred, i.indnkeyatts
+$$;
+
+-- The indexes that stay, by the index of the plain column.
+CREATE FUNCTION nomp_crypt._online_indexes(conversion uuid, OUT old oid, OUT new_name text, OUT new oid, OUT valid boolean)
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+BEGIN
+	RETURN QUERY
+	SELECT d.id, n.name, i.indexrelid, i.indisvalid
+	FROM nomp_crypt._dependents(c.table_name::regclass, c.column_name, c.type ~ ', searchable') d,
+		LATERAL (SELECT nomp_crypt._conversion_name(conversion, left(md5(d.object), 8))) n(name)
+		LEFT JOIN pg_index i ON i.indexrelid = to_regclass(format('%I.%I', (SELECT ns.nspname FROM pg_class t
+			JOIN pg_namespace ns ON ns.oid = t.relnamespace WHERE t.oid = c.table_name::regclass), n.name))
+	WHERE d.fate = 'kept' AND d.kind IN ('index', 'primary key', 'unique constraint');
+END
+$$;
+
+-- The next statement that builds one of them, or drops what was left of an
+-- attempt; NULL if there is none.
+CREATE FUNCTION nomp_crypt._online_next_index(conversion uuid) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+BEGIN
+	RETURN (SELECT CASE WHEN i.new IS NULL THEN nomp_crypt._index_on(i.old, c.column_name, c.shadow, i.new_name)
+			ELSE format('DROP INDEX CONCURRENTLY %s', nomp_crypt._table_name(i.new)) END
+		FROM nomp_crypt._online_indexes(conversion) i WHERE i.valid IS NOT TRUE ORDER BY i.old LIMIT 1);
+END
+$$;
+
+-- Take the trigger and its kin away.
+CREATE FUNCTION nomp_crypt._online_clear(c nomp_crypt.conversion, of_table regclass) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', '~' || nomp_crypt._conversion_name(c.uuid, 'step'), of_table);
+	IF EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = of_table AND t.tgname = '!' || nomp_crypt._conversion_name(c.uuid, 'step')) THEN
+		EXECUTE format('DROP TRIGGER %I ON %s', '!' || nomp_crypt._conversion_name(c.uuid, 'step'), of_table);
+	END IF;
+	IF to_regproc(nomp_crypt._conversion_object(of_table, c.uuid, 'tenant')) IS NOT NULL THEN
+		EXECUTE format('DROP FUNCTION %s', nomp_crypt._conversion_object(of_table, c.uuid, 'tenant'));
+	END IF;
+	EXECUTE format('DROP SEQUENCE %s', nomp_crypt._conversion_object(of_table, c.uuid, 'missed'));
+END
+$$;
+
+-- The encrypted column takes the place of the plain one. False if copies could
+-- not be made since "missed", or triggers have changed since "triggers": then
+-- all must be looked at again.
+CREATE FUNCTION nomp_crypt._online_swap(conversion uuid, missed bigint, triggers text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+	of_table regclass := c.table_name::regclass;
+	a pg_attribute;
+	what record;
+	comment_on text;
+	dependents jsonb;
+	stays jsonb;
+	item jsonb;
+	after text[] := '{}';
+	statement text;
+BEGIN
+	EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', of_table);
+	IF nomp_crypt._online_missed(conversion) <> missed OR nomp_crypt._online_triggers(conversion) <> triggers THEN
+		RETURN false;
+	END IF;
+	what := nomp_crypt._convertible(of_table, c.column_name, false);
+	IF what.plain <> c.plain_type THEN
+		RAISE EXCEPTION 'column "%" of relation % was % when its conversion began, and is % now', c.column_name, of_table, c.plain_type, what.plain
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'CALL nomp_crypt.cancel_conversion(), and begin anew.';
+	END IF;
+	SELECT r.* INTO a FROM pg_attribute r WHERE r.attrelid = of_table AND r.attname = c.column_name;
+	comment_on := col_description(of_table, a.attnum);
+	-- indexes and constraints that were built beside, with what belongs to them
+	IF EXISTS (SELECT FROM nomp_crypt._online_indexes(conversion) i WHERE i.valid IS NOT TRUE) THEN
+		RAISE EXCEPTION 'relation % has indexes on column "%" that were made since', of_table, c.column_name
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Repeat the call: it goes on where it was.';
+	END IF;
+	SELECT coalesce(jsonb_agg(jsonb_build_object('new', nomp_crypt._table_name(i.new), 'name', r.relname,
+		'constraint', n.conname, 'kind', CASE n.contype WHEN 'p' THEN 'PRIMARY KEY' ELSE 'UNIQUE' END,
+		'timing', CASE WHEN n.condeferrable THEN ' DEFERRABLE' || CASE WHEN n.condeferred THEN ' INITIALLY DEFERRED' ELSE '' END ELSE '' END,
+		'comment', coalesce(obj_description(n.oid, 'pg_constraint'), obj_description(i.old, 'pg_class')),
+		'replident', x.indisreplident, 'clustered', x.indisclustered) ORDER BY i.old), '[]') INTO stays
+	FROM nomp_crypt._online_indexes(conversion) i JOIN pg_class r ON r.oid = i.old JOIN pg_index x ON x.indexrelid = i.old
+	LEFT JOIN pg_constraint n ON n.conindid = i.old AND n.contype IN ('p', 'u');
+	SELECT stays || coalesce(jsonb_agg(jsonb_build_object('statistics', pg_get_statisticsobjdef(d.id))), '[]') INTO stays
+	FROM nomp_crypt._dependents(of_table, c.column_name, NULL) d WHERE d.kind = 'statistics' AND d.fate = 'kept';
+	PERFORM nomp_crypt._online_clear(c, of_table);
+	dependents := nomp_crypt._take_away(of_table, c.column_name, c.type ~ ', searchable', c.drop_dependents);
+	EXECUTE format('ALTER TABLE %s DROP COLUMN %I', of_table, c.column_name);
+	EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', of_table, c.shadow, c.column_name);
+	FOR item IN SELECT j FROM jsonb_array_elements(stays) j LOOP
+		IF item ? 'statistics' THEN
+			EXECUTE item ->> 'statistics';
+			CONTINUE;
+		END IF;
+		EXECUTE format('ALTER INDEX %s RENAME TO %I', item ->> 'new', item ->> 'name');
+		IF item ->> 'constraint' IS NOT NULL THEN
+			EXECUTE format('ALTER TABLE %s ADD CONSTRAINT %I %s USING INDEX %I%s', of_table, item ->> 'constraint', item ->> 'kind',
+				item ->> 'name', item ->> 'timing');
+		END IF;
+		IF (item ->> 'replident')::boolean THEN
+			EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', of_table, item ->> 'name');
+		END IF;
+		IF (item ->> 'clustered')::boolean THEN
+			EXECUTE format('ALTER TABLE %s CLUSTER ON %I', of_table, item ->> 'name');
+		END IF;
+		FOREACH statement IN ARRAY CASE WHEN item ->> 'constraint' IS NULL
+			THEN nomp_crypt._comment(format('INDEX %s.%I', (SELECT quote_ident(n.nspname) FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace WHERE r.oid = of_table), item ->> 'name'), item ->> 'comment')
+			ELSE nomp_crypt._comment(format('CONSTRAINT %I ON %s', item ->> 'constraint', of_table), item ->> 'comment') END LOOP
+			EXECUTE statement;
+		END LOOP;
+	END LOOP;
+	-- not null is looked at row by row after the swap, under a weaker lock
+	IF a.attnotnull AND NOT EXISTS (SELECT FROM pg_attribute r WHERE r.attrelid = of_table AND r.attname = c.column_name AND r.attnotnull) THEN
+		statement := nomp_crypt._conversion_name(conversion, 'not_null');
+		EXECUTE format('ALTER TABLE %s ADD CONSTRAINT %I CHECK (%I IS NOT NULL) NOT VALID', of_table, statement, c.column_name);
+		after := ARRAY[format('ALTER TABLE %s VALIDATE CONSTRAINT %I', of_table, statement),
+			format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL, DROP CONSTRAINT %I', of_table, c.column_name, statement)];
+	END IF;
+	-- and so are check constraints
+	SELECT coalesce(jsonb_agg(CASE WHEN d ->> 'kind' = 'check constraint' AND d ->> 'fate' = 'recreated' THEN
+			jsonb_set(d, '{make_it,0}', to_jsonb(regexp_replace(d -> 'make_it' ->> 0, ' NOT VALID$', '') || ' NOT VALID')) ELSE d END ORDER BY n), '[]'),
+		after || coalesce(array_agg(d ->> 'validate_it' ORDER BY n) FILTER (WHERE d ->> 'fate' = 'recreated' AND d ->> 'validate_it' IS NOT NULL), '{}')
+	INTO dependents, after FROM jsonb_array_elements(dependents) WITH ORDINALITY e(d, n);
+	PERFORM nomp_crypt._put_back(dependents, c.drop_dependents);
+	EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', of_table, c.column_name, comment_on);
+	IF a.attstattarget >= 0 THEN
+		EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', of_table, c.column_name, a.attstattarget);
+	END IF;
+	FOREACH statement IN ARRAY nomp_crypt._grants(of_table, a.attacl, c.column_name) LOOP
+		EXECUTE statement;
+	END LOOP;
+	IF c.enforce AND c.school IS NOT NULL THEN
+		PERFORM nomp_crypt._install_enforcement(of_table, c.school);
+	END IF;
+	PERFORM nomp_crypt._conversion_state(conversion, 'swapped', after);
+	RETURN true;
+END
+$$;
+
+-- One of the things that remain after the swap; false if nothing does.
+CREATE FUNCTION nomp_crypt._online_after(conversion uuid) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+BEGIN
+	IF c.role <> current_user THEN
+		RAISE EXCEPTION 'the conversion was begun by role "%"', c.role USING ERRCODE = 'insufficient_privilege';
+	ELSIF cardinality(c.after) = 0 THEN
+		PERFORM nomp_crypt._conversion_state(conversion, 'done', NULL);
+		RETURN false;
+	END IF;
+	EXECUTE c.after[1];
+	PERFORM nomp_crypt._conversion_state(conversion, c.state, c.after[2:]);
+	RETURN true;
+END
+$$;
+
+-- Everything as it was.
+CREATE FUNCTION nomp_crypt._online_cancel(conversion uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+	of_table regclass := c.table_name::regclass;
+BEGIN
+	IF c.state = 'filling' THEN
+		PERFORM nomp_crypt._online_clear(c, of_table);
+		EXECUTE format('ALTER TABLE %s DROP COLUMN %I', of_table, c.shadow);
+	ELSIF c.state <> 'begun' THEN
+		RAISE EXCEPTION 'the conversion of column "%" of relation % has been done', c.column_name, of_table
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'nomp_crypt.decrypt_column makes the column plain again.';
+	END IF;
+	PERFORM nomp_crypt._conversion_state(conversion, 'cancelled', NULL);
+END
+$$;
+
+-- A plain column becomes an encrypted one while others write: see
+-- convert_online.c. The same call goes on where one was interrupted.
+CREATE PROCEDURE nomp_crypt.encrypt_column_online(table_name regclass, column_name name, tenant_expression text,
+	searchable boolean DEFAULT false, normalise text DEFAULT NULL, drop_dependents boolean DEFAULT false,
+	enforce boolean DEFAULT true, batch_size int DEFAULT 1000, max_lag text DEFAULT '64MB', delay interval DEFAULT '0',
+	lock_timeout interval DEFAULT '2 seconds', tries int DEFAULT 60, rewrite boolean DEFAULT false)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_encrypt_column_online';
+-- Until the swap.
+CREATE PROCEDURE nomp_crypt.cancel_conversion(table_name regclass, column_name name,
+	lock_timeout interval DEFAULT '2 seconds', tries int DEFAULT 60)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_cancel_conversion';
 
 -- ---------------------------------------------------------------------------
 -- Administrators

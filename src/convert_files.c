@@ -25,6 +25,7 @@
 #include "catalog/pg_type.h"
 #include "commands/cluster.h"
 #include "compat.h"
+#include "convert_files.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "progress.h"
@@ -44,7 +45,6 @@ NC_FUNCTION(nc_rewrite_table);
 typedef struct Rewriting
 {
 	Oid			table;
-	char	   *name;
 	bool		force;
 	LockPatience patience;
 	int64		microseconds;	/* how long it waits for old snapshots */
@@ -181,6 +181,15 @@ rewrite_statistics(Rewriting *job)
 	steps_commit();
 }
 
+void
+convert_files(Oid table, const LockPatience *patience, int64 microseconds)
+{
+	Rewriting	job = {.table = table,.patience = *patience,.microseconds = microseconds};
+
+	rewrite_files(&job);
+	rewrite_statistics(&job);
+}
+
 static void
 read_arguments(FunctionCallInfo fcinfo, Rewriting *job)
 {
@@ -192,7 +201,6 @@ read_arguments(FunctionCallInfo fcinfo, Rewriting *job)
 					 errmsg("arguments must not be null")));
 	}
 	job->table = PG_GETARG_OID(0);
-	job->name = tables_name(job->table);
 	job->force = PG_GETARG_BOOL(1);
 	job->patience.milliseconds = batches_interval(PG_GETARG_INTERVAL_P(2)) / 1000;
 	job->patience.tries = PG_GETARG_INT32(3);
@@ -220,7 +228,7 @@ nc_rewrite_table(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("nomp_crypt.rewrite_table()");
 	job = palloc0(sizeof(Rewriting));
 	read_arguments(fcinfo, job);
-	progress_start("rewrite_table", job->name, true);
+	progress_start("rewrite_table", tables_name(job->table), true);
 	rewrite_files(job);
 	rewrite_statistics(job);
 	progress_end();

@@ -48,33 +48,12 @@ typedef struct Job
 	char	   *column;			/* NULL: all */
 	List	   *storage;		/* relations */
 	int			batch_size;
-	int64		max_lag;		/* bytes; -1: do not wait */
-	int64		delay;			/* microseconds */
-	int64		patience;
-	bool		waited;
+	int64		patience;		/* microseconds */
+	Throttle	throttle;
 	int64		done;			/* blocks */
-	int64		total;
 	TimestampTz noticed;
 	SweepCounts counts;
 } Job;
-
-static void
-wait_for_standbys(Job *job)
-{
-	if (job->max_lag < 0 || batches_lag() <= job->max_lag)
-		return;
-	progress_phase("waiting for standbys", "blocks", job->total);
-	progress_done(job->done);
-	if (!job->waited)
-		ereport(NOTICE,
-				(errmsg("waiting for standbys that are more than %lld bytes behind",
-						(long long) job->max_lag)));
-	job->waited = true;
-	while (batches_lag() > job->max_lag)
-		batches_nap(NAP);
-	progress_phase("re-encrypting", "blocks", job->total);
-	progress_done(job->done);
-}
 
 /* Commit, report, and leave room for others. */
 static void
@@ -83,19 +62,16 @@ end_batch(Job *job)
 	TimestampTz now;
 
 	SPI_commit();
-	progress_done(job->done);
 	now = GetCurrentTimestamp();
 	if (now - job->noticed > NOTICE_EVERY)
 	{
 		ereport(NOTICE,
 				(errmsg("%s: %lld of %lld blocks, %lld values re-encrypted", job->name,
-						(long long) job->done, (long long) job->total,
+						(long long) job->done, (long long) job->throttle.total,
 						(long long) job->counts.values)));
 		job->noticed = now;
 	}
-	if (job->delay > 0)
-		batches_nap(job->delay / 1000);
-	wait_for_standbys(job);
+	batches_pause(&job->throttle, job->done);
 }
 
 /* One batch; what it allocates is gone with its transaction. */
@@ -110,32 +86,20 @@ run_batch(Job *job, Oid relid, BlockNumber from, BlockNumber to, SweepCounts *co
 	return from;
 }
 
-static BlockNumber
-blocks_of(Oid relid)
-{
-	Relation	rel = try_table_open(relid, AccessShareLock);
-	BlockNumber blocks = 0;
-
-	if (rel == NULL)
-		return 0;
-	blocks = RelationGetNumberOfBlocks(rel);
-	table_close(rel, AccessShareLock);
-	return blocks;
-}
-
 /* All blocks that there were at the start. */
 static void
 first_pass(Job *job)
 {
 	BlockNumber *ends = palloc(list_length(job->storage) * sizeof(BlockNumber));
+	int64		total = 0;
 	ListCell   *lc;
 
 	foreach(lc, job->storage)
 	{
-		ends[foreach_current_index(lc)] = blocks_of(lfirst_oid(lc));
-		job->total += ends[foreach_current_index(lc)];
+		ends[foreach_current_index(lc)] = tables_blocks(lfirst_oid(lc));
+		total += ends[foreach_current_index(lc)];
 	}
-	progress_phase("re-encrypting", "blocks", job->total);
+	batches_phase(&job->throttle, "re-encrypting", "blocks", total);
 	foreach(lc, job->storage)
 	{
 		BlockNumber at = 0;
@@ -192,7 +156,7 @@ further_passes(Job *job)
 	TimestampTz last_success = GetCurrentTimestamp();
 	int			fruitless = 0;
 
-	progress_phase("looking for what is left", "blocks", 0);
+	batches_phase(&job->throttle, "looking for what is left", "blocks", 0);
 	for (;;)
 	{
 		int64		rows_before = job->counts.rows;
@@ -258,12 +222,11 @@ read_arguments(FunctionCallInfo fcinfo, Job *job)
 	job->name = tables_name(job->table);
 	job->column = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
 	job->batch_size = PG_GETARG_INT32(2);
-	job->max_lag = PG_ARGISNULL(3) ? -1 :
-		DatumGetInt64(DirectFunctionCall1(pg_size_bytes, PG_GETARG_DATUM(3)));
-	job->delay = batches_interval(PG_GETARG_INTERVAL_P(4));
+	job->throttle.max_lag = batches_size(fcinfo, 3);
+	job->throttle.delay = batches_interval(PG_GETARG_INTERVAL_P(4));
 	job->patience = batches_interval(PG_GETARG_INTERVAL_P(5));
 	job->noticed = GetCurrentTimestamp();
-	if (job->batch_size < 1 || job->delay < 0 || job->patience < 0)
+	if (job->batch_size < 1 || job->throttle.delay < 0 || job->patience < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("batch_size must be positive, delay and patience not negative")));
