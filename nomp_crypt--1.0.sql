@@ -3479,7 +3479,7 @@ BEGIN
 			RAISE EXCEPTION 'the conversion of column "%" of relation % was begun by role "%"', of_column, of_table, c.role
 				USING ERRCODE = 'insufficient_privilege', HINT = 'Go on as that role, or CALL nomp_crypt.cancel_conversion().';
 		END IF;
-		RAISE NOTICE 'going on with the conversion of column "%" of relation % begun at %', of_column, of_table, c.started_at
+		RAISE NOTICE 'going on with the conversion of column "%" of relation %', of_column, of_table
 			USING HINT = 'Whose a row is, the type and the options are as they were given then.';
 		RETURN c.uuid;
 	END IF;
