@@ -2957,6 +2957,15 @@ BEGIN
 	ORDER BY s.stxname;
 
 	RETURN QUERY
+	WITH RECURSIVE b AS (
+		SELECT a.atttypid AS oid FROM pg_attribute a WHERE a.attrelid = of_table AND a.attnum = number
+		UNION ALL SELECT t.typbasetype FROM b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd')
+	SELECT 'domain', b.oid::regtype::text, 'dropped', 'the type inside is encrypted, and the domain''s own constraints hold no longer',
+		NULL, NULL::text[], t.oid, NULL::text
+	FROM b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd' AND searchable IS NOT NULL
+		AND (t.typnotnull OR EXISTS (SELECT FROM pg_constraint n WHERE n.contypid = t.oid));
+
+	RETURN QUERY
 	SELECT 'default', pg_get_expr(e.adbin, e.adrelid), 'recreated', NULL,
 		format('ALTER TABLE %s ALTER COLUMN %I DROP DEFAULT', of_table, of_column),
 		ARRAY[format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', of_table, of_column, pg_get_expr(e.adbin, e.adrelid))], e.oid, NULL::text
@@ -2984,7 +2993,7 @@ BEGIN
 			USING ERRCODE = 'dependent_objects_still_exist', DETAIL = lost,
 			HINT = 'Drop them first, or repeat the call with drop_dependents => true; afterwards make them again as they shall be.';
 	END IF;
-	FOR statement IN SELECT d ->> 'drop_it' FROM jsonb_array_elements(all_of_them) d LOOP
+	FOR statement IN SELECT d ->> 'drop_it' FROM jsonb_array_elements(all_of_them) d WHERE d ->> 'drop_it' IS NOT NULL LOOP
 		EXECUTE statement;
 	END LOOP;
 	RETURN all_of_them;
@@ -3809,6 +3818,195 @@ LANGUAGE c AS 'MODULE_PATHNAME', 'nc_encrypt_column_online';
 CREATE PROCEDURE nomp_crypt.cancel_conversion(table_name regclass, column_name name,
 	lock_timeout interval DEFAULT '2 seconds', tries int DEFAULT 60)
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_cancel_conversion';
+
+-- ---------------------------------------------------------------------------
+-- Before a conversion: what it would meet
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION nomp_crypt._refusal(statement text, of_table regclass, other regclass, tenant text) RETURNS text
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_refusal';
+
+-- A temporary table like that one, but for the column's type; NULL if it cannot
+-- be converted.
+CREATE FUNCTION nomp_crypt._preview_table(of_table regclass, of_column name, searchable boolean, normalise text) RETURNS regclass
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	other text := 'nomp_crypt_' || replace(gen_random_uuid()::text, '-', '');
+BEGIN
+	EXECUTE format('CREATE TEMPORARY TABLE %I (LIKE %s)', other, of_table);
+	EXECUTE format('ALTER TABLE pg_temp.%I ALTER COLUMN %I DROP NOT NULL, ALTER COLUMN %I TYPE %s USING NULL', other, of_column, of_column,
+		(nomp_crypt._encrypted_type((nomp_crypt._convertible(of_table, of_column, false)).plain, searchable, normalise)).name);
+	RETURN format('pg_temp.%I', other)::regclass;
+END
+$$;
+
+-- A tenant whose rows are there, if one is near at hand.
+CREATE FUNCTION nomp_crypt._preview_tenant(of_table regclass, of_column name, school_expression text) RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' AS $$
+DECLARE
+	tenant text;
+BEGIN
+	EXECUTE format('SELECT s.tenant FROM (SELECT %s AS tenant FROM %s t WHERE %I IS NOT NULL LIMIT 100) s
+		WHERE nomp_crypt._school_trouble(s.tenant, false) IS NULL LIMIT 1', school_expression, of_table, of_column) INTO tenant;
+	RETURN tenant;
+END
+$$;
+
+-- A subquery of the statements that pg_stat_statements has seen and that name
+-- the table; NULL where that is not to be had, or the column cannot be
+-- converted.
+CREATE FUNCTION nomp_crypt._preview_source(of_table regclass, of_column name, searchable boolean, normalise text) RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	place text := (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'pg_stat_statements');
+BEGIN
+	PERFORM nomp_crypt._encrypted_type((nomp_crypt._convertible(of_table, of_column, false)).plain, searchable, normalise);
+	EXECUTE format('SELECT FROM %I.pg_stat_statements LIMIT 1', place);
+	RETURN format('SELECT s.query, pg_catalog.sum(s.calls) AS calls FROM %I.pg_stat_statements s
+		WHERE s.dbid OPERATOR(pg_catalog.=) %s::pg_catalog.oid AND pg_catalog.strpos(s.query, %L) OPERATOR(pg_catalog.>) 0 GROUP BY s.query',
+		place, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()),
+		(SELECT c.relname FROM pg_class c WHERE c.oid = of_table));
+EXCEPTION WHEN OTHERS THEN
+	RETURN NULL;
+END
+$$;
+
+-- Roles that may use the table now and lack rights in one of those tenants.
+CREATE FUNCTION nomp_crypt._preview_roles(of_table regclass, tenants text[], OUT role name, OUT missing text) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT r.rolname, string_agg(DISTINCT n.needed, ', ')
+	FROM pg_roles r, unnest($2) u(id) JOIN nomp_crypt.tenant t ON t.id = u.id AND t.state <> 'erased',
+		(VALUES ('SELECT', 'decrypt'), ('INSERT', 'encrypt'), ('UPDATE', 'encrypt')) n(privilege, needed)
+	WHERE r.rolcanlogin AND NOT r.rolsuper AND has_table_privilege(r.oid, $1, n.privilege)
+		AND NOT EXISTS (SELECT FROM nomp_crypt.tenant_right g JOIN pg_roles m ON m.rolname = g.role
+			WHERE (g.tenant = t.uuid OR g.tenant = '00000000-0000-0000-0000-000000000000') AND pg_has_role(r.oid, m.oid, 'USAGE')
+			AND CASE n.needed WHEN 'decrypt' THEN g.decrypt ELSE g.encrypt END)
+		AND pg_has_role(nomp_crypt._acting_role(), (SELECT c.relowner FROM pg_class c WHERE c.oid = $1), 'USAGE')
+	GROUP BY r.rolname ORDER BY r.rolname
+$$;
+
+-- encrypt_column_preview without what pg_stat_statements knows.
+CREATE FUNCTION nomp_crypt._preview(of_table regclass, of_column name, school name, school_expression text, columns text[],
+	subquery boolean, searchable boolean, normalise text,
+	OUT topic text, OUT subject text, OUT verdict text, OUT detail text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+#variable_conflict use_variable
+DECLARE
+	what record;
+	target record;
+	n bigint;
+	values_there bigint;
+	tenants text[];
+	unknown bigint;
+	bytes bigint := 0;
+	begun timestamptz;
+	sampled int;
+	seconds float8;
+BEGIN
+	BEGIN
+		what := nomp_crypt._convertible(of_table, of_column, false);
+		target := nomp_crypt._encrypted_type(what.plain, searchable, normalise);
+	EXCEPTION WHEN feature_not_supported OR datatype_mismatch OR invalid_parameter_value THEN
+		topic := 'column';
+		subject := of_column;
+		verdict := 'refused';
+		detail := SQLERRM;
+		RETURN NEXT;
+		RETURN;
+	END;
+	topic := 'column';
+	subject := of_column;
+	verdict := 'convertible';
+	detail := format('%s becomes %s', what.plain, target.name);
+	RETURN NEXT;
+
+	-- how many, and of whom
+	EXECUTE format('SELECT count(*), count(%I) FROM %s', of_column, of_table) INTO n, values_there;
+	SELECT coalesce(sum(pg_total_relation_size(r.oid)), 0) INTO bytes
+	FROM (SELECT of_table::oid AS oid UNION SELECT p.relid FROM pg_partition_tree(of_table) p) r;
+	topic := 'rows';
+	subject := of_table::text;
+	verdict := n::text;
+	detail := format('%s of them with a value to encrypt', values_there);
+	RETURN NEXT;
+	topic := 'size';
+	verdict := pg_size_pretty(bytes);
+	detail := format('with indexes and what lies out of line; %s on the column''s values', pg_size_pretty(
+		(SELECT coalesce(avg(s.avg_width), 0) FROM pg_stats s, pg_class c JOIN pg_namespace ns ON ns.oid = c.relnamespace
+		 WHERE c.oid = of_table AND s.schemaname = ns.nspname AND s.tablename = c.relname AND s.attname = of_column)::numeric * values_there));
+	RETURN NEXT;
+	topic := 'space';
+	verdict := pg_size_pretty(bytes + values_there * CASE WHEN searchable THEN 66 ELSE 50 END);
+	detail := format('needed while it is rewritten, and as much WAL; a conversion while others write needs up to %s besides, and the rewrite afterwards',
+		pg_size_pretty(bytes + values_there * CASE WHEN searchable THEN 66 ELSE 50 END));
+	RETURN NEXT;
+	topic := 'tenant';
+	FOR subject, unknown, detail IN SELECT coalesce(quote_literal(left(u.tenant, 100)), 'null'), u.rows, u.trouble
+		FROM nomp_crypt._unknown_schools(of_table, of_column, school_expression) u LIMIT 100 LOOP
+		verdict := format('%s rows', unknown);
+		RETURN NEXT;
+	END LOOP;
+	EXECUTE format('SELECT array_agg(s.tenant) FROM (SELECT DISTINCT %s AS tenant FROM %s t WHERE %I IS NOT NULL) s
+		WHERE nomp_crypt._school_trouble(s.tenant, false) IS NULL', school_expression, of_table, of_column) INTO tenants;
+	subject := 'all';
+	verdict := format('%s known tenants', coalesce(cardinality(tenants), 0));
+	detail := CASE WHEN school IS NULL THEN 'by an expression: enforce_tenant is not installed, and later changes of what it looks up change no value'
+		ELSE format('by column %I, to which enforce_tenant will tie the values', school) END;
+	RETURN NEXT;
+
+	-- how long: some values are encrypted, and thrown away
+	IF tenants IS NOT NULL THEN
+		FOR i IN 1..2 LOOP	-- the first time fetches keys
+			begun := clock_timestamp();
+			EXECUTE format('SELECT count(nomp_crypt._encrypt_as(s.value, s.tenant, %s)) FROM (
+				SELECT %I::%s AS value, %s AS tenant FROM %s t WHERE %I IS NOT NULL LIMIT 2000) s WHERE s.tenant = ANY ($1)',
+				target.modifier, of_column, what.plain, school_expression, of_table, of_column) INTO sampled USING tenants;
+			seconds := extract(epoch FROM clock_timestamp() - begun);
+		END LOOP;
+		topic := 'time';
+		subject := 'one rewrite';
+		verdict := justify_interval(make_interval(secs => round((seconds / greatest(sampled, 1) * values_there + bytes / 20e6)::numeric, 1)::float8))::text;
+		detail := format('an estimate: %s values took %s ms to encrypt, and 20 MB a second are assumed for writing the table and its indexes',
+			sampled, round((seconds * 1000)::numeric, 1));
+		RETURN NEXT;
+		subject := 'while others write';
+		verdict := justify_interval(make_interval(secs => round((4 * (seconds / greatest(sampled, 1) * values_there + bytes / 20e6))::numeric, 1)::float8))::text;
+		detail := 'an estimate: four times as long, and a rewrite afterwards';
+		RETURN NEXT;
+	END IF;
+
+	topic := 'dependent';
+	FOR subject, verdict, detail IN SELECT d.kind || ' ' || d.object, d.fate, d.reason
+		FROM nomp_crypt._dependents(of_table, of_column, searchable) d LOOP
+		RETURN NEXT;
+	END LOOP;
+	IF nomp_crypt._publications(of_table) IS NOT NULL THEN
+		subject := 'publication ' || nomp_crypt._publications(of_table);
+		verdict := 'look';
+		detail := 'subscribers need the column converted too, and the keys; while others write it is refused';
+		RETURN NEXT;
+	END IF;
+	IF EXISTS (SELECT FROM pg_class c WHERE c.oid = of_table AND (c.relkind = 'p' OR c.relhassubclass)) THEN
+		subject := 'partitions and children';
+		verdict := 'converted with it';
+		detail := (SELECT count(*)::text FROM pg_inherits i WHERE i.inhparent = of_table);
+		RETURN NEXT;
+	END IF;
+	topic := 'role';
+	FOR subject, detail IN SELECT r.role, r.missing FROM nomp_crypt._preview_roles(of_table, tenants) r LOOP
+		verdict := 'lacks rights';
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+
+-- What encrypt_column and encrypt_column_online would meet, and which statements
+-- that pg_stat_statements has seen would be refused afterwards. Reads the
+-- table, changes nothing.
+CREATE FUNCTION nomp_crypt.encrypt_column_preview(table_name regclass, column_name name, tenant_expression text,
+	searchable boolean DEFAULT false, normalise text DEFAULT NULL,
+	OUT topic text, OUT subject text, OUT verdict text, OUT detail text) RETURNS SETOF record
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_encrypt_column_preview';
 
 -- ---------------------------------------------------------------------------
 -- Administrators
