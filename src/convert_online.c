@@ -23,12 +23,11 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "convert_files.h"
-#include "convert_row.h"
+#include "convert_fill.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "parser/parser.h"
 #include "progress.h"
-#include "row_sweep.h"
 #include "steps.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
@@ -44,8 +43,8 @@ NC_FUNCTION(nc_encrypt_column_online);
 NC_FUNCTION(nc_cancel_conversion);
 
 #define PAUSE			500		/* milliseconds between tries for a lock */
-#define NAP				200		/* and between looks at rows that others hold */
-#define MAX_FRUITLESS	5		/* passes that mend nothing */
+#define NAP				1000	/* and between looks at rows that others hold */
+#define MAX_FRUITLESS	3		/* passes that mend nothing */
 #define LOCK_CLASS		0x6e6f6d71	/* any number that is no catalog's */
 
 typedef struct Online
@@ -61,9 +60,7 @@ typedef struct Online
 	LockPatience lock;
 	Throttle	throttle;
 	List	   *storage;
-	int64		filled;
-	int64		held;			/* rows that others hold, in the last pass */
-	int64		failed;			/* rows whose copy could not be made, in it */
+	FillCounts	counts;			/* of the last pass */
 } Online;
 
 /* ---- steps ---- */
@@ -153,74 +150,14 @@ run_locked(LockedStep *step)
 
 /* ---- filling ---- */
 
-typedef struct Fill
-{
-	RowSweep	rows;
-	ConvertRow *row;
-	bool		all;			/* make again what is there, too */
-	int64		failed;
-} Fill;
-
-static bool
-wants_copy(void *arg, TupleTableSlot *slot)
-{
-	Fill	   *fill = arg;
-	bool		plain = !slot->tts_isnull[convert_row_plain(fill->row) - 1];
-	bool		copy = !slot->tts_isnull[convert_row_shadow(fill->row) - 1];
-
-	return fill->all ? plain || copy : plain && !copy;
-}
-
-static bool
-make_copy(void *arg, TupleTableSlot *old, TupleTableSlot *new)
-{
-	Fill	   *fill = arg;
-	int			shadow = convert_row_shadow(fill->row) - 1;
-
-	if (!wants_copy(fill, old))
-		return false;
-	if (convert_row(fill->row, old->tts_values, old->tts_isnull,
-					&new->tts_values[shadow], &new->tts_isnull[shadow]))
-		return true;
-	fill->failed++;
-	return false;
-}
-
-static BlockNumber
-fill_blocks(Online *job, Oid relid, BlockNumber from, BlockNumber to, bool all)
-{
-	Fill		fill = {.all = all};
-	AttrNumber	shadow;
-
-	tables_require(job->table, NULL, ACL_SELECT | ACL_UPDATE);
-	row_sweep_open(&fill.rows, relid, RowExclusiveLock);
-	fill.row = convert_row_prepare(fill.rows.rel, job->text);
-	if (fill.row == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the conversion of %s has lost its columns, or was cancelled", job->name)));
-	shadow = convert_row_shadow(fill.row);
-	fill.rows.columns.n = 1;
-	fill.rows.columns.numbers = &shadow;
-	fill.rows.wants = wants_copy;
-	fill.rows.change = make_copy;
-	fill.rows.arg = &fill;
-	row_sweep_prepare(&fill.rows);
-	from = row_sweep_blocks(&fill.rows, from, to, job->batch_size);
-	job->filled += fill.rows.rows;
-	job->held += fill.rows.locked;
-	job->failed += fill.failed;
-	row_sweep_close(&fill.rows);
-	return from;
-}
-
 /* One batch; what it allocates is gone with its transaction. */
 static BlockNumber
 fill_batch(Online *job, Oid relid, BlockNumber from, BlockNumber to, bool all)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 
-	from = fill_blocks(job, relid, from, to, all);
+	tables_require(job->table, NULL, ACL_SELECT | ACL_UPDATE);
+	from = convert_fill(relid, job->text, from, to, job->batch_size, all, &job->counts);
 	MemoryContextSwitchTo(old);
 	SPI_commit();
 	return from;
@@ -338,7 +275,7 @@ refuse_rows(Online *job, int64 rows)
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("%lld rows of %s cannot be encrypted as they are", (long long) rows, job->name),
 			 errdetail("For %lld of them the tenant is not known, or its keys are not to be had.",
-					   (long long) job->failed),
+					   (long long) job->counts.failed),
 			 errhint("nomp_crypt.encrypt_column_preview() says by tenants which they are. Correct them and repeat the call: it goes on where it was.")));
 }
 
@@ -346,6 +283,7 @@ refuse_rows(Online *job, int64 rows)
 static void
 verify(Online *job)
 {
+	int64		before = PG_INT64_MAX;
 	int			fruitless = 0;
 
 	for (;;)
@@ -353,13 +291,12 @@ verify(Online *job)
 		WrongBlock *blocks;
 		int			n;
 		int64		rows;
-		int64		before = job->filled;
 
 		progress_phase("decrypting and comparing", "rows", 0);
 		rows = look_at_all(job, &blocks, &n);
 		if (rows == 0)
 			return;
-		job->held = job->failed = 0;
+		memset(&job->counts, 0, sizeof(job->counts));
 		batches_phase(&job->throttle, "encrypting what is left", "blocks", n);
 		for (int i = 0; i < n; i++)
 		{
@@ -367,10 +304,11 @@ verify(Online *job)
 			batches_pause(&job->throttle, i + 1);
 		}
 		pfree(blocks);
-		if (job->held > 0)
+		if (job->counts.held > 0)
 			batches_nap(NAP);
-		else if (job->failed > 0 && (job->filled == before || ++fruitless == MAX_FRUITLESS))
+		else if (rows >= before && ++fruitless == MAX_FRUITLESS)
 			refuse_rows(job, rows);
+		before = rows;
 	}
 }
 

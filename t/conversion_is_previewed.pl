@@ -62,7 +62,7 @@ END
 $$;
 SQL
 $node->psql('postgres',
-	'SET search_path = people; SELECT name, count(*) FROM pupil GROUP BY name'
+	'SET search_path = people, public; SELECT name, count(*) FROM pupil GROUP BY name'
 );
 one('SELECT name FROM people.pupil WHERE name LIKE \'A%\' ORDER BY name');
 $node->psql('postgres',
@@ -71,7 +71,7 @@ one('TRUNCATE trap');
 
 is( $node->safe_psql(
 		'postgres', <<'SQL'
-SET search_path = people;
+SET search_path = people, public;
 SELECT subject, detail FROM nomp_crypt.encrypt_column_preview('pupil', 'name', 'school') WHERE topic = 'statement';
 SQL
 	),
