@@ -5683,6 +5683,1390 @@ $$;
 REVOKE ALL ON FUNCTION nomp_crypt.certificate_html(uuid, text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- Existing tables: plain columns become encrypted ones, and back. For
+-- everybody: these work with the caller's own rights on tables and schools.
+-- ---------------------------------------------------------------------------
+
+-- What became of columns, for nomp_crypt.inventory. Tables by name: oids differ
+-- from node to node. 'gone' is what is plain again, or has another name;
+-- 'statistics' is the whole database's. Event triggers and rewrite_table write
+-- it: whoever owns a table cannot say of it what is not so.
+CREATE TABLE nomp_crypt.column_history (
+	uuid			uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+	at				timestamptz NOT NULL DEFAULT clock_timestamp(),
+	table_name		text NOT NULL,
+	column_name		name NOT NULL,
+	event			text NOT NULL CHECK (event IN ('born', 'converted', 'rewritten', 'statistics', 'gone')),
+	role			name NOT NULL
+);
+COMMENT ON TABLE nomp_crypt.column_history IS 'when columns became encrypted, and when what was plain before left the files';
+CREATE INDEX column_history_table_idx ON nomp_crypt.column_history (table_name);
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.column_history', '');
+
+-- A table's name as column_history has it.
+CREATE FUNCTION nomp_crypt._table_name(of_table regclass) RETURNS text
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+	SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	WHERE c.oid = $1
+$$;
+
+-- For definer functions: whoever called owns the table. Raises 42501.
+CREATE FUNCTION nomp_crypt._require_table_owner(of_table regclass) RETURNS void
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF pg_has_role(nomp_crypt._acting_role(), (SELECT c.relowner FROM pg_class c WHERE c.oid = of_table), 'USAGE') IS NOT TRUE THEN
+		RAISE EXCEPTION 'must be owner of table %', of_table USING ERRCODE = 'insufficient_privilege';
+	END IF;
+END
+$$;
+
+CREATE FUNCTION nomp_crypt._encrypt_as(value anyelement, tenant text, modifier int) RETURNS @extschema@.encrypted
+LANGUAGE c VOLATILE PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_encrypt_as';
+CREATE FUNCTION nomp_crypt._says_the_same(plain anyelement, value @extschema@.encrypted, tenant text, modifier int)
+RETURNS boolean
+LANGUAGE c STABLE PARALLEL SAFE COST 100 AS 'MODULE_PATHNAME', 'nc_says_the_same';
+CREATE FUNCTION nomp_crypt._school_trouble(id text, read boolean) RETURNS text
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_school_trouble';
+CREATE FUNCTION nomp_crypt._inner_type(modifier int) RETURNS text
+LANGUAGE c IMMUTABLE STRICT AS 'MODULE_PATHNAME', 'nc_inner_type';
+CREATE FUNCTION nomp_crypt._tenant_expression(of_table regclass, of_column name, tenant_expression text,
+	OUT school name, OUT expression text, OUT columns text[], OUT subquery boolean)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_tenant_expression';
+
+-- A column that can be converted, one way or back. Raises 42703, 42809,
+-- 42804, 42501, 0A000.
+CREATE FUNCTION nomp_crypt._convertible(of_table regclass, of_column name, back boolean, OUT attnum int2,
+	OUT type oid, OUT plain text, OUT modifier int)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c pg_class;
+	a pg_attribute;
+	base record;
+	obstacle text;
+BEGIN
+	SELECT r.* INTO c FROM pg_class r WHERE r.oid = of_table;
+	IF c.relkind IS DISTINCT FROM 'r' AND c.relkind IS DISTINCT FROM 'p' THEN
+		RAISE EXCEPTION '% is not a table', of_table USING ERRCODE = 'wrong_object_type';
+	ELSIF c.relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace, 'nomp_crypt'::regnamespace) THEN
+		RAISE EXCEPTION '% is a table of the system', of_table USING ERRCODE = 'insufficient_privilege';
+	ELSIF NOT pg_has_role(c.relowner, 'USAGE') THEN
+		RAISE EXCEPTION 'must be owner of table %', of_table USING ERRCODE = 'insufficient_privilege';
+	END IF;
+	SELECT r.* INTO a FROM pg_attribute r
+	WHERE r.attrelid = of_table AND r.attname = of_column AND r.attnum > 0 AND NOT r.attisdropped;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'column "%" of relation % does not exist', of_column, of_table USING ERRCODE = 'undefined_column';
+	END IF;
+	-- domains looked through; the modifier is the innermost that is one
+	WITH RECURSIVE b AS (
+		SELECT a.atttypid AS oid, a.atttypmod AS typmod
+		UNION ALL SELECT t.typbasetype, CASE WHEN b.typmod >= 0 THEN b.typmod ELSE t.typtypmod END
+		FROM b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd')
+	SELECT b.oid, b.typmod INTO base FROM b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype <> 'd';
+	IF back THEN
+		IF base.oid <> '@extschema@.encrypted'::regtype THEN
+			RAISE EXCEPTION 'column "%" of relation % is not encrypted', of_column, of_table
+				USING ERRCODE = 'datatype_mismatch';
+		END IF;
+		plain := nomp_crypt._inner_type(base.typmod);
+	ELSE
+		IF nomp_crypt._holds_values(a.atttypid) THEN
+			RAISE EXCEPTION 'column "%" of relation % is encrypted', of_column, of_table
+				USING ERRCODE = 'datatype_mismatch';
+		END IF;
+		plain := format_type(base.oid, base.typmod);
+	END IF;
+	attnum := a.attnum;
+	type := base.oid;
+	modifier := base.typmod;
+	SELECT what INTO obstacle FROM (VALUES
+		(a.attinhcount > 0, 'it is inherited: convert it in the parent'),
+		(c.reloftype <> 0, 'its table is of a composite type'),
+		(a.attidentity <> '' OR EXISTS (SELECT FROM pg_depend d WHERE d.refclassid = 'pg_class'::regclass
+			AND d.refobjid = of_table AND d.refobjsubid = a.attnum AND d.classid = 'pg_class'::regclass
+			AND d.objid IN (SELECT s.oid FROM pg_class s WHERE s.relkind = 'S')), 'a sequence belongs to it'),
+		(a.attgenerated <> '', 'it is computed from other columns'),
+		(EXISTS (SELECT FROM pg_partition_tree(of_table) p
+			JOIN pg_attribute k ON k.attrelid = p.relid AND k.attname = of_column
+			JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = p.relid AND d.objsubid = k.attnum
+				AND d.refclassid = 'pg_class'::regclass AND d.refobjid = p.relid AND d.refobjsubid = 0 AND d.deptype = 'i'),
+		 'the table is partitioned by it'),
+		(EXISTS (SELECT FROM pg_depend d WHERE d.refclassid = 'pg_type'::regclass AND d.refobjid = c.reltype
+			AND d.classid = 'pg_class'::regclass AND d.objsubid > 0), 'a column of another table has the table''s row type'),
+		(EXISTS (SELECT FROM pg_partition_tree(of_table) p JOIN pg_class f ON f.oid = p.relid WHERE f.relkind = 'f'),
+			'a partition is a foreign table')
+		) o(applies, what) WHERE o.applies LIMIT 1;
+	IF obstacle IS NOT NULL THEN
+		RAISE EXCEPTION 'column "%" of relation % cannot be converted: %', of_column, of_table, obstacle
+			USING ERRCODE = 'feature_not_supported';
+	END IF;
+END
+$$;
+
+CREATE FUNCTION nomp_crypt._enabled(state "char") RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE $1 WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END
+$$;
+
+-- The statement that comments on something, or none.
+CREATE FUNCTION nomp_crypt._comment(on_what text, comment text) RETURNS text[]
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN $2 IS NULL THEN '{}'::text[] ELSE ARRAY[format('COMMENT ON %s IS %L', $1, $2)] END
+$$;
+
+-- The statements that give a relation, or a column of it, the rights that it has.
+CREATE FUNCTION nomp_crypt._grants(relation regclass, acl aclitem[], of_column name) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce(array_agg(format('GRANT %s%s ON %s TO %s%s', a.privilege_type, '(' || quote_ident($3) || ')', $1,
+		CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+		CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+		ORDER BY a.grantee, a.privilege_type), '{}')
+	FROM aclexplode($2) a
+$$;
+
+-- The statements that make a view again.
+CREATE FUNCTION nomp_crypt._view_statements(view regclass) RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM set_config('search_path', 'pg_catalog, @extschema@, pg_temp', true);
+	RETURN (SELECT ARRAY[format('CREATE VIEW %s%s AS %s', nomp_crypt._table_name($1),
+			(SELECT ' WITH (' || string_agg(format('%I = %L', o.option_name, o.option_value), ', ') || ')'
+			 FROM pg_options_to_table(c.reloptions) o), pg_get_viewdef(c.oid))]
+		|| CASE WHEN c.relowner <> (SELECT r.oid FROM pg_roles r WHERE r.rolname = current_user) THEN
+			ARRAY[format('ALTER VIEW %s OWNER TO %I', $1, pg_get_userbyid(c.relowner))] ELSE '{}' END
+		|| CASE WHEN c.relacl IS NULL THEN '{}' ELSE
+			ARRAY[format('REVOKE ALL ON %s FROM %I', $1, pg_get_userbyid(c.relowner))] || nomp_crypt._grants($1, c.relacl, NULL) END
+		|| ARRAY(SELECT g FROM pg_attribute a, unnest(nomp_crypt._grants($1, a.attacl, a.attname)) g
+			WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL AND NOT a.attisdropped ORDER BY a.attnum, g)
+		|| ARRAY(SELECT format('ALTER VIEW %s ALTER COLUMN %I SET DEFAULT %s', $1, a.attname, pg_get_expr(d.adbin, d.adrelid))
+			FROM pg_attrdef d JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+			WHERE d.adrelid = c.oid ORDER BY a.attnum)
+		|| ARRAY(SELECT pg_get_ruledef(r.oid) FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN' ORDER BY r.rulename)
+		|| ARRAY(SELECT pg_get_triggerdef(t.oid) FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal ORDER BY t.tgname)
+		|| nomp_crypt._comment(format('VIEW %s', $1), obj_description(c.oid, 'pg_class'))
+		|| ARRAY(SELECT k FROM pg_attribute a, unnest(nomp_crypt._comment(format('COLUMN %s.%I', $1, a.attname), col_description(c.oid, a.attnum))) k
+			WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)
+	FROM pg_class c WHERE c.oid = $1);
+END
+$$;
+
+-- What hangs on a column and cannot stay while its type changes, in the order
+-- in which it can be dropped: statements that drop it, and those that make it
+-- again, with owner, rights and comments. "fate" is 'recreated'; 'kept' where
+-- PostgreSQL makes it anew by itself; 'dropped' where it would mean something
+-- else afterwards, or nothing. "searchable" says what the column will be; NULL
+-- that it will be plain.
+CREATE FUNCTION nomp_crypt._dependents(of_table regclass, of_column name, searchable boolean,
+	OUT kind text, OUT object text, OUT fate text, OUT reason text, OUT drop_it text, OUT make_it text[], OUT id oid, OUT validate_it text)
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	number int2 := (SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = of_table AND a.attname = of_column);
+BEGIN
+	-- here and below: so that the type's operators are written without a schema,
+	-- and are those of another type when they are read again
+	PERFORM set_config('search_path', 'pg_catalog, @extschema@, pg_temp', true);
+	-- views, and views over them, the outermost first
+	RETURN QUERY
+	WITH RECURSIVE v AS (
+		SELECT r.ev_class AS oid, 1 AS depth FROM pg_depend d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+		WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number AND r.ev_class <> of_table
+		UNION
+		SELECT r.ev_class, v.depth + 1 FROM v JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = v.oid
+		JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+		WHERE r.ev_class <> v.oid AND v.depth < 100)
+	SELECT CASE c.relkind WHEN 'm' THEN 'materialized view' WHEN 'v' THEN 'view' ELSE 'rule' END,
+		c.oid::regclass::text,
+		CASE c.relkind WHEN 'v' THEN 'recreated' ELSE 'dropped' END,
+		CASE c.relkind WHEN 'v' THEN NULL
+			WHEN 'm' THEN 'it would keep what its query shows whoever refreshes it: make it again as it should be'
+			ELSE 'a rule of that table uses the column' END,
+		CASE c.relkind WHEN 'm' THEN format('DROP MATERIALIZED VIEW %s', c.oid::regclass)
+			WHEN 'v' THEN format('DROP VIEW %s', c.oid::regclass)
+			ELSE (SELECT string_agg(format('DROP RULE %I ON %s', r.rulename, c.oid::regclass), '; ') FROM pg_rewrite r
+				JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass
+				WHERE r.ev_class = c.oid AND d.refobjid = of_table AND d.refobjsubid = number) END,
+		CASE c.relkind WHEN 'v' THEN nomp_crypt._view_statements(c.oid) END, c.oid, NULL::text
+	FROM (SELECT v.oid, max(v.depth) AS depth FROM v GROUP BY v.oid) v JOIN pg_class c ON c.oid = v.oid
+	ORDER BY v.depth DESC, c.oid;
+
+	RETURN QUERY
+	SELECT 'rule', format('%I on %s', r.rulename, of_table), 'recreated', NULL,
+		format('DROP RULE %I ON %s', r.rulename, of_table),
+		ARRAY[pg_get_ruledef(r.oid)] || CASE WHEN r.ev_enabled <> 'O' THEN
+			format('ALTER TABLE %s %s RULE %I', of_table, nomp_crypt._enabled(r.ev_enabled), r.rulename) END, r.oid, NULL::text
+	FROM pg_rewrite r WHERE r.ev_class = of_table AND r.rulename <> '_RETURN' AND EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	ORDER BY r.rulename;
+
+	RETURN QUERY
+	SELECT 'policy', format('%I on %s', p.polname, p.polrelid::regclass), 'recreated', NULL,
+		format('DROP POLICY %I ON %s', p.polname, p.polrelid::regclass),
+		ARRAY[format('CREATE POLICY %I ON %s AS %s FOR %s TO %s%s%s', p.polname, p.polrelid::regclass,
+			CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,
+			CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE' ELSE 'ALL' END,
+			(SELECT string_agg(CASE r WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r)) END, ', ') FROM unnest(p.polroles) r),
+			' USING (' || pg_get_expr(p.polqual, p.polrelid) || ')', ' WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')')]
+		|| nomp_crypt._comment(format('POLICY %I ON %s', p.polname, p.polrelid::regclass), obj_description(p.oid, 'pg_policy')), p.oid, NULL::text
+	FROM pg_policy p WHERE EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_policy'::regclass AND d.objid = p.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	ORDER BY p.polrelid, p.polname;
+
+	RETURN QUERY
+	SELECT 'trigger', format('%I on %s', t.tgname, t.tgrelid::regclass), 'recreated', NULL,
+		format('DROP TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass),
+		ARRAY[pg_get_triggerdef(t.oid)] || CASE WHEN t.tgenabled <> 'O' THEN
+			format('ALTER TABLE %s %s TRIGGER %I', t.tgrelid::regclass, nomp_crypt._enabled(t.tgenabled), t.tgname) END
+		|| nomp_crypt._comment(format('TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass), obj_description(t.oid, 'pg_trigger')), t.oid, NULL::text
+	FROM pg_trigger t WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_trigger'::regclass AND d.objid = t.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	ORDER BY t.tgrelid, t.tgname;
+
+	RETURN QUERY
+	SELECT 'publication', p.pubname::text, 'recreated', NULL,
+		format('ALTER PUBLICATION %I DROP TABLE %s', p.pubname, of_table),
+		ARRAY[format('ALTER PUBLICATION %I ADD TABLE %s%s%s', p.pubname, of_table,
+			(SELECT ' (' || string_agg(quote_ident(a.attname), ', ' ORDER BY u.place) || ')'
+			 FROM unnest(r.prattrs::int2[]) WITH ORDINALITY u(attnum, place)
+			 JOIN pg_attribute a ON a.attrelid = r.prrelid AND a.attnum = u.attnum),
+			' WHERE (' || pg_get_expr(r.prqual, r.prrelid) || ')')], r.oid, NULL::text
+	FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+	WHERE r.prrelid = of_table AND EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	ORDER BY p.pubname;
+
+	RETURN QUERY
+	SELECT 'function', p.oid::regprocedure::text, 'dropped', 'its body is bound to the column''s type',
+		format('DROP ROUTINE %s', p.oid::regprocedure), NULL::text[], p.oid, NULL::text
+	FROM pg_proc p WHERE EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	ORDER BY p.oid;
+
+	RETURN QUERY
+	SELECT 'generated column', a.attname::text, 'dropped', 'it is computed from the column, and would keep what it says',
+		format('ALTER TABLE %s DROP COLUMN %I', of_table, a.attname), NULL::text[], g.oid, NULL::text
+	FROM pg_attrdef g JOIN pg_attribute a ON a.attrelid = g.adrelid AND a.attnum = g.adnum
+	WHERE g.adrelid = of_table AND a.attgenerated <> '' AND EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_attrdef'::regclass AND d.objid = g.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	ORDER BY a.attnum;
+
+	RETURN QUERY
+	SELECT CASE n.contype WHEN 'f' THEN 'foreign key' WHEN 'c' THEN 'check constraint' WHEN 'p' THEN 'primary key'
+			WHEN 'u' THEN 'unique constraint' ELSE 'exclusion constraint' END,
+		format('%I on %s', n.conname, n.conrelid::regclass),
+		CASE WHEN n.contype = 'c' THEN 'recreated'
+			WHEN n.contype IN ('p', 'u') AND searchable IS DISTINCT FROM false THEN 'kept' ELSE 'dropped' END,
+		CASE WHEN n.contype = 'f' THEN 'both sides must be converted alike; then make it again'
+			WHEN n.contype IN ('p', 'u') AND searchable IS DISTINCT FROM false THEN NULL
+			WHEN n.contype <> 'c' THEN 'values that are not searchable cannot be told equal' END,
+		format('ALTER TABLE %s DROP CONSTRAINT %I', n.conrelid::regclass, n.conname),
+		CASE WHEN n.contype = 'c' THEN
+			ARRAY[format('ALTER TABLE %s ADD CONSTRAINT %I %s', n.conrelid::regclass, n.conname, pg_get_constraintdef(n.oid))]
+			|| nomp_crypt._comment(format('CONSTRAINT %I ON %s', n.conname, n.conrelid::regclass), obj_description(n.oid, 'pg_constraint')) END,
+		CASE WHEN n.contype IN ('p', 'u') THEN n.conindid ELSE n.oid END,
+		CASE WHEN n.contype = 'c' AND n.convalidated THEN format('ALTER TABLE %s VALIDATE CONSTRAINT %I', nomp_crypt._table_name(n.conrelid), n.conname) END
+	FROM pg_constraint n WHERE n.contype IN ('f', 'c', 'p', 'u', 'x') AND n.conparentid = 0 AND n.coninhcount = 0 AND EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_constraint'::regclass AND d.objid = n.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number)
+	-- what refers to a key goes before the key
+	ORDER BY n.contype <> 'f', n.conrelid, n.conname;
+
+	RETURN QUERY
+	SELECT 'index', i.indexrelid::regclass::text, x.fate,
+		CASE WHEN x.fate = 'dropped' THEN CASE WHEN x.key THEN 'values that are not searchable cannot be looked up'
+			ELSE 'it would have to hold decrypted values, or compare them' END END,
+		format('DROP INDEX %s', i.indexrelid::regclass), NULL::text[], i.indexrelid, NULL::text
+	FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam,
+		LATERAL (SELECT number = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS key,
+			-- what is left of its expressions without those that any value can answer
+			regexp_replace(coalesce(pg_get_expr(i.indexprs, i.indrelid), '') || ' ' || coalesce(pg_get_expr(i.indpred, i.indrelid), ''),
+				'\(' || regexp_replace(quote_ident(of_column), '([^[:alnum:]_])', '\\\1', 'g') || ' IS (NOT )?NULL\)', '', 'g') AS rest) u,
+		LATERAL (SELECT u.key, CASE
+			WHEN (u.key AND searchable IS NOT DISTINCT FROM false)
+				OR position(quote_ident(of_column) IN u.rest) > 0 THEN 'dropped'
+			WHEN u.key AND searchable AND (m.amname NOT IN ('btree', 'hash') OR EXISTS (
+				SELECT FROM unnest(i.indkey::int2[], i.indclass::oid[]) k(attnum, opclass) JOIN pg_opclass o ON o.oid = k.opclass
+				WHERE k.attnum = number AND NOT o.opcdefault)) THEN 'dropped'
+			ELSE 'kept' END AS fate) x
+	WHERE i.indrelid = of_table
+		AND NOT EXISTS (SELECT FROM pg_constraint n WHERE n.conindid = i.indexrelid AND n.contype IN ('p', 'u', 'x'))
+		AND (number = ANY (i.indkey::int2[]) OR EXISTS (
+			SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+			AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number))
+	ORDER BY i.indexrelid::regclass::text COLLATE "C";
+
+	RETURN QUERY
+	SELECT 'statistics', format('%I.%I', n.nspname, s.stxname),
+		CASE WHEN s.stxexprs IS NULL THEN 'kept' ELSE 'dropped' END,
+		CASE WHEN s.stxexprs IS NOT NULL THEN 'they may keep decrypted values' END,
+		format('DROP STATISTICS %I.%I', n.nspname, s.stxname), NULL::text[], s.oid, NULL::text
+	FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace
+	WHERE s.stxrelid = of_table AND (number = ANY (s.stxkeys::int2[]) OR EXISTS (
+		SELECT FROM pg_depend d WHERE d.classid = 'pg_statistic_ext'::regclass AND d.objid = s.oid
+		AND d.refclassid = 'pg_class'::regclass AND d.refobjid = of_table AND d.refobjsubid = number))
+	ORDER BY s.stxname;
+
+	RETURN QUERY
+	WITH RECURSIVE b AS (
+		SELECT a.atttypid AS oid FROM pg_attribute a WHERE a.attrelid = of_table AND a.attnum = number
+		UNION ALL SELECT t.typbasetype FROM b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd')
+	SELECT 'domain', b.oid::regtype::text, 'dropped', 'the type inside is encrypted, and the domain''s own constraints hold no longer',
+		NULL, NULL::text[], t.oid, NULL::text
+	FROM b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd' AND searchable IS NOT NULL
+		AND (t.typnotnull OR EXISTS (SELECT FROM pg_constraint n WHERE n.contypid = t.oid));
+
+	RETURN QUERY
+	SELECT 'default', pg_get_expr(e.adbin, e.adrelid), 'recreated', NULL,
+		format('ALTER TABLE %s ALTER COLUMN %I DROP DEFAULT', of_table, of_column),
+		ARRAY[format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', of_table, of_column, pg_get_expr(e.adbin, e.adrelid))], e.oid, NULL::text
+	FROM pg_attrdef e WHERE e.adrelid = of_table AND e.adnum = number;
+END
+$$;
+
+-- Drop what cannot stay while the column's type changes; what _put_back needs.
+-- Raises 2BP01 for what could not be made again, unless it shall be dropped.
+CREATE FUNCTION nomp_crypt._take_away(of_table regclass, of_column name, searchable boolean, drop_dependents boolean)
+RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	all_of_them jsonb;
+	lost text;
+	statement text;
+BEGIN
+	PERFORM set_config('search_path', 'pg_catalog, @extschema@, pg_temp', true);
+	SELECT coalesce(jsonb_agg(to_jsonb(d) ORDER BY d.ordinality), '[]') INTO all_of_them
+	FROM nomp_crypt._dependents(of_table, of_column, searchable) WITH ORDINALITY d WHERE d.fate <> 'kept';
+	SELECT string_agg(format('%s %s: %s', d ->> 'kind', d ->> 'object', d ->> 'reason'), chr(10)) INTO lost
+	FROM jsonb_array_elements(all_of_them) d WHERE d ->> 'fate' = 'dropped';
+	IF lost IS NOT NULL AND NOT drop_dependents THEN
+		RAISE EXCEPTION 'column "%" of relation % has dependents that cannot stay', of_column, of_table
+			USING ERRCODE = 'dependent_objects_still_exist', DETAIL = lost,
+			HINT = 'Drop them first, or repeat the call with drop_dependents => true; afterwards make them again as they shall be.';
+	END IF;
+	FOR statement IN SELECT d ->> 'drop_it' FROM jsonb_array_elements(all_of_them) d WHERE d ->> 'drop_it' IS NOT NULL LOOP
+		EXECUTE statement;
+	END LOOP;
+	RETURN all_of_them;
+END
+$$;
+
+-- Make it again, in the other order. What does not work with the new type is
+-- refused, with its own SQLSTATE, or left out if that was said.
+CREATE FUNCTION nomp_crypt._put_back(all_of_them jsonb, drop_dependents boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	item jsonb;
+	statement text;
+	state text;
+	message text;
+BEGIN
+	PERFORM set_config('search_path', 'pg_catalog, @extschema@, pg_temp', true);
+	FOR item IN SELECT d FROM jsonb_array_elements(all_of_them) WITH ORDINALITY e(d, n) ORDER BY n DESC LOOP
+		IF item ->> 'fate' = 'dropped' THEN
+			RAISE NOTICE '% % was dropped: %', item ->> 'kind', item ->> 'object', item ->> 'reason';
+			CONTINUE;
+		END IF;
+		BEGIN
+			FOR statement IN SELECT s FROM jsonb_array_elements_text(item -> 'make_it') s WHERE s IS NOT NULL LOOP
+				EXECUTE statement;
+			END LOOP;
+		EXCEPTION WHEN OTHERS THEN
+			GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+			IF NOT drop_dependents THEN
+				RAISE EXCEPTION '% % does not work with the new type: %', item ->> 'kind', item ->> 'object', message
+					USING ERRCODE = state,
+					HINT = 'Drop it first, or repeat the call with drop_dependents => true; afterwards make it again as it shall be.';
+			END IF;
+			RAISE NOTICE '% % was dropped: %', item ->> 'kind', item ->> 'object', message;
+		END;
+	END LOOP;
+END
+$$;
+
+-- The type that a column becomes, by name and as a modifier. Raises 22023, 0A000.
+CREATE FUNCTION nomp_crypt._encrypted_type(plain text, searchable boolean, normalise text,
+	OUT name text, OUT modifier int)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	flags text := concat_ws(' ', CASE WHEN searchable THEN 'searchable' END, normalise);
+BEGIN
+	modifier := @extschema@.encrypted_typmod_in((CASE WHEN flags = '' THEN ARRAY[plain] ELSE ARRAY[plain, flags] END)::cstring[]);
+	name := '@extschema@.encrypted' || @extschema@.encrypted_typmod_out(modifier)::text;
+END
+$$;
+
+-- Rows by what the tenant expression says where no value can be encrypted;
+-- with "of_what", an SQL expression over "t". Never the column's own value.
+CREATE FUNCTION nomp_crypt._unknown_schools(of_table regclass, of_column name, school text,
+	OUT tenant text, OUT "rows" bigint, OUT trouble text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+BEGIN
+	RETURN QUERY EXECUTE format('SELECT s.tenant, s.n, nomp_crypt._school_trouble(s.tenant, false)
+		FROM (SELECT %s AS tenant, count(*) AS n FROM %s t WHERE %I IS NOT NULL GROUP BY 1) s
+		WHERE nomp_crypt._school_trouble(s.tenant, false) IS NOT NULL ORDER BY s.n DESC, s.tenant', school, of_table, of_column);
+END
+$$;
+
+-- Refuse rows of no school. Raises 42704.
+CREATE FUNCTION nomp_crypt._require_schools(of_table regclass, of_column name, school text) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	n bigint;
+	examples text[];
+BEGIN
+	SELECT sum(u.rows), array_agg(format('%s: %s rows (%s)', coalesce(quote_literal(left(u.tenant, 100)), 'null'), u.rows, u.trouble))
+	INTO n, examples FROM nomp_crypt._unknown_schools(of_table, of_column, school) u;
+	IF n > 0 THEN
+		RAISE EXCEPTION 'column "%" of relation % has % rows for whose tenant nothing can be encrypted', of_column, of_table, n
+			USING ERRCODE = 'undefined_object',
+			DETAIL = format('By what the tenant expression gives: %s%s.', array_to_string(examples[:5], ', '),
+				CASE WHEN cardinality(examples) > 5 THEN format(', and %s more', cardinality(examples) - 5) ELSE '' END),
+			HINT = 'Create those tenants (nomp_crypt.create_tenant), grant the right "encrypt" in them, or correct the rows. Nothing was changed.';
+	END IF;
+END
+$$;
+
+-- The expression that gives a row's tenant, as it can be used where subqueries
+-- are not allowed: itself, or a call of a function that is made here.
+CREATE FUNCTION nomp_crypt._school_function(of_table regclass, school_expression text, columns text[], function_name text)
+RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	EXECUTE format('CREATE FUNCTION %s(%s) RETURNS text LANGUAGE sql STABLE AS %L', function_name,
+		(SELECT string_agg(format_type(a.atttypid, NULL), ', ' ORDER BY u.n) FROM unnest(columns) WITH ORDINALITY u(c, n)
+		 JOIN pg_attribute a ON a.attrelid = of_table AND a.attname = u.c),
+		format('SELECT %s FROM (SELECT %s) t', school_expression,
+			(SELECT string_agg(format('$%s AS %I', u.n, u.c), ', ' ORDER BY u.n) FROM unnest(columns) WITH ORDINALITY u(c, n))));
+	EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', function_name);
+	RETURN format('%s(%s)', function_name, (SELECT string_agg(quote_ident(c), ', ') FROM unnest(columns) c));
+END
+$$;
+
+-- The trigger that ties a row's values to its school, where there is none.
+CREATE FUNCTION nomp_crypt._install_enforcement(of_table regclass, school name) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = of_table AND t.tgfoid = 'nomp_crypt.enforce_tenant()'::regprocedure) THEN
+		EXECUTE format('CREATE TRIGGER nomp_crypt_tenant BEFORE INSERT OR UPDATE ON %s
+			FOR EACH ROW EXECUTE FUNCTION nomp_crypt.enforce_tenant(%L)', of_table, school);
+		EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER nomp_crypt_tenant', of_table);
+	END IF;
+END
+$$;
+
+-- encrypt_column without what convert_rewrite.c does.
+CREATE FUNCTION nomp_crypt._encrypt_column(of_table regclass, of_column name, school name, school_expression text,
+	columns text[], subquery boolean, searchable boolean, normalise text, drop_dependents boolean, enforce boolean)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	what record := nomp_crypt._convertible(of_table, of_column, false);
+	target record := nomp_crypt._encrypted_type(what.plain, searchable, normalise);
+	function_name text;
+	dependents jsonb;
+	encrypted bigint;
+BEGIN
+	EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', of_table);
+	PERFORM nomp_crypt._progress('encrypt_column', nomp_crypt._table_name(of_table), 'looking for unknown tenants', 'rows', 0, 0);
+	PERFORM nomp_crypt._require_schools(of_table, of_column, school_expression);
+	dependents := nomp_crypt._take_away(of_table, of_column, searchable, drop_dependents);
+	IF subquery THEN
+		function_name := (SELECT format('%I.%I', n.nspname, 'nomp_crypt_tenant_' || replace(gen_random_uuid()::text, '-', ''))
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = of_table);
+		school_expression := nomp_crypt._school_function(of_table, school_expression, columns, function_name);
+	END IF;
+	PERFORM nomp_crypt._progress('encrypt_column', nomp_crypt._table_name(of_table), 'rewriting the table', 'rows', 0, 0);
+	EXECUTE format('ALTER TABLE %s ALTER COLUMN %I TYPE %s USING nomp_crypt._encrypt_as(%I::%s, %s, %s)',
+		of_table, of_column, target.name, of_column, what.plain, school_expression, target.modifier);
+	IF subquery THEN
+		EXECUTE format('DROP FUNCTION %s', function_name);
+	END IF;
+	PERFORM nomp_crypt._put_back(dependents, drop_dependents);
+	IF enforce AND school IS NOT NULL THEN
+		PERFORM nomp_crypt._install_enforcement(of_table, school);
+	END IF;
+	EXECUTE format('SELECT count(%I) FROM %s', of_column, of_table) INTO encrypted;
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+	RETURN encrypted;
+END
+$$;
+
+-- A plain column becomes an encrypted one, each value for the tenant that the
+-- expression gives for its row: see convert_rewrite.c.
+CREATE FUNCTION nomp_crypt.encrypt_column(table_name regclass, column_name name, tenant_expression text,
+	searchable boolean DEFAULT false, normalise text DEFAULT NULL, drop_dependents boolean DEFAULT false,
+	enforce boolean DEFAULT true) RETURNS bigint
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_encrypt_column';
+
+-- An encrypted column becomes a plain one again. Values of erased tenants
+-- become null if that is said. Needs the right "decrypt" in all tenants that
+-- have values in it. The number of values that are plain now. Raises 2BP01,
+-- 42501, 42703, 42804, 42809, NC001 to NC005.
+CREATE FUNCTION nomp_crypt.decrypt_column(table_name regclass, column_name name, drop_dependents boolean DEFAULT false,
+	erased_to_null boolean DEFAULT false) RETURNS bigint
+LANGUAGE plpgsql VOLATILE STRICT
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	what record := nomp_crypt._convertible(table_name, column_name, true);
+	tenant record;
+	dependents jsonb;
+	decrypted bigint;
+BEGIN
+	EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', table_name);
+	PERFORM nomp_crypt._progress('decrypt_column', nomp_crypt._table_name(table_name), 'looking for tenants', 'rows', 0, 0);
+	FOR tenant IN EXECUTE format('SELECT i.tenant, i.state, count(*) AS n FROM %s t, LATERAL nomp_crypt.key_info(t.%I) i
+			WHERE t.%I IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2', table_name, column_name, column_name) LOOP
+		IF tenant.state = 'erased' AND NOT erased_to_null THEN
+			RAISE EXCEPTION 'column "%" of relation % has % values of tenant "%", which has been erased',
+				column_name, table_name, tenant.n, tenant.tenant USING ERRCODE = 'NC001',
+				HINT = 'They can never be read again. Repeat the call with erased_to_null => true to make them null.';
+		ELSIF tenant.state IS DISTINCT FROM 'erased' AND nomp_crypt._school_trouble(tenant.tenant, true) LIKE 'right%' THEN
+			RAISE EXCEPTION 'right "decrypt" missing for tenant "%", of which column "%" of relation % has % values',
+				tenant.tenant, column_name, table_name, tenant.n USING ERRCODE = 'insufficient_privilege',
+				HINT = format('SELECT nomp_crypt.grant_tenant(%L, %L, ''{decrypt}'');', tenant.tenant, current_user);
+		END IF;
+	END LOOP;
+	dependents := nomp_crypt._take_away(table_name, column_name, NULL, drop_dependents);
+	PERFORM nomp_crypt._progress('decrypt_column', nomp_crypt._table_name(table_name), 'rewriting the table', 'rows', 0, 0);
+	EXECUTE format('ALTER TABLE %1$s ALTER COLUMN %2$I TYPE %3$s USING %4$s%2$I::%3$s%5$s', table_name, column_name, what.plain,
+		CASE WHEN erased_to_null THEN format('CASE WHEN nomp_crypt.try_decrypt(%I) IS NOT NULL THEN ', column_name) END,
+		CASE WHEN erased_to_null THEN ' END' END);
+	PERFORM nomp_crypt._put_back(dependents, drop_dependents);
+	IF NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = table_name AND a.attnum > 0 AND NOT a.attisdropped
+			AND nomp_crypt._holds_values(a.atttypid))
+		AND EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = table_name AND t.tgname = 'nomp_crypt_tenant') THEN
+		EXECUTE format('DROP TRIGGER nomp_crypt_tenant ON %s', table_name);
+	END IF;
+	EXECUTE format('SELECT count(%I) FROM %s', column_name, table_name) INTO decrypted;
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+	RETURN decrypted;
+END
+$$;
+
+-- ---------------------------------------------------------------------------
+-- The inventory: what is encrypted, and since when on disk
+-- ---------------------------------------------------------------------------
+
+-- The last event of a column.
+CREATE FUNCTION nomp_crypt._last_event(of_table text, of_column name) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT h.event FROM nomp_crypt.column_history h WHERE h.table_name = $1 AND h.column_name = $2 ORDER BY h.at DESC LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._last_event(text, name) FROM PUBLIC;
+
+-- Definitions are seen by event triggers: a table that is made with an
+-- encrypted column, a column that is there later, or no longer, a rewrite.
+-- Whatever goes wrong in them is no reason to refuse somebody's definition: the
+-- column's past is then not known.
+CREATE FUNCTION nomp_crypt._notice_columns() RETURNS event_trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	WITH seen AS (
+		SELECT c.objid AS oid, c.command_tag <> 'ALTER TABLE' AS born, false AS rewritten
+		FROM pg_event_trigger_ddl_commands() c
+		WHERE tg_event = 'ddl_command_end' AND c.classid = 'pg_class'::regclass
+		UNION SELECT pg_event_trigger_table_rewrite_oid(), false, true WHERE tg_event = 'table_rewrite'),
+	relation AS (
+		SELECT s.*, nomp_crypt._table_name(r.oid) AS name FROM seen s JOIN pg_class r ON r.oid = s.oid
+		WHERE r.relkind IN ('r', 'm') AND r.relpersistence <> 't'),
+	encrypted AS (
+		SELECT r.*, a.attname FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid
+		WHERE a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)),
+	event AS (
+		SELECT e.name, e.attname, 'born' AS event FROM encrypted e WHERE e.born
+		UNION SELECT e.name, e.attname, 'converted' FROM encrypted e
+		WHERE NOT e.born AND coalesce(nomp_crypt._last_event(e.name, e.attname), 'gone') = 'gone'
+		UNION SELECT e.name, e.attname, 'rewritten' FROM encrypted e WHERE e.rewritten
+		UNION SELECT h.table_name, h.column_name, 'gone' FROM relation r JOIN nomp_crypt.column_history h ON h.table_name = r.name
+		WHERE NOT EXISTS (SELECT FROM encrypted e WHERE e.name = r.name AND e.attname = h.column_name)
+			AND nomp_crypt._last_event(h.table_name, h.column_name) <> 'gone')
+	INSERT INTO nomp_crypt.column_history (at, table_name, column_name, event, role)
+	SELECT clock_timestamp(), v.name, v.attname, v.event, nomp_crypt._acting_role() FROM event v ORDER BY v.event;
+EXCEPTION WHEN OTHERS THEN
+	NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._notice_columns() FROM PUBLIC;
+CREATE EVENT TRIGGER nomp_crypt_definitions ON ddl_command_end
+WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'CREATE MATERIALIZED VIEW', 'ALTER TABLE')
+EXECUTE FUNCTION nomp_crypt._notice_columns();
+ALTER EVENT TRIGGER nomp_crypt_definitions ENABLE ALWAYS;
+CREATE EVENT TRIGGER nomp_crypt_rewrites ON table_rewrite
+EXECUTE FUNCTION nomp_crypt._notice_columns();
+ALTER EVENT TRIGGER nomp_crypt_rewrites ENABLE ALWAYS;
+
+-- What is known of a column's past: since when nothing plain of it is in the
+-- table's files and the statistics, and what is missing if that is not known.
+CREATE FUNCTION nomp_crypt._column_past(of_table text, of_column name,
+	OUT since timestamptz, OUT known text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH h AS (SELECT h.event, h.at FROM nomp_crypt.column_history h
+			   WHERE (h.table_name = $1 AND h.column_name = $2) OR h.event = 'statistics'),
+		-- a table that was made anew under the name begins anew
+		b AS (SELECT coalesce(max(h.at) FILTER (WHERE h.event = 'born'), '-infinity') AS born,
+				max(h.at) FILTER (WHERE h.event IN ('converted', 'gone')) AS plain FROM h),
+		c AS (SELECT b.born, b.plain, min(h.at) FILTER (WHERE h.event = 'rewritten' AND h.at >= b.plain) AS files,
+				min(h.at) FILTER (WHERE h.event = 'statistics' AND h.at >= b.plain) AS statistics
+			  FROM b LEFT JOIN h ON true GROUP BY b.born, b.plain)
+	SELECT CASE WHEN c.plain IS NULL OR c.born > c.plain THEN nullif(c.born, '-infinity')
+			ELSE CASE WHEN c.files IS NOT NULL AND c.statistics IS NOT NULL THEN greatest(c.files, c.statistics) END END,
+		CASE WHEN c.plain IS NULL AND c.born = '-infinity' THEN 'unknown'
+			WHEN c.plain IS NULL OR c.born > c.plain THEN 'encrypted since its table was made'
+			WHEN c.files IS NULL THEN 'plain values may be left in the table''s files'
+			WHEN c.statistics IS NULL THEN 'plain values may be left in pg_statistic'
+			ELSE 'rewritten' END
+	FROM c
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._column_past(text, name) FROM PUBLIC;
+
+CREATE VIEW nomp_crypt.inventory AS
+SELECT nomp_crypt._table_name(c.oid) AS table_name, a.attname AS column_name,
+	format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
+	format_type(a.atttypid, a.atttypmod) ~ ', searchable' AS searchable,
+	CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint END AS rows_estimate,
+	s.school, s.schools_estimate,
+	CASE WHEN p.known <> 'unknown' AND p.since IS NOT NULL THEN p.since END AS encrypted_on_disk_since,
+	p.known AS state,
+	CASE WHEN p.known = 'rewritten' THEN p.since + nomp_crypt._backup_retention() END AS backups_with_plaintext_until
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
+	LATERAL nomp_crypt._column_past(nomp_crypt._table_name(c.oid), a.attname) p
+	LEFT JOIN LATERAL (
+		SELECT k.attname AS school, CASE WHEN d.n_distinct >= 0 THEN d.n_distinct ELSE -d.n_distinct * c.reltuples END::bigint AS schools_estimate
+		FROM pg_trigger t JOIN pg_attribute k ON k.attrelid = c.oid AND k.attname = rtrim(encode(t.tgargs, 'escape'), '\000')
+		LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
+		LEFT JOIN pg_stats d ON d.schemaname = n.nspname AND d.tablename = c.relname AND d.attname = k.attname
+		WHERE t.tgrelid = c.oid AND t.tgfoid = 'nomp_crypt.enforce_tenant()'::regprocedure LIMIT 1) s ON true
+WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND nomp_crypt._holds_values(a.atttypid);
+COMMENT ON VIEW nomp_crypt.inventory IS 'one row per encrypted column of a table, partition or materialized view';
+GRANT EXECUTE ON FUNCTION nomp_crypt._column_past(text, name), nomp_crypt._backup_retention() TO pg_monitor;
+GRANT SELECT ON nomp_crypt.inventory TO pg_monitor;
+
+-- The exact numbers: values of a column by tenant. Needs no key; SELECT on the
+-- column.
+CREATE FUNCTION nomp_crypt.column_tenants(table_name regclass, column_name name,
+	OUT tenant text, OUT "values" bigint) RETURNS SETOF record
+LANGUAGE plpgsql STABLE STRICT SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+BEGIN
+	RETURN QUERY EXECUTE format('SELECT nomp_crypt.tenant_of(t.%1$I), count(*) FROM %2$s t WHERE t.%1$I IS NOT NULL GROUP BY 1 ORDER BY 1',
+		column_name, table_name);
+END
+$$;
+
+-- The steps of rewrite_table, for the table's owner: must its files be
+-- rewritten, by what is on record? That they were. Raises 42501, 42809.
+CREATE FUNCTION nomp_crypt._needs_rewrite(of_table regclass, force boolean) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._require_table_owner(of_table);
+	RETURN force OR EXISTS (SELECT FROM pg_attribute a, LATERAL nomp_crypt._column_past(nomp_crypt._table_name(of_table), a.attname) p
+		WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
+			AND p.known IN ('unknown', 'plain values may be left in the table''s files'));
+END
+$$;
+CREATE FUNCTION nomp_crypt._note_rewrite(of_table regclass) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	INSERT INTO nomp_crypt.column_history (at, table_name, column_name, event, role)
+	SELECT clock_timestamp(), nomp_crypt._table_name($1), a.attname, e.event, nomp_crypt._acting_role()
+	FROM (VALUES ('converted'), ('rewritten')) e(event) CROSS JOIN pg_attribute a
+	WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
+		AND (e.event = 'rewritten' OR coalesce(nomp_crypt._last_event(nomp_crypt._table_name($1), a.attname), 'gone') = 'gone')
+	ORDER BY e.event
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._note_rewrite(regclass) FROM PUBLIC;
+-- The same for the statistics, of which there is one set for all tables.
+CREATE FUNCTION nomp_crypt._needs_statistics(of_table regclass) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._require_table_owner(of_table);
+	RETURN EXISTS (SELECT FROM (SELECT of_table AS relid UNION SELECT p.relid FROM pg_partition_tree(of_table) p) t
+		JOIN pg_attribute a ON a.attrelid = t.relid AND a.attnum > 0 AND NOT a.attisdropped,
+		LATERAL nomp_crypt._column_past(nomp_crypt._table_name(t.relid), a.attname) p
+		WHERE nomp_crypt._holds_values(a.atttypid) AND p.known = 'plain values may be left in pg_statistic');
+END
+$$;
+CREATE FUNCTION nomp_crypt._note_statistics(of_table regclass, since timestamptz) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF nomp_crypt._needs_statistics(of_table) THEN
+		INSERT INTO nomp_crypt.column_history (at, table_name, column_name, event, role)
+		VALUES (since, '', '', 'statistics', nomp_crypt._acting_role());
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._note_statistics(regclass, timestamptz) FROM PUBLIC;
+
+-- No plain value of converted columns is left in a table's files, nor in the
+-- statistics: see convert_files.c. Locks the table for as long as it takes.
+CREATE PROCEDURE nomp_crypt.rewrite_table(table_name regclass, force boolean DEFAULT false,
+	lock_timeout interval DEFAULT '2 seconds', tries int DEFAULT 60, patience interval DEFAULT '1 hour')
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_rewrite_table';
+
+-- ---------------------------------------------------------------------------
+-- The same while others write: an encrypted copy beside the plain column, kept
+-- in step by a trigger, takes its place in the end.
+-- ---------------------------------------------------------------------------
+
+-- One row per conversion; "after" is what remains to be done after the swap.
+CREATE TABLE nomp_crypt.conversion (
+	uuid			uuid PRIMARY KEY,
+	table_name		text NOT NULL,
+	column_name		name NOT NULL,
+	shadow			name NOT NULL,
+	plain_type		text NOT NULL,
+	type			text NOT NULL,
+	modifier		int NOT NULL,
+	tenant_expression text NOT NULL,
+	school			name,
+	columns			text[] NOT NULL,
+	drop_dependents	boolean NOT NULL,
+	enforce			boolean NOT NULL,
+	role			name NOT NULL,
+	state			text NOT NULL DEFAULT 'begun' CHECK (state IN ('begun', 'filling', 'swapped', 'done', 'cancelled')),
+	after			text[] NOT NULL DEFAULT '{}',
+	started_at		timestamptz NOT NULL DEFAULT clock_timestamp(),
+	swapped_at		timestamptz,
+	ended_at		timestamptz
+);
+COMMENT ON TABLE nomp_crypt.conversion IS 'tables that are, or were, converted while others wrote to them';
+CREATE UNIQUE INDEX conversion_one_per_column ON nomp_crypt.conversion (table_name, column_name)
+WHERE state NOT IN ('done', 'cancelled');
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.conversion', '');
+
+-- What belongs to a conversion is named after its first eight digits.
+CREATE FUNCTION nomp_crypt._conversion_name(conversion uuid, what text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT 'nomp_crypt_' || left($1::text, 8) || '_' || $2
+$$;
+-- In the table's schema.
+CREATE FUNCTION nomp_crypt._conversion_object(of_table regclass, conversion uuid, what text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT format('%I.%I', n.nspname, nomp_crypt._conversion_name($2, $3))
+	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1
+$$;
+
+-- For convert_row.c, which asks as a superuser.
+CREATE FUNCTION nomp_crypt._conversion_facts(conversion uuid, OUT "table" oid, OUT column_name name, OUT shadow name,
+	OUT modifier int, OUT school name, OUT function oid, OUT columns text[], OUT role oid, OUT sequence oid) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT t.oid, c.column_name, c.shadow, c.modifier, c.school,
+		to_regproc(nomp_crypt._conversion_object(t.oid, c.uuid, 'tenant'))::oid, c.columns, r.oid,
+		to_regclass(nomp_crypt._conversion_object(t.oid, c.uuid, 'missed'))::oid
+	FROM nomp_crypt.conversion c, to_regclass(c.table_name) t, pg_roles r
+	WHERE c.uuid = $1 AND c.state = 'filling' AND r.rolname = c.role
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._conversion_facts(uuid) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._convert_row() RETURNS trigger
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_convert_row';
+
+-- The conversion of a column that is under way, or of that uuid, for the
+-- table's owner. Raises 42501.
+CREATE FUNCTION nomp_crypt._conversion_of(of_table regclass, of_column name) RETURNS nomp_crypt.conversion
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._require_table_owner(of_table);
+	RETURN (SELECT c FROM nomp_crypt.conversion c WHERE c.table_name = nomp_crypt._table_name(of_table)
+		AND c.column_name = of_column AND c.state NOT IN ('done', 'cancelled'));
+END
+$$;
+CREATE FUNCTION nomp_crypt._conversion(conversion uuid) RETURNS nomp_crypt.conversion
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.conversion := (SELECT v FROM nomp_crypt.conversion v WHERE v.uuid = conversion);
+BEGIN
+	IF c.uuid IS NULL OR to_regclass(c.table_name) IS NULL THEN
+		RAISE EXCEPTION 'the conversion, or its table, does not exist any more' USING ERRCODE = 'undefined_object';
+	END IF;
+	PERFORM nomp_crypt._require_table_owner(to_regclass(c.table_name));
+	RETURN c;
+END
+$$;
+
+-- Begin one. It is the caller's: nobody can begin one for another role.
+CREATE FUNCTION nomp_crypt._conversion_begin(of_table regclass, of_column name, shadow name, plain_type text, type text,
+	modifier int, tenant_expression text, school name, columns text[], drop_dependents boolean, enforce boolean) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	new_conversion uuid := gen_random_uuid();
+BEGIN
+	PERFORM nomp_crypt._require_table_owner(of_table);
+	INSERT INTO nomp_crypt.conversion (uuid, table_name, column_name, shadow, plain_type, type, modifier, tenant_expression,
+		school, columns, drop_dependents, enforce, role)
+	VALUES (new_conversion, nomp_crypt._table_name(of_table), of_column, shadow, plain_type, type, modifier, tenant_expression,
+		school, columns, drop_dependents, enforce, nomp_crypt._acting_role());
+	RETURN new_conversion;
+END
+$$;
+
+-- The next state, in which something remains to be done perhaps; for the
+-- table's owner.
+CREATE FUNCTION nomp_crypt._conversion_state(conversion uuid, state text, after text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._conversion(conversion);
+	UPDATE nomp_crypt.conversion c SET state = _conversion_state.state, after = coalesce(_conversion_state.after, c.after),
+		swapped_at = CASE WHEN _conversion_state.state = 'swapped' THEN coalesce(c.swapped_at, clock_timestamp()) ELSE c.swapped_at END,
+		ended_at = CASE WHEN _conversion_state.state IN ('done', 'cancelled') THEN clock_timestamp() END
+	WHERE c.uuid = conversion;
+END
+$$;
+
+-- Tables whose new column a subscriber would miss.
+CREATE FUNCTION nomp_crypt._publications(of_table regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT string_agg(quote_ident(p.pubname), ', ' ORDER BY p.pubname) FROM pg_publication p
+	WHERE EXISTS (SELECT FROM (SELECT $1 AS oid UNION SELECT t.relid FROM pg_partition_tree($1) t
+							   UNION SELECT a.relid FROM pg_partition_ancestors($1) a) r
+		JOIN pg_class c ON c.oid = r.oid
+		WHERE p.puballtables
+			OR EXISTS (SELECT FROM pg_publication_rel u WHERE u.prpubid = p.oid AND u.prrelid = c.oid AND u.prattrs IS NULL)
+			OR EXISTS (SELECT FROM pg_publication_namespace u WHERE u.pnpubid = p.oid AND u.pnnspid = c.relnamespace))
+$$;
+
+-- See whether it can be done, and put it on record; or the conversion that is
+-- under way. Refuses what encrypt_column refuses, and 0A000.
+CREATE FUNCTION nomp_crypt._online_begin(of_table regclass, of_column name, school name, school_expression text,
+	columns text[], searchable boolean, normalise text, drop_dependents boolean, enforce boolean) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion_of(of_table, of_column);
+	what record;
+	target record;
+	lost text;
+BEGIN
+	IF c.uuid IS NOT NULL THEN
+		IF c.role <> current_user THEN
+			RAISE EXCEPTION 'the conversion of column "%" of relation % was begun by role "%"', of_column, of_table, c.role
+				USING ERRCODE = 'insufficient_privilege', HINT = 'Go on as that role, or CALL nomp_crypt.cancel_conversion().';
+		END IF;
+		RAISE NOTICE 'going on with the conversion of column "%" of relation %', of_column, of_table
+			USING HINT = 'Whose a row is, the type and the options are as they were given then.';
+		RETURN c.uuid;
+	END IF;
+	what := nomp_crypt._convertible(of_table, of_column, false);
+	target := nomp_crypt._encrypted_type(what.plain, searchable, normalise);
+	IF EXISTS (SELECT FROM pg_inherits i JOIN pg_class r ON r.oid = i.inhparent WHERE i.inhparent = of_table AND r.relkind = 'r') THEN
+		RAISE EXCEPTION 'relation % has children that inherit from it', of_table USING ERRCODE = 'feature_not_supported',
+			HINT = 'Convert it by nomp_crypt.encrypt_column.';
+	ELSIF nomp_crypt._publications(of_table) IS NOT NULL THEN
+		RAISE EXCEPTION 'relation % is published with all its columns, and subscribers would miss the new one', of_table
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = format('Publications: %s.', nomp_crypt._publications(of_table)),
+			HINT = 'Give the publications a list of columns, or convert the table by nomp_crypt.encrypt_column, there too.';
+	ELSIF EXISTS (SELECT FROM pg_class r WHERE r.oid = of_table AND r.relkind = 'p') AND EXISTS (
+		SELECT FROM nomp_crypt._dependents(of_table, of_column, searchable) d
+		WHERE d.fate = 'kept' AND d.kind IN ('index', 'primary key', 'unique constraint')) THEN
+		RAISE EXCEPTION 'column "%" of partitioned table % has indexes, which cannot be built while others write', of_column, of_table
+			USING ERRCODE = 'feature_not_supported',
+			HINT = 'Drop them first and make them again afterwards, or convert the table by nomp_crypt.encrypt_column.';
+	END IF;
+	SELECT string_agg(format('%s %s: %s', d.kind, d.object, d.reason), chr(10)) INTO lost
+	FROM nomp_crypt._dependents(of_table, of_column, searchable) d WHERE d.fate = 'dropped';
+	IF lost IS NOT NULL AND NOT drop_dependents THEN
+		RAISE EXCEPTION 'column "%" of relation % has dependents that cannot stay', of_column, of_table
+			USING ERRCODE = 'dependent_objects_still_exist', DETAIL = lost,
+			HINT = 'Drop them first, or repeat the call with drop_dependents => true; afterwards make them again as they shall be.';
+	END IF;
+	PERFORM nomp_crypt._require_schools(of_table, of_column, school_expression);
+	RETURN nomp_crypt._conversion_begin(of_table, of_column, left(of_column, 50) || '_nomp_crypt', what.plain, target.name,
+		target.modifier, school_expression, school, columns, drop_dependents, enforce);
+END
+$$;
+
+-- The column beside it and what keeps it in step, in one short transaction.
+CREATE FUNCTION nomp_crypt._online_prepare(conversion uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+	of_table regclass := c.table_name::regclass;
+	trigger_name text;
+BEGIN
+	EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', of_table, c.shadow, c.type);
+	EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', of_table, c.shadow, 'made by nomp_crypt.encrypt_column_online, see nomp_crypt.conversion');
+	EXECUTE format('CREATE SEQUENCE %s', nomp_crypt._conversion_object(of_table, conversion, 'missed'));
+	IF c.school IS NULL THEN
+		PERFORM nomp_crypt._school_function(of_table, c.tenant_expression, c.columns,
+			nomp_crypt._conversion_object(of_table, conversion, 'tenant'));
+	END IF;
+	-- triggers fire in the order of their names
+	FOREACH trigger_name IN ARRAY CASE WHEN EXISTS (
+			SELECT FROM pg_trigger t WHERE t.tgrelid = of_table AND t.tgfoid = 'nomp_crypt.enforce_tenant()'::regprocedure)
+		THEN ARRAY['!', '~'] ELSE ARRAY['~'] END LOOP
+		EXECUTE format('CREATE TRIGGER %I BEFORE INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION nomp_crypt._convert_row(%L%s)',
+			trigger_name || nomp_crypt._conversion_name(conversion, 'step'), of_table, conversion, CASE trigger_name WHEN '!' THEN ', ''clear''' END);
+		EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', of_table, trigger_name || nomp_crypt._conversion_name(conversion, 'step'));
+	END LOOP;
+	PERFORM nomp_crypt._conversion_state(conversion, 'filling', NULL);
+END
+$$;
+
+-- Whatever of the table's triggers could keep ours from having the last word,
+-- as it is now. Raises 55000 if one does.
+CREATE FUNCTION nomp_crypt._online_triggers(conversion uuid) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+	of_table regclass := c.table_name::regclass;
+	ours text := '~' || nomp_crypt._conversion_name(conversion, 'step');
+	trouble text;
+	mark text;
+BEGIN
+	SELECT string_agg(format('trigger %I on %s fires after it', t.tgname, t.tgrelid::regclass), ', ') INTO trouble
+	FROM pg_trigger t WHERE t.tgtype & 3 = 3 AND t.tgtype & 20 <> 0 AND t.tgname > ours COLLATE "C" AND t.tgname NOT LIKE '~nomp\_crypt\_%'
+		AND t.tgrelid IN (SELECT of_table UNION SELECT p.relid FROM pg_partition_tree(of_table) p);
+	SELECT coalesce(trouble, string_agg(format('on %s it is missing or disabled', r.oid), ', ')) INTO trouble
+	FROM (SELECT of_table AS oid UNION SELECT p.relid FROM pg_partition_tree(of_table) p) r
+	WHERE NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = r.oid AND t.tgname = ours AND t.tgenabled = 'A');
+	IF trouble IS NOT NULL THEN
+		RAISE EXCEPTION 'the trigger that keeps the encrypted column in step does not have the last word: %', trouble
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Rename or drop such triggers for the time of the conversion, or CALL nomp_crypt.cancel_conversion().';
+	END IF;
+	SELECT string_agg(concat_ws(' ', t.oid, t.xmin, t.tgenabled), ',' ORDER BY t.oid) INTO mark FROM pg_trigger t
+	WHERE t.tgtype & 3 = 3 AND t.tgrelid IN (SELECT of_table UNION SELECT p.relid FROM pg_partition_tree(of_table) p);
+	RETURN mark;
+END
+$$;
+
+-- How often the trigger could not make a copy.
+CREATE FUNCTION nomp_crypt._online_missed(conversion uuid) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	missed bigint;
+BEGIN
+	EXECUTE format('SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM %s', nomp_crypt._conversion_object(
+		(nomp_crypt._conversion(conversion)).table_name::regclass, conversion, 'missed')) INTO missed;
+	RETURN missed;
+END
+$$;
+
+-- Every row, decrypted and compared, in one snapshot: where the copy is
+-- missing or says something else, by block.
+CREATE FUNCTION nomp_crypt._online_wrong(conversion uuid, OUT relation oid, OUT block bigint, OUT "rows" bigint) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+BEGIN
+	RETURN QUERY EXECUTE format('SELECT t.tableoid, (t.ctid::text::point)[0]::bigint, count(*) FROM %s t
+		WHERE NOT nomp_crypt._says_the_same(t.%I::%s, t.%I, %s, %s) GROUP BY 1, 2 ORDER BY 1, 2 LIMIT 10000',
+		c.table_name, c.column_name, c.plain_type, c.shadow,
+		CASE WHEN c.school IS NOT NULL THEN c.tenant_expression ELSE format('%s(%s)',
+			nomp_crypt._conversion_object(c.table_name::regclass, conversion, 'tenant'),
+			(SELECT string_agg(format('t.%I', u), ', ') FROM unnest(c.columns) u)) END, c.modifier);
+END
+$$;
+
+-- What an index would be on another column, under another name.
+CREATE FUNCTION nomp_crypt._index_on(index_oid oid, of_column name, other name, new_name text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT format('CREATE %sINDEX CONCURRENTLY %I ON %s USING %I (%s)%s%s%s%s%s',
+		CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END, $4, nomp_crypt._table_name(i.indrelid), m.amname,
+		string_agg(k.item || k.options, ', ' ORDER BY k.n) FILTER (WHERE k.n <= i.indnkeyatts),
+		' INCLUDE (' || string_agg(k.item, ', ' ORDER BY k.n) FILTER (WHERE k.n > i.indnkeyatts) || ')',
+		CASE WHEN i.indnullsnotdistinct THEN ' NULLS NOT DISTINCT' END,
+		(SELECT ' WITH (' || string_agg(format('%I = %L', o.option_name, o.option_value), ', ') || ')' FROM pg_options_to_table(c.reloptions) o),
+		(SELECT format(' TABLESPACE %I', s.spcname) FROM pg_tablespace s WHERE s.oid = c.reltablespace),
+		' WHERE ' || replace(pg_get_expr(i.indpred, i.indrelid), quote_ident($2) || ' IS ', quote_ident($3) || ' IS '))
+	FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam,
+		LATERAL (SELECT n, CASE WHEN a.attname = $2 THEN quote_ident($3) ELSE pg_get_indexdef(i.indexrelid, n::int, false) END AS item,
+			CASE WHEN a.attname = $2 THEN '' ELSE coalesce((SELECT format(' COLLATE %I.%I', ns.nspname, co.collname) FROM pg_collation co
+				JOIN pg_namespace ns ON ns.oid = co.collnamespace WHERE co.oid = i.indcollation[n - 1] AND co.collname <> 'default'), '')
+				|| coalesce((SELECT format(' %I.%I', ns.nspname, op.opcname) FROM pg_opclass op JOIN pg_namespace ns ON ns.oid = op.opcnamespace
+				WHERE op.oid = i.indclass[n - 1] AND NOT op.opcdefault), '') END
+			|| CASE WHEN m.amname <> 'btree' OR n > i.indnkeyatts THEN '' ELSE
+				CASE WHEN i.indoption[n - 1] & 1 = 1 THEN ' DESC' ELSE '' END
+				|| CASE WHEN i.indoption[n - 1] & 2 = 2 THEN ' NULLS FIRST' ELSE ' NULLS LAST' END END AS options
+			FROM generate_series(1, i.indnatts) n LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[n - 1]) k
+	WHERE i.indexrelid = $1
+	GROUP BY i.indexrelid, i.indisunique, i.indrelid, m.amname, i.indnullsnotdistinct, c.reloptions, c.reltablespace, i.indpred, i.indnkeyatts
+$$;
+
+-- The indexes that stay, by the index of the plain column.
+CREATE FUNCTION nomp_crypt._online_indexes(conversion uuid, OUT old oid, OUT new_name text, OUT new oid, OUT valid boolean)
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+BEGIN
+	RETURN QUERY
+	SELECT d.id, n.name, i.indexrelid, i.indisvalid
+	FROM nomp_crypt._dependents(c.table_name::regclass, c.column_name, c.type ~ ', searchable') d,
+		LATERAL (SELECT nomp_crypt._conversion_name(conversion, left(md5(d.object), 8))) n(name)
+		LEFT JOIN pg_index i ON i.indexrelid = to_regclass(format('%I.%I', (SELECT ns.nspname FROM pg_class t
+			JOIN pg_namespace ns ON ns.oid = t.relnamespace WHERE t.oid = c.table_name::regclass), n.name))
+	WHERE d.fate = 'kept' AND d.kind IN ('index', 'primary key', 'unique constraint');
+END
+$$;
+
+-- The next statement that builds one of them, or drops what was left of an
+-- attempt; NULL if there is none.
+CREATE FUNCTION nomp_crypt._online_next_index(conversion uuid) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+BEGIN
+	RETURN (SELECT CASE WHEN i.new IS NULL THEN nomp_crypt._index_on(i.old, c.column_name, c.shadow, i.new_name)
+			ELSE format('DROP INDEX CONCURRENTLY %s', nomp_crypt._table_name(i.new)) END
+		FROM nomp_crypt._online_indexes(conversion) i WHERE i.valid IS NOT TRUE ORDER BY i.old LIMIT 1);
+END
+$$;
+
+-- Take the trigger and its kin away.
+CREATE FUNCTION nomp_crypt._online_clear(c nomp_crypt.conversion, of_table regclass) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', '~' || nomp_crypt._conversion_name(c.uuid, 'step'), of_table);
+	IF EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = of_table AND t.tgname = '!' || nomp_crypt._conversion_name(c.uuid, 'step')) THEN
+		EXECUTE format('DROP TRIGGER %I ON %s', '!' || nomp_crypt._conversion_name(c.uuid, 'step'), of_table);
+	END IF;
+	IF to_regproc(nomp_crypt._conversion_object(of_table, c.uuid, 'tenant')) IS NOT NULL THEN
+		EXECUTE format('DROP FUNCTION %s', nomp_crypt._conversion_object(of_table, c.uuid, 'tenant'));
+	END IF;
+	EXECUTE format('DROP SEQUENCE %s', nomp_crypt._conversion_object(of_table, c.uuid, 'missed'));
+END
+$$;
+
+-- The encrypted column takes the place of the plain one. False if copies could
+-- not be made since "missed", or triggers have changed since "triggers": then
+-- all must be looked at again.
+CREATE FUNCTION nomp_crypt._online_swap(conversion uuid, missed bigint, triggers text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+	of_table regclass := c.table_name::regclass;
+	a pg_attribute;
+	what record;
+	comment_on text;
+	dependents jsonb;
+	stays jsonb;
+	item jsonb;
+	after text[] := '{}';
+	statement text;
+BEGIN
+	EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', of_table);
+	IF nomp_crypt._online_missed(conversion) <> missed OR nomp_crypt._online_triggers(conversion) <> triggers THEN
+		RETURN false;
+	END IF;
+	what := nomp_crypt._convertible(of_table, c.column_name, false);
+	IF what.plain <> c.plain_type THEN
+		RAISE EXCEPTION 'column "%" of relation % was % when its conversion began, and is % now', c.column_name, of_table, c.plain_type, what.plain
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'CALL nomp_crypt.cancel_conversion(), and begin anew.';
+	END IF;
+	SELECT r.* INTO a FROM pg_attribute r WHERE r.attrelid = of_table AND r.attname = c.column_name;
+	comment_on := col_description(of_table, a.attnum);
+	-- indexes and constraints that were built beside, with what belongs to them
+	IF EXISTS (SELECT FROM nomp_crypt._online_indexes(conversion) i WHERE i.valid IS NOT TRUE) THEN
+		RAISE EXCEPTION 'relation % has indexes on column "%" that were made since', of_table, c.column_name
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Repeat the call: it goes on where it was.';
+	END IF;
+	SELECT coalesce(jsonb_agg(jsonb_build_object('new', nomp_crypt._table_name(i.new), 'name', r.relname,
+		'constraint', n.conname, 'kind', CASE n.contype WHEN 'p' THEN 'PRIMARY KEY' ELSE 'UNIQUE' END,
+		'timing', CASE WHEN n.condeferrable THEN ' DEFERRABLE' || CASE WHEN n.condeferred THEN ' INITIALLY DEFERRED' ELSE '' END ELSE '' END,
+		'comment', coalesce(obj_description(n.oid, 'pg_constraint'), obj_description(i.old, 'pg_class')),
+		'replident', x.indisreplident, 'clustered', x.indisclustered) ORDER BY i.old), '[]') INTO stays
+	FROM nomp_crypt._online_indexes(conversion) i JOIN pg_class r ON r.oid = i.old JOIN pg_index x ON x.indexrelid = i.old
+	LEFT JOIN pg_constraint n ON n.conindid = i.old AND n.contype IN ('p', 'u');
+	SELECT stays || coalesce(jsonb_agg(jsonb_build_object('statistics', pg_get_statisticsobjdef(d.id))), '[]') INTO stays
+	FROM nomp_crypt._dependents(of_table, c.column_name, NULL) d WHERE d.kind = 'statistics' AND d.fate = 'kept';
+	PERFORM nomp_crypt._online_clear(c, of_table);
+	dependents := nomp_crypt._take_away(of_table, c.column_name, c.type ~ ', searchable', c.drop_dependents);
+	EXECUTE format('ALTER TABLE %s DROP COLUMN %I', of_table, c.column_name);
+	EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', of_table, c.shadow, c.column_name);
+	FOR item IN SELECT j FROM jsonb_array_elements(stays) j LOOP
+		IF item ? 'statistics' THEN
+			EXECUTE item ->> 'statistics';
+			CONTINUE;
+		END IF;
+		EXECUTE format('ALTER INDEX %s RENAME TO %I', item ->> 'new', item ->> 'name');
+		IF item ->> 'constraint' IS NOT NULL THEN
+			EXECUTE format('ALTER TABLE %s ADD CONSTRAINT %I %s USING INDEX %I%s', of_table, item ->> 'constraint', item ->> 'kind',
+				item ->> 'name', item ->> 'timing');
+		END IF;
+		IF (item ->> 'replident')::boolean THEN
+			EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', of_table, item ->> 'name');
+		END IF;
+		IF (item ->> 'clustered')::boolean THEN
+			EXECUTE format('ALTER TABLE %s CLUSTER ON %I', of_table, item ->> 'name');
+		END IF;
+		FOREACH statement IN ARRAY CASE WHEN item ->> 'constraint' IS NULL
+			THEN nomp_crypt._comment(format('INDEX %s.%I', (SELECT quote_ident(n.nspname) FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace WHERE r.oid = of_table), item ->> 'name'), item ->> 'comment')
+			ELSE nomp_crypt._comment(format('CONSTRAINT %I ON %s', item ->> 'constraint', of_table), item ->> 'comment') END LOOP
+			EXECUTE statement;
+		END LOOP;
+	END LOOP;
+	-- not null is looked at row by row after the swap, under a weaker lock
+	IF a.attnotnull AND NOT EXISTS (SELECT FROM pg_attribute r WHERE r.attrelid = of_table AND r.attname = c.column_name AND r.attnotnull) THEN
+		statement := nomp_crypt._conversion_name(conversion, 'not_null');
+		EXECUTE format('ALTER TABLE %s ADD CONSTRAINT %I CHECK (%I IS NOT NULL) NOT VALID', of_table, statement, c.column_name);
+		after := ARRAY[format('ALTER TABLE %s VALIDATE CONSTRAINT %I', of_table, statement),
+			format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL, DROP CONSTRAINT %I', of_table, c.column_name, statement)];
+	END IF;
+	-- and so are check constraints
+	SELECT coalesce(jsonb_agg(CASE WHEN d ->> 'kind' = 'check constraint' AND d ->> 'fate' = 'recreated' THEN
+			jsonb_set(d, '{make_it,0}', to_jsonb(regexp_replace(d -> 'make_it' ->> 0, ' NOT VALID$', '') || ' NOT VALID')) ELSE d END ORDER BY n), '[]'),
+		after || coalesce(array_agg(d ->> 'validate_it' ORDER BY n) FILTER (WHERE d ->> 'fate' = 'recreated' AND d ->> 'validate_it' IS NOT NULL), '{}')
+	INTO dependents, after FROM jsonb_array_elements(dependents) WITH ORDINALITY e(d, n);
+	PERFORM nomp_crypt._put_back(dependents, c.drop_dependents);
+	EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', of_table, c.column_name, comment_on);
+	IF a.attstattarget >= 0 THEN
+		EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', of_table, c.column_name, a.attstattarget);
+	END IF;
+	FOREACH statement IN ARRAY nomp_crypt._grants(of_table, a.attacl, c.column_name) LOOP
+		EXECUTE statement;
+	END LOOP;
+	IF c.enforce AND c.school IS NOT NULL THEN
+		PERFORM nomp_crypt._install_enforcement(of_table, c.school);
+	END IF;
+	PERFORM nomp_crypt._conversion_state(conversion, 'swapped', after);
+	RETURN true;
+END
+$$;
+
+-- One of the things that remain after the swap; false if nothing does.
+CREATE FUNCTION nomp_crypt._online_after(conversion uuid) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+BEGIN
+	IF c.role <> current_user THEN
+		RAISE EXCEPTION 'the conversion was begun by role "%"', c.role USING ERRCODE = 'insufficient_privilege';
+	ELSIF cardinality(c.after) = 0 THEN
+		PERFORM nomp_crypt._conversion_state(conversion, 'done', NULL);
+		RETURN false;
+	END IF;
+	EXECUTE c.after[1];
+	PERFORM nomp_crypt._conversion_state(conversion, c.state, c.after[2:]);
+	RETURN true;
+END
+$$;
+
+-- Everything as it was.
+CREATE FUNCTION nomp_crypt._online_cancel(conversion uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.conversion := nomp_crypt._conversion(conversion);
+	of_table regclass := c.table_name::regclass;
+BEGIN
+	IF c.state = 'filling' THEN
+		PERFORM nomp_crypt._online_clear(c, of_table);
+		EXECUTE format('ALTER TABLE %s DROP COLUMN %I', of_table, c.shadow);
+	ELSIF c.state <> 'begun' THEN
+		RAISE EXCEPTION 'the conversion of column "%" of relation % has been done', c.column_name, of_table
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'nomp_crypt.decrypt_column makes the column plain again.';
+	END IF;
+	PERFORM nomp_crypt._conversion_state(conversion, 'cancelled', NULL);
+END
+$$;
+
+-- A plain column becomes an encrypted one while others write: see
+-- convert_online.c. The same call goes on where one was interrupted.
+CREATE PROCEDURE nomp_crypt.encrypt_column_online(table_name regclass, column_name name, tenant_expression text,
+	searchable boolean DEFAULT false, normalise text DEFAULT NULL, drop_dependents boolean DEFAULT false,
+	enforce boolean DEFAULT true, batch_size int DEFAULT 1000, max_lag text DEFAULT '64MB', delay interval DEFAULT '0',
+	lock_timeout interval DEFAULT '2 seconds', tries int DEFAULT 60, rewrite boolean DEFAULT false)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_encrypt_column_online';
+-- Until the swap.
+CREATE PROCEDURE nomp_crypt.cancel_conversion(table_name regclass, column_name name,
+	lock_timeout interval DEFAULT '2 seconds', tries int DEFAULT 60)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_cancel_conversion';
+
+-- ---------------------------------------------------------------------------
+-- Before a conversion: what it would meet
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION nomp_crypt._refusal(statement text, of_table regclass, other regclass, tenant text) RETURNS text
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_refusal';
+
+-- A temporary table like that one, but for the column's type; NULL if it cannot
+-- be converted.
+CREATE FUNCTION nomp_crypt._preview_table(of_table regclass, of_column name, searchable boolean, normalise text) RETURNS regclass
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	other text := 'nomp_crypt_' || replace(gen_random_uuid()::text, '-', '');
+BEGIN
+	EXECUTE format('CREATE TEMPORARY TABLE %I (LIKE %s)', other, of_table);
+	EXECUTE format('ALTER TABLE pg_temp.%I ALTER COLUMN %I DROP NOT NULL, ALTER COLUMN %I TYPE %s USING NULL', other, of_column, of_column,
+		(nomp_crypt._encrypted_type((nomp_crypt._convertible(of_table, of_column, false)).plain, searchable, normalise)).name);
+	RETURN format('pg_temp.%I', other)::regclass;
+END
+$$;
+
+-- A tenant whose rows are there, if one is near at hand.
+CREATE FUNCTION nomp_crypt._preview_tenant(of_table regclass, of_column name, school_expression text) RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' AS $$
+DECLARE
+	tenant text;
+BEGIN
+	EXECUTE format('SELECT s.tenant FROM (SELECT %s AS tenant FROM %s t WHERE %I IS NOT NULL LIMIT 100) s
+		WHERE nomp_crypt._school_trouble(s.tenant, false) IS NULL LIMIT 1', school_expression, of_table, of_column) INTO tenant;
+	RETURN tenant;
+END
+$$;
+
+-- A subquery of the statements that pg_stat_statements has seen and that name
+-- the table; NULL where that is not to be had, or the column cannot be
+-- converted.
+CREATE FUNCTION nomp_crypt._preview_source(of_table regclass, of_column name, searchable boolean, normalise text) RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	place text := (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'pg_stat_statements');
+BEGIN
+	PERFORM nomp_crypt._encrypted_type((nomp_crypt._convertible(of_table, of_column, false)).plain, searchable, normalise);
+	EXECUTE format('SELECT FROM %I.pg_stat_statements LIMIT 1', place);
+	RETURN format('SELECT s.query, pg_catalog.sum(s.calls) AS calls FROM %I.pg_stat_statements s
+		WHERE s.dbid OPERATOR(pg_catalog.=) %s::pg_catalog.oid AND pg_catalog.strpos(s.query, %L) OPERATOR(pg_catalog.>) 0 GROUP BY s.query',
+		place, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()),
+		(SELECT c.relname FROM pg_class c WHERE c.oid = of_table));
+EXCEPTION WHEN OTHERS THEN
+	RETURN NULL;
+END
+$$;
+
+-- Roles that may use the table now and lack rights in one of those tenants.
+CREATE FUNCTION nomp_crypt._preview_roles(of_table regclass, tenants text[], OUT role name, OUT missing text) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT r.rolname, string_agg(DISTINCT n.needed, ', ')
+	FROM pg_roles r, unnest($2) u(id) JOIN nomp_crypt.tenant t ON t.id = u.id AND t.state <> 'erased',
+		(VALUES ('SELECT', 'decrypt'), ('INSERT', 'encrypt'), ('UPDATE', 'encrypt')) n(privilege, needed)
+	WHERE r.rolcanlogin AND NOT r.rolsuper AND has_table_privilege(r.oid, $1, n.privilege)
+		AND NOT EXISTS (SELECT FROM nomp_crypt.tenant_right g JOIN pg_roles m ON m.rolname = g.role
+			WHERE (g.tenant = t.uuid OR g.tenant = '00000000-0000-0000-0000-000000000000') AND pg_has_role(r.oid, m.oid, 'USAGE')
+			AND CASE n.needed WHEN 'decrypt' THEN g.decrypt ELSE g.encrypt END)
+		AND pg_has_role(nomp_crypt._acting_role(), (SELECT c.relowner FROM pg_class c WHERE c.oid = $1), 'USAGE')
+	GROUP BY r.rolname ORDER BY r.rolname
+$$;
+
+-- encrypt_column_preview without what pg_stat_statements knows.
+CREATE FUNCTION nomp_crypt._preview(of_table regclass, of_column name, school name, school_expression text, columns text[],
+	subquery boolean, searchable boolean, normalise text,
+	OUT topic text, OUT subject text, OUT verdict text, OUT detail text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+#variable_conflict use_variable
+DECLARE
+	what record;
+	target record;
+	n bigint;
+	values_there bigint;
+	tenants text[];
+	unknown bigint;
+	bytes bigint := 0;
+	begun timestamptz;
+	sampled int;
+	seconds float8;
+BEGIN
+	BEGIN
+		what := nomp_crypt._convertible(of_table, of_column, false);
+		target := nomp_crypt._encrypted_type(what.plain, searchable, normalise);
+	EXCEPTION WHEN feature_not_supported OR datatype_mismatch OR invalid_parameter_value THEN
+		topic := 'column';
+		subject := of_column;
+		verdict := 'refused';
+		detail := SQLERRM;
+		RETURN NEXT;
+		RETURN;
+	END;
+	topic := 'column';
+	subject := of_column;
+	verdict := 'convertible';
+	detail := format('%s becomes %s', what.plain, target.name);
+	RETURN NEXT;
+
+	-- how many, and of whom
+	EXECUTE format('SELECT count(*), count(%I) FROM %s', of_column, of_table) INTO n, values_there;
+	SELECT coalesce(sum(pg_total_relation_size(r.oid)), 0) INTO bytes
+	FROM (SELECT of_table::oid AS oid UNION SELECT p.relid FROM pg_partition_tree(of_table) p) r;
+	topic := 'rows';
+	subject := of_table::text;
+	verdict := n::text;
+	detail := format('%s of them with a value to encrypt', values_there);
+	RETURN NEXT;
+	topic := 'size';
+	verdict := pg_size_pretty(bytes);
+	detail := format('with indexes and what lies out of line; %s on the column''s values', pg_size_pretty(
+		(SELECT coalesce(avg(s.avg_width), 0) FROM pg_stats s, pg_class c JOIN pg_namespace ns ON ns.oid = c.relnamespace
+		 WHERE c.oid = of_table AND s.schemaname = ns.nspname AND s.tablename = c.relname AND s.attname = of_column)::numeric * values_there));
+	RETURN NEXT;
+	topic := 'space';
+	verdict := pg_size_pretty(bytes + values_there * CASE WHEN searchable THEN 66 ELSE 50 END);
+	detail := format('needed while it is rewritten, and as much WAL; a conversion while others write needs up to %s besides, and the rewrite afterwards',
+		pg_size_pretty(bytes + values_there * CASE WHEN searchable THEN 66 ELSE 50 END));
+	RETURN NEXT;
+	topic := 'tenant';
+	FOR subject, unknown, detail IN SELECT coalesce(quote_literal(left(u.tenant, 100)), 'null'), u.rows, u.trouble
+		FROM nomp_crypt._unknown_schools(of_table, of_column, school_expression) u LIMIT 100 LOOP
+		verdict := format('%s rows', unknown);
+		RETURN NEXT;
+	END LOOP;
+	EXECUTE format('SELECT array_agg(s.tenant) FROM (SELECT DISTINCT %s AS tenant FROM %s t WHERE %I IS NOT NULL) s
+		WHERE nomp_crypt._school_trouble(s.tenant, false) IS NULL', school_expression, of_table, of_column) INTO tenants;
+	subject := 'all';
+	verdict := format('%s known tenants', coalesce(cardinality(tenants), 0));
+	detail := CASE WHEN school IS NULL THEN 'by an expression: enforce_tenant is not installed, and later changes of what it looks up change no value'
+		ELSE format('by column %I, to which enforce_tenant will tie the values', school) END;
+	RETURN NEXT;
+
+	-- how long: some values are encrypted, and thrown away
+	IF tenants IS NOT NULL THEN
+		FOR i IN 1..2 LOOP	-- the first time fetches keys
+			begun := clock_timestamp();
+			EXECUTE format('SELECT count(nomp_crypt._encrypt_as(s.value, s.tenant, %s)) FROM (
+				SELECT %I::%s AS value, %s AS tenant FROM %s t WHERE %I IS NOT NULL LIMIT 2000) s WHERE s.tenant = ANY ($1)',
+				target.modifier, of_column, what.plain, school_expression, of_table, of_column) INTO sampled USING tenants;
+			seconds := extract(epoch FROM clock_timestamp() - begun);
+		END LOOP;
+		topic := 'time';
+		subject := 'one rewrite';
+		verdict := justify_interval(make_interval(secs => round((seconds / greatest(sampled, 1) * values_there + bytes / 20e6)::numeric, 1)::float8))::text;
+		detail := format('an estimate: %s values took %s ms to encrypt, and 20 MB a second are assumed for writing the table and its indexes',
+			sampled, round((seconds * 1000)::numeric, 1));
+		RETURN NEXT;
+		subject := 'while others write';
+		verdict := justify_interval(make_interval(secs => round((4 * (seconds / greatest(sampled, 1) * values_there + bytes / 20e6))::numeric, 1)::float8))::text;
+		detail := 'an estimate: four times as long, and a rewrite afterwards';
+		RETURN NEXT;
+	END IF;
+
+	topic := 'dependent';
+	FOR subject, verdict, detail IN SELECT d.kind || ' ' || d.object, d.fate, d.reason
+		FROM nomp_crypt._dependents(of_table, of_column, searchable) d LOOP
+		RETURN NEXT;
+	END LOOP;
+	IF nomp_crypt._publications(of_table) IS NOT NULL THEN
+		subject := 'publication ' || nomp_crypt._publications(of_table);
+		verdict := 'look';
+		detail := 'subscribers need the column converted too, and the keys; while others write it is refused';
+		RETURN NEXT;
+	END IF;
+	IF EXISTS (SELECT FROM pg_class c WHERE c.oid = of_table AND (c.relkind = 'p' OR c.relhassubclass)) THEN
+		subject := 'partitions and children';
+		verdict := 'converted with it';
+		detail := (SELECT count(*)::text FROM pg_inherits i WHERE i.inhparent = of_table);
+		RETURN NEXT;
+	END IF;
+	topic := 'role';
+	FOR subject, detail IN SELECT r.role, r.missing FROM nomp_crypt._preview_roles(of_table, tenants) r LOOP
+		verdict := 'lacks rights';
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+
+-- What encrypt_column and encrypt_column_online would meet, and which statements
+-- that pg_stat_statements has seen would be refused afterwards. Reads the
+-- table, changes nothing.
+CREATE FUNCTION nomp_crypt.encrypt_column_preview(table_name regclass, column_name name, tenant_expression text,
+	searchable boolean DEFAULT false, normalise text DEFAULT NULL,
+	OUT topic text, OUT subject text, OUT verdict text, OUT detail text) RETURNS SETOF record
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_encrypt_column_preview';
+
+-- ---------------------------------------------------------------------------
 -- Administrators
 -- ---------------------------------------------------------------------------
 
@@ -5709,6 +7093,7 @@ BEGIN
 						   'repair_register', 'register_archived', 'reconcile', '_register_follow',
 						   'attest_erasure', 'certificate', 'verify_certificate', 'certificate_html')
 			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')
+			 OR p.proname IN ('_column_past', '_backup_retention')
 			 OR p.proname IN ('erase_agreement', 'run_due_erasures', 'approve_erasure', 'hold_tenant', 'release_hold',
 							  'data_returned', '_erase_open', '_erase_refuse', '_erase_tenant_id', '_erase_next',
 							  '_erase_next_of', '_erase_group', '_erase_request_agreement', '_erase_group_waits',

@@ -17,4 +17,15 @@
 	extern PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
 	PG_FUNCTION_INFO_V1(name)
 
+/*
+ * What VACUUM FULL does to one table, locked already, within a transaction.
+ * PostgreSQL 18's takes the open relation and closes it.
+ */
+#if PG_VERSION_NUM >= 180000
+#define NC_WRITE_ANEW(relid, params) \
+	cluster_rel(table_open(relid, NoLock), InvalidOid, params)
+#else
+#define NC_WRITE_ANEW(relid, params) cluster_rel(relid, InvalidOid, params)
+#endif
+
 #endif							/* NOMP_COMPAT_H */

@@ -9,6 +9,7 @@
 
 #include "access/attnum.h"
 #include "nodes/pg_list.h"
+#include "storage/block.h"
 #include "utils/acl.h"
 #include "utils/relcache.h"
 
@@ -33,6 +34,9 @@ extern void tables_require(Oid table, const char *column, AclMode mode);
 
 /* The relations that hold its rows, itself or its partitions and children. */
 extern List *tables_storage(Oid table);
+
+/* How many blocks a relation has now; none if it is gone. */
+extern BlockNumber tables_blocks(Oid relid);
 
 /* All tables of the database that can hold our values. */
 extern List *tables_all(void);

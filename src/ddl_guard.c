@@ -5,8 +5,9 @@
  * A column of the type needs a modifier; without fingerprints a unique index,
  * primary key or foreign key over it would never find an equal, nor would a
  * comparison in a stored expression, which no planner hook sees; a constant of the type in a
- * definition would belong to one school; and DROP EXTENSION would take the
- * keys of living schools with it.
+ * definition would belong to one school, and so would all values of a table
+ * that is converted inside one; and DROP EXTENSION would take the keys of
+ * living schools with it.
  */
 #include "postgres.h"
 
@@ -17,6 +18,7 @@
 #include "catalog.h"
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
+#include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_attrdef.h"
 #include "catalog/pg_attribute.h"
@@ -30,6 +32,8 @@
 #include "guard.h"
 #include "parser/parse_type.h"
 #include "rewrite_parts.h"
+#include "session.h"
+#include "tables.h"
 #include "tcop/utility.h"
 #include "type_io.h"
 #include "typemod.h"
@@ -384,6 +388,46 @@ check_range(CreateRangeStmt *stmt)
 	}
 }
 
+/* Does a column of that name hold our values already, or not exist? */
+static bool
+is_ours_already(Oid relid, const char *column, Oid ours)
+{
+	AttrNumber	number = get_attnum(relid, column);
+
+	return number <= 0 || compare_guard_holds(get_atttype(relid, number), ours);
+}
+
+/*
+ * Inside a tenant a plain column must not become an encrypted one by ALTER
+ * TABLE alone: every row's value would be that tenant's.
+ */
+static void
+check_alter(AlterTableStmt *stmt)
+{
+	Oid			ours = catalog_type();
+	Oid			relid;
+	ListCell   *lc;
+
+	if (!OidIsValid(ours) || session_tenant() == NULL)
+		return;
+	relid = RangeVarGetRelid(stmt->relation, NoLock, true);
+	foreach(lc, OidIsValid(relid) ? stmt->cmds : NIL)
+	{
+		AlterTableCmd *cmd = lfirst_node(AlterTableCmd, lc);
+
+		if (cmd->subtype != AT_AlterColumnType ||
+			!compare_guard_holds(typenameTypeId(NULL, castNode(ColumnDef, cmd->def)->typeName), ours) ||
+			is_ours_already(relid, cmd->name, ours))
+			continue;
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("column \"%s\" cannot become encrypted by ALTER TABLE inside a tenant", cmd->name),
+				 errdetail("Every row's value would be encrypted for tenant \"%s\".", session_tenant()),
+				 errhint("SELECT nomp_crypt.encrypt_column('%s', '%s', '<the column that says whose row it is>') encrypts each row's value for its own tenant.",
+						 tables_name(relid), cmd->name)));
+	}
+}
+
 /* Statements whose expressions are stored. */
 static bool
 stores_expressions(Node *stmt)
@@ -435,6 +479,8 @@ utility(PlannedStmt *pstmt, const char *source, bool readOnlyTree,
 
 	if (IsA(pstmt->utilityStmt, CreateRangeStmt))
 		check_range((CreateRangeStmt *) pstmt->utilityStmt);
+	if (IsA(pstmt->utilityStmt, AlterTableStmt))
+		check_alter((AlterTableStmt *) pstmt->utilityStmt);
 	if (checks_text(pstmt->utilityStmt))
 		type_literal_mode = LITERALS_CHECKED;
 	else if (stores_expressions(pstmt->utilityStmt))

@@ -11,84 +11,25 @@
 #include "access/table.h"
 #include "compat.h"
 #include "errors.h"
+#include "expression.h"
 #include "inside.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
-#include "parser/parse_clause.h"
 #include "parser/parse_coerce.h"
-#include "parser/parse_collate.h"
-#include "parser/parse_expr.h"
-#include "parser/parse_relation.h"
-#include "parser/parser.h"
 #include "reencrypt.h"
 #include "register_proof.h"
 #include "rights.h"
 #include "tables.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
-#include "utils/ruleutils.h"
 
 NC_FUNCTION(nc_condition);
 NC_FUNCTION(nc_move_column);
 
-/* An error's position is one in the condition, not in the client's statement. */
-static void
-at_error(void *condition)
-{
-	int			position = geterrposition();
-
-	if (position <= 0)
-		return;
-	errposition(0);
-	internalerrposition(position);
-	internalerrquery((const char *) condition);
-}
-
-static void
-refuse_condition(void)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_SYNTAX_ERROR),
-			 errmsg("condition must be one boolean expression over the table's columns"),
-			 errhint("Write what would stand after WHERE.")));
-}
-
-/* The expression that a text is: nothing before it, nothing behind it. */
 static Node *
-parse_alone(char *source)
+to_boolean(Node *expr, void *pstate)
 {
-	List	   *statements = raw_parser(source, RAW_PARSE_DEFAULT);
-	SelectStmt *bare = makeNode(SelectStmt);
-	SelectStmt *select;
-	ResTarget  *target;
-
-	if (list_length(statements) != 1)
-		refuse_condition();
-	select = (SelectStmt *) linitial_node(RawStmt, statements)->stmt;
-	if (!IsA(select, SelectStmt) || list_length(select->targetList) != 1)
-		refuse_condition();
-	bare->targetList = select->targetList;
-	bare->limitOption = select->limitOption;
-	target = linitial_node(ResTarget, select->targetList);
-	if (!equal(bare, select) || target->name != NULL || target->indirection != NIL)
-		refuse_condition();
-	return target->val;
-}
-
-/* With every name qualified, so that it means the same under any search_path. */
-static char *
-deparse(Node *expr, Oid table)
-{
-	int			level = NewGUCNestLevel();
-	char	   *text;
-
-	(void) set_config_option("search_path", "pg_catalog", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	text = deparse_expression(expr, deparse_context_for("t", table), true, false);
-	AtEOXact_GUC(true, level);
-	return text;
+	return coerce_to_boolean(pstate, expr, "WHERE");
 }
 
 /*
@@ -102,27 +43,14 @@ Datum
 nc_condition(PG_FUNCTION_ARGS)
 {
 	Oid			table = PG_GETARG_OID(0);
-	char	   *source = psprintf("SELECT %s", text_to_cstring(PG_GETARG_TEXT_PP(1)));
-	ErrorContextCallback callback = {.callback = at_error,.arg = source};
 	Relation	rel = table_open(table, AccessShareLock);
-	ParseState *pstate = make_parsestate(NULL);
 	Node	   *expr;
 
-	callback.previous = error_context_stack;
-	error_context_stack = &callback;
-	pstate->p_sourcetext = source;
-	addNSItemToQuery(pstate,
-					 addRangeTableEntryForRelation(pstate, rel, AccessShareLock,
-												   makeAlias("t", NIL), true, true),
-					 false, true, true);
-	expr = transformExpr(pstate, parse_alone(source), EXPR_KIND_WHERE);
-	expr = coerce_to_boolean(pstate, expr, "WHERE");
-	assign_expr_collations(pstate, expr);
-	error_context_stack = callback.previous;
-	source = deparse(expr, table);
-	free_parsestate(pstate);
+	expr = expression_parse(rel, text_to_cstring(PG_GETARG_TEXT_PP(1)), to_boolean,
+							"condition must be one boolean expression",
+							"Write what would stand after WHERE.");
 	table_close(rel, AccessShareLock);
-	PG_RETURN_TEXT_P(cstring_to_text(source));
+	PG_RETURN_TEXT_P(cstring_to_text(expression_text(expr, table, true)));
 }
 
 /* The tenant that rows shall move to, if values can be encrypted for it. */

@@ -17,20 +17,15 @@
 
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "access/xlog.h"
+#include "batches.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "pgstat.h"
 #include "progress.h"
-#include "replication/walsender.h"
-#include "replication/walsender_private.h"
 #include "storage/bufmgr.h"
-#include "storage/latch.h"
 #include "steps.h"
-#include "storage/spin.h"
 #include "sweep.h"
 #include "tables.h"
 #include "tcop/utility.h"
@@ -39,7 +34,6 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/timestamp.h"
 
 NC_FUNCTION(nc_reencrypt_table);
 
@@ -54,64 +48,12 @@ typedef struct Job
 	char	   *column;			/* NULL: all */
 	List	   *storage;		/* relations */
 	int			batch_size;
-	int64		max_lag;		/* bytes; -1: do not wait */
-	int64		delay;			/* microseconds */
-	int64		patience;
-	bool		waited;
+	int64		patience;		/* microseconds */
+	Throttle	throttle;
 	int64		done;			/* blocks */
-	int64		total;
 	TimestampTz noticed;
 	SweepCounts counts;
 } Job;
-
-static void
-nap(long milliseconds)
-{
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 milliseconds, PG_WAIT_EXTENSION);
-	ResetLatch(MyLatch);
-	CHECK_FOR_INTERRUPTS();
-}
-
-/* How many bytes of WAL the slowest connected standby has yet to replay. */
-static int64
-replication_lag(void)
-{
-	XLogRecPtr	now = GetFlushRecPtr(NULL);
-	XLogRecPtr	least = now;
-
-	for (int i = 0; WalSndCtl != NULL && i < max_wal_senders; i++)
-	{
-		WalSnd	   *sender = &WalSndCtl->walsnds[i];
-		XLogRecPtr	applied = InvalidXLogRecPtr;
-
-		SpinLockAcquire(&sender->mutex);
-		if (sender->pid != 0 && sender->state >= WALSNDSTATE_CATCHUP)
-			applied = sender->apply;
-		SpinLockRelease(&sender->mutex);
-		if (!XLogRecPtrIsInvalid(applied))
-			least = Min(least, applied);
-	}
-	return (int64) (now - least);
-}
-
-static void
-wait_for_standbys(Job *job)
-{
-	if (job->max_lag < 0 || replication_lag() <= job->max_lag)
-		return;
-	progress_phase("waiting for standbys", "blocks", job->total);
-	progress_done(job->done);
-	if (!job->waited)
-		ereport(NOTICE,
-				(errmsg("waiting for standbys that are more than %lld bytes behind",
-						(long long) job->max_lag)));
-	job->waited = true;
-	while (replication_lag() > job->max_lag)
-		nap(NAP);
-	progress_phase("re-encrypting", "blocks", job->total);
-	progress_done(job->done);
-}
 
 /* Commit, report, and leave room for others. */
 static void
@@ -120,19 +62,16 @@ end_batch(Job *job)
 	TimestampTz now;
 
 	SPI_commit();
-	progress_done(job->done);
 	now = GetCurrentTimestamp();
 	if (now - job->noticed > NOTICE_EVERY)
 	{
 		ereport(NOTICE,
 				(errmsg("%s: %lld of %lld blocks, %lld values re-encrypted", job->name,
-						(long long) job->done, (long long) job->total,
+						(long long) job->done, (long long) job->throttle.total,
 						(long long) job->counts.values)));
 		job->noticed = now;
 	}
-	if (job->delay > 0)
-		nap(job->delay / 1000);
-	wait_for_standbys(job);
+	batches_pause(&job->throttle, job->done);
 }
 
 /* One batch; what it allocates is gone with its transaction. */
@@ -147,32 +86,20 @@ run_batch(Job *job, Oid relid, BlockNumber from, BlockNumber to, SweepCounts *co
 	return from;
 }
 
-static BlockNumber
-blocks_of(Oid relid)
-{
-	Relation	rel = try_table_open(relid, AccessShareLock);
-	BlockNumber blocks = 0;
-
-	if (rel == NULL)
-		return 0;
-	blocks = RelationGetNumberOfBlocks(rel);
-	table_close(rel, AccessShareLock);
-	return blocks;
-}
-
 /* All blocks that there were at the start. */
 static void
 first_pass(Job *job)
 {
 	BlockNumber *ends = palloc(list_length(job->storage) * sizeof(BlockNumber));
+	int64		total = 0;
 	ListCell   *lc;
 
 	foreach(lc, job->storage)
 	{
-		ends[foreach_current_index(lc)] = blocks_of(lfirst_oid(lc));
-		job->total += ends[foreach_current_index(lc)];
+		ends[foreach_current_index(lc)] = tables_blocks(lfirst_oid(lc));
+		total += ends[foreach_current_index(lc)];
 	}
-	progress_phase("re-encrypting", "blocks", job->total);
+	batches_phase(&job->throttle, "re-encrypting", "blocks", total);
 	foreach(lc, job->storage)
 	{
 		BlockNumber at = 0;
@@ -229,7 +156,7 @@ further_passes(Job *job)
 	TimestampTz last_success = GetCurrentTimestamp();
 	int			fruitless = 0;
 
-	progress_phase("looking for what is left", "blocks", 0);
+	batches_phase(&job->throttle, "looking for what is left", "blocks", 0);
 	for (;;)
 	{
 		int64		rows_before = job->counts.rows;
@@ -253,7 +180,7 @@ further_passes(Job *job)
 		if (job->counts.locked > 0)
 		{
 			progress_phase("waiting for rows that others hold", "rows", job->counts.locked);
-			nap(NAP);
+			batches_nap(NAP);
 		}
 	}
 }
@@ -280,12 +207,6 @@ report(const Job *job, int64 remaining)
 				 errhint("They do not open.")));
 }
 
-static int64
-microseconds(Interval *interval)
-{
-	return interval->time + (interval->day + interval->month * (int64) DAYS_PER_MONTH) * USECS_PER_DAY;
-}
-
 static void
 read_arguments(FunctionCallInfo fcinfo, Job *job)
 {
@@ -301,12 +222,11 @@ read_arguments(FunctionCallInfo fcinfo, Job *job)
 	job->name = tables_name(job->table);
 	job->column = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
 	job->batch_size = PG_GETARG_INT32(2);
-	job->max_lag = PG_ARGISNULL(3) ? -1 :
-		DatumGetInt64(DirectFunctionCall1(pg_size_bytes, PG_GETARG_DATUM(3)));
-	job->delay = microseconds(PG_GETARG_INTERVAL_P(4));
-	job->patience = microseconds(PG_GETARG_INTERVAL_P(5));
+	job->throttle.max_lag = batches_size(fcinfo, 3);
+	job->throttle.delay = batches_interval(PG_GETARG_INTERVAL_P(4));
+	job->patience = batches_interval(PG_GETARG_INTERVAL_P(5));
 	job->noticed = GetCurrentTimestamp();
-	if (job->batch_size < 1 || job->delay < 0 || job->patience < 0)
+	if (job->batch_size < 1 || job->throttle.delay < 0 || job->patience < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("batch_size must be positive, delay and patience not negative")));

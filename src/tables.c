@@ -21,6 +21,7 @@
 #include "inside.h"
 #include "miscadmin.h"
 #include "sqlnames.h"
+#include "storage/bufmgr.h"
 #include "tables.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -286,4 +287,17 @@ tables_school_text(Datum value, Oid base_type, Oid output)
 			text[len - 1] = '\0';
 	}
 	return text;
+}
+
+BlockNumber
+tables_blocks(Oid relid)
+{
+	Relation	rel = try_table_open(relid, AccessShareLock);
+	BlockNumber blocks = 0;
+
+	if (rel == NULL)
+		return 0;
+	blocks = RelationGetNumberOfBlocks(rel);
+	table_close(rel, AccessShareLock);
+	return blocks;
 }
