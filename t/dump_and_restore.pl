@@ -20,7 +20,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my @extension_tables =
-  qw(attestation audit erasure installation kek register tenant tenant_key
+  qw(attestation audit column_history conversion data_return erasure
+  erasure_approval installation kek legal_hold register tenant tenant_key
   tenant_right);
 my $temp = PostgreSQL::Test::Utils::tempdir();
 
