@@ -355,6 +355,8 @@ sub rewrapped_ok
 			'NC004', "@$trouble: nor a data key");
 	}
 	keystore_recovers();
+	wait_until(sub { keystore_state($node) eq 'ok' },
+		'the keystore to be well');
 	is(keys_of('half'), $keys, 'the keys are what they were');
 	one("SELECT nomp_crypt._wipe(uuid) FROM nomp_crypt.tenants WHERE id = 'half'"
 	);

@@ -163,8 +163,12 @@ SQL
 			"SELECT count(*) = $n FROM pg_stat_activity"
 		  . " WHERE state = 'active' AND wait_event_type = 'Extension'")
 	  or die "not all of $n clients wait for the keystore";
-	is(keystore_calls('unwrap') - $calls,
-		1, "$name: $n sessions wait for one call");
+	# a token is asked one thing at a time, a service once for each key
+	my $asked = keystore_calls('unwrap') - $calls;
+	my $most = over_kms() ? $requests * $keys_per_school : 1;
+	ok($asked >= 1 && $asked <= $most,
+		"$name: $n sessions wait for one call, or one for each key")
+	  or diag("$asked calls");
 	keystore_recovers();
 	$said = end_clients($clients);
 	like(

@@ -14,7 +14,8 @@ TARGET = "TrentService."
 
 
 class Calls:
-    """Every call of KMS and of where credentials come from."""
+    """Every call of KMS and of where credentials come from: counted when it
+    comes, written down when it is answered."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -25,9 +26,12 @@ class Calls:
             self.counts = Counter()
             self.list = []
 
-    def note(self, action, **details):
+    def begin(self, action):
         with self.lock:
             self.counts[action] += 1
+
+    def note(self, action, **details):
+        with self.lock:
             self.list.append({"action": action, "time": time.time(), **details})
 
 
@@ -50,6 +54,7 @@ class Service:
         return self.other("sts", request, self.credentials.sts)
 
     def other(self, name, request, action):
+        self.calls.begin(name)
         self.calls.note(name, path=request.path, method=request.method)
         self.faults.delay(name)
         fault = self.faults.next(name, None)
@@ -64,6 +69,7 @@ class Service:
     def answer_kms(self, request):
         action = request.headers["x-amz-target"][len(TARGET):]
         note = {"key": None, "caller": None, "error": None}
+        self.calls.begin(action)
         try:
             response = self.perform(action, request, note)
         except ApiError as error:
