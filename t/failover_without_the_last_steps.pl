@@ -3,7 +3,8 @@
 # erasure of which the standby has heard up to each of its steps, a school that
 # it has never heard of, and one whose rows it has not got.  Nothing is called
 # erased there that this node does not know to be, nothing reads that must not,
-# and where the keys were seen before, the same call completes the case.
+# nothing more is erased while the register lacks what the other had written,
+# and with the other's file all of it is known.
 
 use strict;
 use warnings;
@@ -94,19 +95,41 @@ is(school_reads($standby, 'living'), 'Anna i living', 'a living one reads');
 is(sqlstate($standby, "SELECT nomp_crypt.encrypt('Eva', 'unheard of')"),
 	'42704', 'one that it has not heard of does not exist');
 
-# It takes the other's place, and the calls are made again.
+# It takes the other's place.  The keystore remembers that the register was
+# longer, so nothing is erased before its end is here again.
 $standby->safe_psql('postgres', 'SELECT nomp_crypt.adopt_keystore()');
 is( sqlstate($standby, "CALL nomp_crypt.erase_tenant('$_', 'test')"),
 	'NC003',
 	"heard of: $_: the keys were not seen here, so it cannot be completed"
 ) for 'nothing', 'requested';
 is(sqlstate($standby, "CALL nomp_crypt.erase_tenant('$_', 'test')"),
-	'', "heard of: $_: it is completed, since the keys had been seen")
-  for 'fenced', 'submitted', 'destroyed';
-is(school_reads($standby, $_), 'NC001', "heard of: $_: erased now")
-  for 'fenced', 'submitted', 'destroyed';
-is(school_reads($standby, $_), 'NC002', "heard of: $_: suspended for ever")
-  for 'nothing', 'requested';
+	'55000', "heard of: $_: not erased while records are missing")
+  for 'fenced', 'submitted';
+is( $standby->safe_psql(
+		'postgres', 'SELECT state FROM nomp_crypt.register_status()'),
+	'head ahead',
+	'which the register says');
+is(school_reads($standby, 'living'), 'Anna i living',
+	'a living one reads on');
+
+# The other's file is found.
+append_to_file(
+	"$dir/register-standby/register.new",
+	slurp_file("$dir/register-primary/register"));
+chmod 0600, "$dir/register-standby/register.new";
+rename "$dir/register-standby/register.new", "$dir/register-standby/register"
+  or die $!;
+$standby->safe_psql('postgres', 'SELECT * FROM nomp_crypt.reconcile()');
+is( $standby->safe_psql(
+		'postgres', 'SELECT state FROM nomp_crypt.register_status()'),
+	'ok',
+	'with it the register is whole');
+is(school_reads($standby, $_),
+	'NC001', "heard of: $_: erased, as the register says")
+  for @steps;
+is(sqlstate($standby, "CALL nomp_crypt.erase_tenant('$_', 'test')"),
+	'', "heard of: $_: which the call confirms")
+  for @steps;
 is(join(' ', sort(token_labels($dir, 'nomp'))),
 	"@left", 'nothing else happened in the keystore');
 is( $standby->safe_psql('postgres',
