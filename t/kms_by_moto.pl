@@ -4,10 +4,8 @@
 #
 # What moto cannot do, and kms_double.py does: it knows no states (keys that are
 # disabled or wait to be deleted still decrypt), has no windows that end, no
-# throttling, no session credentials that expire, no TLS; it answers a wrong
-# signature with XML; and GetPublicKey names the key by its id, where the helper
-# insists on the ARN that AWS documents, so no pair is made there
-# (t/kms_signs.pl).  test/moto_server.py repairs one thing in it.
+# throttling, no session credentials that expire, no TLS; and it answers a wrong
+# signature with XML.  test/moto_server.py repairs two things in it.
 use strict;
 use warnings;
 
