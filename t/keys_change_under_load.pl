@@ -9,6 +9,7 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 
 use IPC::Run;
+use File::Copy 'copy';
 use NompTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -399,6 +400,11 @@ sub rewrapped_ok
 			'twins',
 			"INSERT INTO pupil VALUES (100, 'twins', 'Anna i twins', '')"));
 	$heir->safe_psql('postgres', 'SELECT nomp_crypt.adopt_keystore()');
+	is( sqlstate($heir, "SELECT nomp_crypt.rewrap_tenant('twins')"),
+		'55000', 'no KEK is made before the register knows of those');
+	copy("$dir/register-primary/register", "$dir/register-standby/register")
+	  or die $!;
+	$heir->safe_psql('postgres', 'SELECT * FROM nomp_crypt.reconcile()');
 	is( $heir->safe_psql(
 			'postgres', "SELECT nomp_crypt.rewrap_tenant('twins')"),
 		5,

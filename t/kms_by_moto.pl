@@ -5,7 +5,7 @@
 # What moto cannot do, and kms_double.py does: it knows no states (keys that are
 # disabled or wait to be deleted still decrypt), has no windows that end, no
 # throttling, no session credentials that expire, no TLS; and it answers a wrong
-# signature with XML.  test/moto_server.py repairs two things in it.
+# signature with XML.  test/moto_server.py repairs three things in it.
 use strict;
 use warnings;
 

@@ -10,6 +10,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use File::Copy 'copy';
 use NompTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -112,7 +113,11 @@ $standby->stop;
 
 # ---- the data directory is moved ----
 
+# the standby was the primary for a while, and has put that on record
+copy("$dir/register-standby/register", "$dir/register-@{[ $node->name ]}/register")
+  or die $!;
 $node->start;
+$node->safe_psql('postgres', 'SELECT * FROM nomp_crypt.reconcile()');
 run_procedure(
 	'move', { server => $node }, @paths,
 	'/data/main' => "$dir/moved",
