@@ -183,7 +183,7 @@ is( one("SELECT id, cardinality(pair), pair IS NULL, theirs IS NOT NULL FROM mix
 	),
 	"1|2|f|t\n2||t|t",
 	'an array with another school\'s value is left');
-is( one("SELECT amount FROM nomp_crypt.erasure_preview('values') WHERE object = 'public.mixed' AND column_name = 'pair'"
+is( one("SELECT amount FROM nomp_crypt.erasure_preview('values') WHERE kind = 'values' AND object = 'public.mixed' AND column_name = 'pair'"
 	),
 	'1',
 	'and counted');
