@@ -407,8 +407,8 @@ sub rewrapped_ok
 	$heir->safe_psql('postgres', 'SELECT * FROM nomp_crypt.reconcile()');
 	is( $heir->safe_psql(
 			'postgres', "SELECT nomp_crypt.rewrap_tenant('twins')"),
-		5,
-		'the next KEK is neither of those');
+		6,
+		'the next KEK is neither of those, nor the one that was refused');
 	is( $heir->safe_psql(
 			'postgres', "SELECT nomp_crypt.rotate_tenant('twins')"),
 		4,
