@@ -36,9 +36,10 @@ PKG_CONFIG ?= pkg-config
 ICU_LIBS = $(shell $(PKG_CONFIG) --libs icu-uc)
 
 # PostgreSQL 15 does not mark exported symbols itself, 16 does, the same way.
-PG_CPPFLAGS = -Iinclude $(IPSEC_MB_CFLAGS) -DPGDLLEXPORT='__attribute__((visibility("default")))'
+PG_CPPFLAGS = -Iinclude $(IPSEC_MB_CFLAGS) $(LIBPQ_CFLAGS) -DPGDLLEXPORT='__attribute__((visibility("default")))'
 PG_CFLAGS = -std=gnu11 -fvisibility=hidden
-SHLIB_LINK = -lcrypto $(IPSEC_MB_LIBS) $(ICU_LIBS)
+LIBPQ_CFLAGS = $(shell $(PKG_CONFIG) --cflags libpq)
+SHLIB_LINK = -lcrypto $(IPSEC_MB_LIBS) $(ICU_LIBS) $(shell $(PKG_CONFIG) --libs libpq)
 
 ifdef DEV
 PG_CPPFLAGS += -DUSE_ASSERT_CHECKING
@@ -51,6 +52,7 @@ endif
 # The keystore helper: a program of its own, without a line of the server.
 KEYSTORE = keystore/nomp_crypt-keystore
 KEYSTORE_OBJS = $(patsubst %.c,%.o,$(sort $(wildcard keystore/*.c)))
+AWS_OBJS = $(filter keystore/aws_%.o,$(KEYSTORE_OBJS))
 KEYSTORE_HEADERS = $(sort $(wildcard keystore/*.h))
 P11_CFLAGS = $(shell $(PKG_CONFIG) --cflags p11-kit-1)
 P11_LIBS = $(shell $(PKG_CONFIG) --libs p11-kit-1)
@@ -63,12 +65,13 @@ PLAIN_LDFLAGS = -Wl,-z,relro,-z,now $(SANITIZE)
 
 # Test programs.
 TEST_PROGRAMS = $(patsubst %.c,%,$(sort $(wildcard test/*_test.c)))
+AWS_PROGRAMS = $(filter test/aws_%,$(TEST_PROGRAMS))
 CLIENT_PROGRAMS = $(patsubst %.c,%,$(sort $(wildcard test/*_client.c)))
 TEST_LIBRARIES = $(patsubst %.c,%.so,$(sort $(wildcard test/*_shim.c)))
 PLAIN_OBJS = $(patsubst %,src/%.o,cipher cipher_openssl cipher_ipsec_mb scrub value keyplace)	# need no server
 
-# pg_regress on a server of its own; the token and the server's settings come
-# from scripts/regress-config.
+# pg_regress on a server of its own; the keystore and the server's settings
+# come from scripts/regress-config.
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
 REGRESS_DIR = $(CURDIR)/tmp_regress
 REGRESS_OPTS = --temp-instance='$(REGRESS_DIR)/server' \
@@ -91,7 +94,7 @@ $(KEYSTORE_OBJS): keystore/%.o: keystore/%.c $(OUR_HEADERS) $(KEYSTORE_HEADERS)
 	$(CC) $(PLAIN_CFLAGS) -fPIE $(P11_CFLAGS) -c -o $@ $<
 
 $(KEYSTORE): $(KEYSTORE_OBJS)
-	$(CC) $(PLAIN_CFLAGS) -pie $(PLAIN_LDFLAGS) -o $@ $^ $(P11_LIBS) $(AWS_LIBS) -ldl -lpthread
+	$(CC) $(PLAIN_CFLAGS) -pie $(PLAIN_LDFLAGS) -o $@ $^ $(P11_LIBS) $(AWS_LIBS) -ldl -lm -lpthread
 
 .PHONY: install-keystore uninstall-keystore
 install: install-keystore
@@ -108,8 +111,13 @@ uninstall-keystore:
 test-programs: $(TEST_PROGRAMS) $(CLIENT_PROGRAMS) $(TEST_LIBRARIES) $(KEYSTORE)
 
 $(TEST_PROGRAMS): test/%: test/%.c $(PLAIN_OBJS) $(OUR_HEADERS) $(wildcard test/*.h)
-	$(CC) $(PLAIN_CFLAGS) $(P11_CFLAGS) $(SANITIZE) -o $@ $< $(PLAIN_OBJS) \
-		-lcrypto $(IPSEC_MB_LIBS) -lpthread
+	$(CC) $(PLAIN_CFLAGS) $(P11_CFLAGS) $(SANITIZE) -o $@ $< $(PLAIN_OBJS) $(TEST_OBJS) \
+		-lcrypto $(IPSEC_MB_LIBS) $(TEST_LIBS) -lpthread
+
+# Of the helper's objects, those of the AWS client.
+$(AWS_PROGRAMS): $(AWS_OBJS) $(KEYSTORE_HEADERS)
+$(AWS_PROGRAMS): TEST_OBJS = $(AWS_OBJS)
+$(AWS_PROGRAMS): TEST_LIBS = $(AWS_LIBS)
 
 # libpq's own place: PGXS's libpq flags are for the server's tree.
 $(CLIENT_PROGRAMS): test/%: test/%.c
@@ -132,8 +140,10 @@ ASAN_FLAGS = -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 	-fno-omit-frame-pointer -O1
 
 installcheck: export SOFTHSM2_CONF = $(REGRESS_DIR)/softhsm2.conf
+installcheck: export AWS_SHARED_CREDENTIALS_FILE = $(REGRESS_DIR)/aws/credentials
+installcheck: export AWS_CONFIG_FILE = $(REGRESS_DIR)/aws/config
 regress-config:
-	./scripts/regress-config '$(REGRESS_DIR)'
+	./scripts/regress-config '$(REGRESS_DIR)' $$PPID
 
 check-tap: $(TEST_LIBRARIES) $(CLIENT_PROGRAMS)
 	$(prove_installcheck)

@@ -57,6 +57,7 @@ CREATE TABLE nomp_crypt.kek (
 	keystore_serial	text,
 	submitted_at	timestamptz,
 	submitted_lsn	pg_lsn,
+	pending_until	timestamptz,				-- destroyed by then, in a keystore that destroys later
 	UNIQUE (tenant, generation)
 );
 
@@ -109,7 +110,10 @@ CREATE TABLE nomp_crypt.erasure (
 	keys_destroyed	text[],
 	checked_at		timestamptz,
 	submitted_lsn	pg_lsn,
-	keystores		jsonb NOT NULL DEFAULT '{}'	-- by serial: seen, destroyed, when
+	keystores		jsonb NOT NULL DEFAULT '{}',	-- by serial: seen, pending, destroyed, when
+	pending_until	timestamptz,				-- when the last key will be gone, if it is pending
+	voided_at		timestamptz,				-- when it was seen that somebody cancelled that
+	voided_keys		text[]
 );
 CREATE UNIQUE INDEX erasure_one_per_tenant ON nomp_crypt.erasure (tenant) WHERE state <> 'withdrawn';
 
@@ -407,9 +411,9 @@ CREATE FUNCTION nomp_crypt._register_write(installation uuid) RETURNS void
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_write';
 REVOKE ALL ON FUNCTION nomp_crypt._register_write(uuid) FROM PUBLIC;
 -- "serial" is that of the keystore's token, '' for the first keystore
-CREATE FUNCTION nomp_crypt._keystore_setup(installation uuid, serial text DEFAULT '') RETURNS text
+CREATE FUNCTION nomp_crypt._keystore_setup(installation uuid, serial text DEFAULT '', place int DEFAULT 1) RETURNS text
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_setup';
-REVOKE ALL ON FUNCTION nomp_crypt._keystore_setup(uuid, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_setup(uuid, text, int) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_create(installation uuid, tenant uuid, generation int, serial text DEFAULT '',
 	OUT label text, OUT keystore text, OUT purpose text, OUT version int,
 	OUT key_id bytea, OUT wrapped bytea, OUT key_check bytea) RETURNS SETOF record
@@ -428,7 +432,8 @@ CREATE FUNCTION nomp_crypt._keystore_rewrap(installation uuid, from_keystore tex
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_rewrap';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_rewrap(uuid, text, text, boolean, text, text, uuid, text, int, bytea, bytea)
 FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_destroy_kek(installation uuid, label text, serial text) RETURNS boolean
+CREATE FUNCTION nomp_crypt._keystore_destroy_kek(installation uuid, label text, serial text,
+	OUT destroyed boolean, OUT until timestamptz)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy_kek';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy_kek(uuid, text, text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean, serial text,
@@ -450,34 +455,41 @@ RETURNS boolean
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_remove';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_remove(uuid, text, bigint, text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenant uuid, keystore text DEFAULT '',
-	OUT serial text, OUT labels text[])
+	OUT serial text, OUT labels text[], OUT keys jsonb)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_see';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_see(uuid, uuid, text) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text)
-RETURNS text[]
+CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text,
+	OUT labels text[], OUT pending int, OUT until timestamptz)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy(uuid, uuid, text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_status(installation uuid, place int DEFAULT 1,
 	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
-	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean)
+	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean,
+	OUT destroys_at_once boolean, OUT credentials text, OUT lasting_credentials boolean)
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_keystore_status';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_status(uuid, int) FROM PUBLIC;
 
 -- All keystores that are configured, the first one first.
 CREATE FUNCTION nomp_crypt._keystores(installation uuid,
 	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
-	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean) RETURNS SETOF record
+	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean,
+	OUT destroys_at_once boolean, OUT credentials text, OUT lasting_credentials boolean,
+	OUT place int) RETURNS SETOF record
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	SELECT s.keystore,
 		CASE WHEN s.state = 'ok' AND NOT s.canary THEN 'the token is not this installation''s' ELSE s.state END,
-		s.detail, s.token, s.serial, s.manufacturer, s.model, s.software, s.canary
+		s.detail, s.token, s.serial, s.manufacturer, s.model, s.software, s.canary,
+		s.destroys_at_once, s.credentials, s.lasting_credentials, place
 	FROM generate_series(1, 4) place, nomp_crypt._keystore_status($1, place) s
 	WHERE s.keystore IS NOT NULL
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._keystores(uuid) FROM PUBLIC;
--- As nomp_crypt.kek names the keystore with a token of that serial.
+-- As nomp_crypt.kek names the keystore with a token of that serial, or the key
+-- service with that ARN.
 CREATE FUNCTION nomp_crypt._keystore_name(serial text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT 'pkcs11:serial=' || $1 $$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN starts_with($1, 'arn:') THEN $1 ELSE 'pkcs11:serial=' || $1 END
+$$;
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_name(text) FROM PUBLIC;
 -- And back.
 CREATE FUNCTION nomp_crypt._keystore_serial(keystore text) RETURNS text
@@ -555,6 +567,768 @@ CREATE VIEW nomp_crypt.access AS
 SELECT hour, role, tenant, read, written, searched FROM nomp_crypt._access();
 COMMENT ON VIEW nomp_crypt.access IS
 'use of values on this node that the server log does not have yet; see nomp_crypt.log_access';
+
+-- ---------------------------------------------------------------------------
+-- The register: what became of schools and their keys, as one chain of signed
+-- records; see docs/register.md
+-- ---------------------------------------------------------------------------
+
+-- A record is a JWS; its payload has the hash of the record before. Columns
+-- but jws are there to find it: what counts is what it says.
+CREATE TABLE nomp_crypt.register (
+	number	bigint PRIMARY KEY CHECK (number > 0),
+	hash	bytea NOT NULL CHECK (octet_length(hash) = 32),	-- SHA-256 of jws
+	jws		text NOT NULL,
+	at		timestamptz NOT NULL,
+	type	text NOT NULL,
+	school	uuid,
+	case_id	uuid
+);
+COMMENT ON TABLE nomp_crypt.register IS 'signed records of what became of schools and keys; append-only';
+CREATE INDEX register_school_idx ON nomp_crypt.register (school);
+CREATE INDEX register_case_idx ON nomp_crypt.register (case_id);
+CREATE INDEX register_type_idx ON nomp_crypt.register (type, number);
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.register', '');
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON nomp_crypt.register
+FOR EACH STATEMENT EXECUTE FUNCTION nomp_crypt._append_only();
+CREATE TRIGGER append_only_rows BEFORE UPDATE OR DELETE ON nomp_crypt.register
+FOR EACH ROW EXECUTE FUNCTION nomp_crypt._append_only();
+ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only;
+ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only_rows;
+
+-- What a transaction will put on record when it commits: the chain is locked
+-- and signed last, so that a long transaction keeps nobody waiting.
+CREATE TABLE nomp_crypt.register_pending (
+	uuid	uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+	type	text NOT NULL,
+	data	jsonb NOT NULL
+);
+
+CREATE FUNCTION nomp_crypt._lock_register() RETURNS void
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_lock_register';
+REVOKE ALL ON FUNCTION nomp_crypt._lock_register() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_file(OUT trouble text, OUT installation uuid, OUT site uuid, OUT torn text)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_register_file';
+REVOKE ALL ON FUNCTION nomp_crypt._register_file() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_lines(after bigint, OUT number bigint, OUT jws text) RETURNS SETOF record
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_lines';
+REVOKE ALL ON FUNCTION nomp_crypt._register_lines(bigint) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_queue(number bigint, jws text, kid text, head text) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_queue';
+REVOKE ALL ON FUNCTION nomp_crypt._register_queue(bigint, text, text, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_extend(number bigint, records text[]) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_extend';
+REVOKE ALL ON FUNCTION nomp_crypt._register_extend(bigint, text[]) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_make(installation uuid, site uuid, records text[]) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_make';
+REVOKE ALL ON FUNCTION nomp_crypt._register_make(uuid, uuid, text[]) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_key(generation int, make boolean,
+	OUT kid text, OUT jwk text, OUT spki bytea, OUT created boolean, OUT place int)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_key';
+REVOKE ALL ON FUNCTION nomp_crypt._register_key(int, boolean) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_pin(installation uuid, generations int[], keys bytea[]) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_pin';
+REVOKE ALL ON FUNCTION nomp_crypt._register_pin(uuid, int[], bytea[]) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_sign(kid text, payload text) RETURNS text
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_sign';
+REVOKE ALL ON FUNCTION nomp_crypt._register_sign(text, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_verify(jws text) RETURNS text
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_verify';
+REVOKE ALL ON FUNCTION nomp_crypt._register_verify(text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_head(kid text, set text DEFAULT NULL) RETURNS text
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_register_head';
+REVOKE ALL ON FUNCTION nomp_crypt._register_head(text, text) FROM PUBLIC;
+-- Raises that the tenant was erased, NC001, or NC003 if no record proves it.
+CREATE FUNCTION nomp_crypt._raise_erased(tenant uuid) RETURNS void
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_raise_erased';
+REVOKE ALL ON FUNCTION nomp_crypt._raise_erased(uuid) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._record_hash(jws text) RETURNS bytea
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT sha256(convert_to($1, 'UTF8')) $$;
+REVOKE ALL ON FUNCTION nomp_crypt._record_hash(text) FROM PUBLIC;
+
+-- What a record says, all NULL unless a trusted key signed it. Raises NC004.
+CREATE FUNCTION nomp_crypt._record(jws text, OUT number bigint, OUT previous text, OUT installation uuid,
+	OUT site uuid, OUT at timestamptz, OUT type text, OUT data jsonb, OUT school uuid, OUT case_id uuid)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	payload jsonb := nomp_crypt._register_verify(jws)::jsonb;
+BEGIN
+	number := payload ->> 'number';
+	previous := payload ->> 'previous';
+	installation := payload ->> 'installation';
+	site := payload ->> 'site';
+	at := payload ->> 'at';
+	type := payload ->> 'type';
+	data := payload -> 'data';
+	school := data ->> 'school';
+	case_id := data ->> 'case';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._record(text) FROM PUBLIC;
+
+-- How the table, this site's file and the head that the keystore remembers
+-- agree; the whole chain, or only its end. Changes nothing. state:
+--   none         nothing yet
+--   ok           they do
+--   ahead        the file has more, of what this table's database has forgotten
+--   behind       the file lacks records of other sites, or the end of its last line
+--   missing, foreign, corrupt, truncated, forked, head ahead: in trouble
+-- number and hash are the last record's of both. Raises NC004.
+CREATE FUNCTION nomp_crypt._register_look(whole boolean,
+	OUT state text, OUT detail text, OUT number bigint, OUT hash bytea, OUT in_table bigint, OUT in_file bigint,
+	OUT head text, OUT site uuid, OUT generation int, OUT kid text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	mine uuid := (SELECT i.uuid FROM nomp_crypt.installation i);
+	file record;
+	line record;
+	rec record;
+	first bigint;
+	before bytea;
+	behind boolean := false;
+	key_record text;
+	head_number bigint;
+	head_hash bytea;
+BEGIN
+	SELECT * INTO file FROM nomp_crypt._register_file();
+	SELECT coalesce(max(r.number), 0) INTO in_table FROM nomp_crypt.register r;
+	site := file.site;
+	number := 0;
+	in_file := 0;
+	IF mine IS NULL THEN
+		state := 'none';
+		RETURN;
+	ELSIF file.trouble = 'missing' AND in_table > 0 THEN
+		state := 'missing';
+		detail := 'this site has no file of the register';
+	ELSIF file.trouble = 'corrupt' THEN
+		state := 'corrupt';
+		detail := 'the file''s first line is not that of a register';
+	ELSIF file.installation <> mine THEN
+		state := 'foreign';
+		detail := 'the file is the register of installation ' || file.installation;
+	END IF;
+	IF state IS NOT NULL AND state <> 'missing' THEN
+		RETURN;
+	END IF;
+	-- the end alone, if both have it
+	first := CASE WHEN whole OR in_table = 0 OR state = 'missing' OR
+		NOT EXISTS (SELECT FROM nomp_crypt._register_lines(in_table - 1)) THEN 1 ELSE in_table END;
+	number := first - 1;
+	SELECT r.jws INTO key_record FROM nomp_crypt.register r
+	WHERE r.type IN ('founded', 'key') AND r.number < first ORDER BY r.number DESC LIMIT 1;
+	FOR line IN
+		SELECT coalesce(t.number, f.number) AS number, t.hash, t.jws, t.at, t.type, t.school, t.case_id,
+			f.jws AS in_file
+		FROM (SELECT * FROM nomp_crypt.register r WHERE r.number >= first) t
+		FULL JOIN nomp_crypt._register_lines(first - 1) f ON f.number = t.number
+		ORDER BY 1
+	LOOP
+		IF line.number = -1 THEN
+			state := 'corrupt';
+			detail := 'the file has a line that is no record';
+			RETURN;
+		ELSIF line.number <> number + 1 THEN
+			state := 'corrupt';
+			detail := format('record %s is missing', number + 1);
+			RETURN;
+		ELSIF line.jws IS NULL AND line.number < in_table THEN
+			state := 'corrupt';
+			detail := format('the table lacks record %s', line.number);
+			RETURN;
+		END IF;
+		SELECT * INTO rec FROM nomp_crypt._record(coalesce(line.jws, line.in_file));
+		IF line.jws <> line.in_file THEN
+			state := CASE WHEN rec.number IS NOT NULL AND (nomp_crypt._record(line.in_file)).number = rec.number
+				THEN 'forked' ELSE 'corrupt' END;
+			detail := format('table and file have different records %s%s', line.number,
+				CASE WHEN state = 'forked' THEN ', both signed'
+					WHEN rec.number IS NULL THEN '; the table''s is not signed by this installation''s key'
+					ELSE '; the file''s is not signed by this installation''s key' END);
+			RETURN;
+		END IF;
+		IF rec.number IS NULL THEN
+			state := 'corrupt';
+			detail := format('record %s is not signed by this installation''s key', line.number);
+			RETURN;
+		ELSIF rec.number <> line.number OR rec.installation <> mine OR
+			(before IS NOT NULL AND rec.previous <> encode(before, 'hex')) OR
+			(line.number = 1 AND rec.previous <> '') THEN
+			state := 'corrupt';
+			detail := format('record %s does not follow the one before', line.number);
+			RETURN;
+		ELSIF line.jws IS NOT NULL AND (line.hash <> nomp_crypt._record_hash(line.jws) OR line.type <> rec.type OR
+			line.at <> rec.at OR line.school IS DISTINCT FROM rec.school OR line.case_id IS DISTINCT FROM rec.case_id) THEN
+			state := 'corrupt';
+			detail := format('the table''s columns of record %s are not what it says', line.number);
+			RETURN;
+		ELSIF line.in_file IS NULL AND state IS DISTINCT FROM 'missing' THEN
+			IF rec.site = file.site AND NOT (file.torn <> '' AND number = in_file AND
+											 starts_with(line.number || ' ' || line.jws, file.torn)) THEN
+				state := 'truncated';
+				detail := format('the file lacks record %s, which this site wrote', line.number);
+				RETURN;
+			END IF;
+			behind := true;
+		ELSIF behind AND line.in_file IS NOT NULL THEN
+			state := 'corrupt';
+			detail := format('the file lacks records before %s', line.number);
+			RETURN;
+		END IF;
+		IF rec.type IN ('founded', 'key') THEN
+			key_record := coalesce(line.jws, line.in_file);
+		END IF;
+		before := nomp_crypt._record_hash(coalesce(line.jws, line.in_file));
+		number := line.number;
+		in_file := CASE WHEN line.in_file IS NOT NULL THEN line.number ELSE in_file END;
+	END LOOP;
+	hash := before;
+	IF number = 0 THEN
+		state := 'none';
+		RETURN;
+	END IF;
+	SELECT r.data ->> 'generation', r.data ->> 'kid' INTO generation, kid FROM nomp_crypt._record(key_record) r;
+	head := nomp_crypt._register_head(kid);
+	head_number := substring(head FROM '^([0-9]{1,18}) [0-9a-f]{64}$');
+	IF head <> '' AND head_number IS NULL THEN
+		state := 'corrupt';
+		detail := 'the head that the keystore remembers is malformed';
+		RETURN;
+	END IF;
+	SELECT coalesce((SELECT r.hash FROM nomp_crypt.register r WHERE r.number = head_number),
+		(SELECT nomp_crypt._record_hash(l.jws) FROM nomp_crypt._register_lines(head_number - 1) l
+		 WHERE l.number = head_number)) INTO head_hash;
+	IF head_number > number THEN
+		state := 'head ahead';
+		detail := format('the keystore remembers record %s, and the last one here is %s', head_number, number);
+	ELSIF head_number IS NOT NULL AND encode(head_hash, 'hex') <> split_part(head, ' ', 2) THEN
+		state := 'forked';
+		detail := format('the keystore remembers another record %s: another site has appended', head_number);
+	ELSIF state IS NULL THEN
+		state := CASE WHEN number > in_table THEN 'ahead' WHEN behind THEN 'behind' ELSE 'ok' END;
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_look(boolean) FROM PUBLIC;
+
+-- What an operator does about it. The sections are those of docs/register.md.
+CREATE FUNCTION nomp_crypt._register_advice(state text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE $1
+		WHEN 'ahead' THEN 'If this database was restored from a backup: SELECT * FROM nomp_crypt.reconcile();'
+		WHEN 'behind' THEN 'The next record brings the file up to date.'
+		WHEN 'missing' THEN 'If this site has had no file yet, or it is lost: SELECT * FROM nomp_crypt.repair_register(); it is written from the table.'
+		WHEN 'foreign' THEN 'Set nomp_crypt.register_directory to this installation''s own.'
+		WHEN 'corrupt' THEN 'Nothing is erased until it is repaired: SELECT * FROM nomp_crypt.repair_register(); it takes each record from where it is whole.'
+		WHEN 'truncated' THEN 'Nothing is erased until it is repaired: SELECT * FROM nomp_crypt.repair_register(); the file''s end is taken from the table. Find out why it was lost.'
+		WHEN 'head ahead' THEN 'Records are lost here. Look for another site''s file, or a copy, that has them, put it in place, and SELECT * FROM nomp_crypt.reconcile(); see "Lost records" in docs/register.md.'
+		WHEN 'forked' THEN 'Two sites have appended. Stop one of them and build it anew from the other, file included; see "A forked register" in docs/register.md.'
+		END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_advice(text) FROM PUBLIC;
+
+-- Refuse what the register must be whole for: to erase, and to append. Raises
+-- 55000, NC004.
+CREATE FUNCTION nomp_crypt._register_require(whole boolean DEFAULT false) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	now record;
+BEGIN
+	SELECT * INTO now FROM nomp_crypt._register_look(whole);
+	IF now.state NOT IN ('none', 'ok', 'ahead', 'behind') THEN
+		RAISE EXCEPTION 'the register is %: nothing is erased', now.state
+			USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = now.detail || '.',
+			HINT = nomp_crypt._register_advice(now.state);
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_require(boolean) FROM PUBLIC;
+
+-- Take over what the file has and the table has not, verified; how many
+-- records. The caller holds the lock.
+CREATE FUNCTION nomp_crypt._register_catch_up(after bigint) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	taken bigint;
+BEGIN
+	INSERT INTO nomp_crypt.register (number, hash, jws, at, type, school, case_id)
+	SELECT l.number, nomp_crypt._record_hash(l.jws), l.jws, r.at, r.type, r.school, r.case_id
+	FROM nomp_crypt._register_lines(_register_catch_up.after) l, nomp_crypt._record(l.jws) r
+	ORDER BY l.number;
+	GET DIAGNOSTICS taken = ROW_COUNT;
+	IF taken > 0 THEN
+		PERFORM nomp_crypt._audit('register_catch_up', NULL,
+			jsonb_build_object('after', _register_catch_up.after, 'records', taken));
+	END IF;
+	RETURN taken;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_catch_up(bigint) FROM PUBLIC;
+
+-- The register's key for the installation's first record, and the file.
+CREATE FUNCTION nomp_crypt._register_found(installation uuid, OUT site uuid, OUT data jsonb)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	key record;
+	head text;
+BEGIN
+	SELECT * INTO key FROM nomp_crypt._register_key(1, true);
+	head := nomp_crypt._register_head(key.kid);
+	IF head <> '' THEN
+		RAISE EXCEPTION 'the register is head ahead: nothing is erased'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = format('The keystore remembers record %s, and there is none here.', split_part(head, ' ', 1)),
+			HINT = nomp_crypt._register_advice('head ahead');
+	END IF;
+	SELECT f.site INTO site FROM nomp_crypt._register_file() f;
+	IF site IS NULL THEN
+		site := gen_random_uuid();
+		PERFORM nomp_crypt._register_make(_register_found.installation, site, '{}');
+	END IF;
+	PERFORM nomp_crypt._register_pin(_register_found.installation, ARRAY[1], ARRAY[key.spki]);
+	data := jsonb_build_object('generation', 1, 'kid', key.kid, 'jwk', key.jwk::jsonb);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_found(uuid) FROM PUBLIC;
+
+-- Sign a record and put it in the table; the file has it before this
+-- transaction commits.
+CREATE FUNCTION nomp_crypt._register_put(installation uuid, site uuid, number bigint, previous bytea, kid text,
+	type text, data jsonb) RETURNS nomp_crypt.register
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	rec nomp_crypt.register;
+BEGIN
+	rec.number := _register_put.number;
+	rec.at := clock_timestamp();
+	rec.type := _register_put.type;
+	rec.school := data ->> 'school';
+	rec.case_id := data ->> 'case';
+	rec.jws := nomp_crypt._register_sign(_register_put.kid, jsonb_build_object(
+		'version', 1, 'number', rec.number, 'previous', coalesce(encode(_register_put.previous, 'hex'), ''),
+		'installation', _register_put.installation, 'site', _register_put.site,
+		'at', to_char(rec.at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+		'type', rec.type, 'data', jsonb_strip_nulls(data))::text);
+	rec.hash := nomp_crypt._record_hash(rec.jws);
+	INSERT INTO nomp_crypt.register VALUES (rec.*);
+	PERFORM nomp_crypt._register_queue(rec.number, rec.jws, _register_put.kid,
+		rec.number || ' ' || encode(rec.hash, 'hex'));
+	RETURN rec;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_put(uuid, uuid, bigint, bytea, text, text, jsonb) FROM PUBLIC;
+
+-- Append a record now, after what others have appended; the lock is held to
+-- the end of the transaction. A first one founds the register. "kid": with
+-- that key instead of the one in use. Raises 55000 where this server may not,
+-- or the register is in trouble; NC004.
+CREATE FUNCTION nomp_crypt._register_add(type text, data jsonb, kid text DEFAULT NULL) RETURNS nomp_crypt.register
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	mine uuid := nomp_crypt._require_owner();
+	now record;
+	founded record;
+	rec nomp_crypt.register;
+BEGIN
+	PERFORM nomp_crypt._lock_register();
+	PERFORM nomp_crypt._register_require(false);
+	SELECT * INTO now FROM nomp_crypt._register_look(false);
+	IF now.state = 'none' THEN
+		SELECT * INTO founded FROM nomp_crypt._register_found(mine);
+		rec := nomp_crypt._register_put(mine, founded.site, 1, NULL, founded.data ->> 'kid', 'founded', founded.data);
+		RETURN nomp_crypt._register_put(mine, founded.site, 2, rec.hash, founded.data ->> 'kid',
+			_register_add.type, _register_add.data);
+	ELSIF now.state = 'ahead' THEN
+		PERFORM nomp_crypt._register_catch_up(now.in_table);
+	ELSIF now.state = 'behind' THEN
+		PERFORM nomp_crypt._register_extend(now.in_file + 1,
+			ARRAY(SELECT r.jws FROM nomp_crypt.register r WHERE r.number > now.in_file ORDER BY r.number));
+	END IF;
+	-- a call that is repeated after a crash finds what it had put on record
+	SELECT r.* INTO rec FROM nomp_crypt.register r, nomp_crypt._record(r.jws) v
+	WHERE _register_add.type IN ('fenced', 'destroyed', 'certificate') AND r.case_id = (_register_add.data ->> 'case')::uuid
+		AND v.type = _register_add.type AND v.case_id = r.case_id;
+	IF FOUND THEN
+		RETURN rec;
+	END IF;
+	RETURN nomp_crypt._register_put(mine, now.site, now.number + 1, now.hash, coalesce(_register_add.kid, now.kid),
+		_register_add.type, _register_add.data);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_add(text, jsonb, text) FROM PUBLIC;
+
+-- Append a record when this transaction commits.
+CREATE FUNCTION nomp_crypt._register_append(type text, data jsonb) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	INSERT INTO nomp_crypt.register_pending (type, data) VALUES ($1, $2)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_append(text, jsonb) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._register_at_commit() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._register_add(NEW.type, NEW.data);
+	DELETE FROM nomp_crypt.register_pending p WHERE p.uuid = NEW.uuid;
+	RETURN NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_at_commit() FROM PUBLIC;
+CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON nomp_crypt.register_pending
+DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION nomp_crypt._register_at_commit();
+
+-- For the operator: is the register whole, all of it verified? Raises nothing
+-- for one in trouble, or a keystore.
+CREATE FUNCTION nomp_crypt.register_status(OUT state text, OUT detail text, OUT advice text, OUT records bigint,
+	OUT in_table bigint, OUT in_file bigint, OUT in_keystore bigint, OUT installation uuid, OUT site uuid, OUT key text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	now record;
+BEGIN
+	SELECT i.uuid INTO installation FROM nomp_crypt.installation i;
+	SELECT * INTO now FROM nomp_crypt._register_look(true);
+	state := now.state;
+	detail := now.detail;
+	advice := nomp_crypt._register_advice(now.state);
+	records := now.number;
+	in_table := now.in_table;
+	in_file := now.in_file;
+	in_keystore := nullif(split_part(now.head, ' ', 1), '');
+	site := now.site;
+	key := now.kid;
+EXCEPTION WHEN SQLSTATE 'NC004' OR data_corrupted OR io_error OR undefined_file OR insufficient_privilege THEN
+	state := 'unknown';
+	GET STACKED DIAGNOSTICS detail = MESSAGE_TEXT, advice = PG_EXCEPTION_HINT;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.register_status() FROM PUBLIC;
+
+-- Every record, as far as a trusted key signed it: valid is false from the
+-- first one on that is not what it should be. Raises NC004.
+CREATE FUNCTION nomp_crypt.verify_register(OUT number bigint, OUT valid boolean, OUT at timestamptz, OUT type text,
+	OUT school uuid, OUT case_id uuid, OUT data jsonb, OUT hash text, OUT jws text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	mine uuid := (SELECT i.uuid FROM nomp_crypt.installation i);
+	line record;
+	rec record;
+	before text := '';
+BEGIN
+	valid := true;
+	number := 0;
+	FOR line IN SELECT r.number, r.hash, r.jws FROM nomp_crypt.register r ORDER BY r.number LOOP
+		SELECT * INTO rec FROM nomp_crypt._record(line.jws);
+		valid := valid AND rec.number IS NOT NULL AND line.number = number + 1 AND rec.number = line.number
+			AND rec.previous = before AND rec.installation = mine
+			AND line.hash = nomp_crypt._record_hash(line.jws);
+		number := line.number;
+		at := rec.at;
+		type := rec.type;
+		school := rec.school;
+		case_id := rec.case_id;
+		data := rec.data;
+		hash := encode(line.hash, 'hex');
+		jws := line.jws;
+		before := hash;
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.verify_register() FROM PUBLIC;
+
+-- For a school, at the beginning of a contract: the key that signs what will be
+-- on record about it, and where the chain is. Raises 55000, NC004.
+CREATE FUNCTION nomp_crypt.register_key(OUT installation uuid, OUT generation int, OUT kid text, OUT jwk jsonb,
+	OUT pem text, OUT fingerprint text, OUT number bigint, OUT hash text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	now record;
+	k record;
+BEGIN
+	SELECT i.uuid INTO installation FROM nomp_crypt.installation i;
+	PERFORM nomp_crypt._register_require(false);
+	SELECT * INTO now FROM nomp_crypt._register_look(false);
+	IF now.state = 'none' THEN
+		RAISE EXCEPTION 'there is no register yet' USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'It begins with the first tenant.';
+	END IF;
+	SELECT * INTO k FROM nomp_crypt._register_key(now.generation, false);
+	IF k.kid IS DISTINCT FROM now.kid THEN
+		RAISE EXCEPTION 'the keystore is unavailable: no configured keystore has the register''s key'
+			USING ERRCODE = 'NC004', HINT = 'See nomp_crypt.keystore_status().';
+	END IF;
+	generation := now.generation;
+	kid := k.kid;
+	jwk := k.jwk::jsonb || jsonb_build_object('kid', k.kid, 'alg', 'ES256', 'use', 'sig');
+	pem := E'-----BEGIN PUBLIC KEY-----\n' ||
+		regexp_replace(replace(encode(k.spki, 'base64'), E'\n', ''), '(.{64})', E'\\1\n', 'g') ||
+		E'\n-----END PUBLIC KEY-----\n';
+	fingerprint := 'SHA256:' || encode(sha256(k.spki), 'hex');
+	number := now.number;
+	hash := encode(now.hash, 'hex');
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.register_key() FROM PUBLIC;
+
+-- A public JWK as SubjectPublicKeyInfo of P-256 and its point: RFC 5480.
+CREATE FUNCTION nomp_crypt._record_spki(jwk jsonb) RETURNS bytea
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+	SELECT decode('3059301306072a8648ce3d020106082a8648ce3d03010703420004', 'hex') ||
+		decode(translate($1 ->> 'x', '-_', '+/') || '=', 'base64') ||
+		decode(translate($1 ->> 'y', '-_', '+/') || '=', 'base64')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._record_spki(jsonb) FROM PUBLIC;
+
+-- All keys of the register that this node can be sure of, for its file.
+CREATE FUNCTION nomp_crypt._register_pin_all(installation uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	rec record;
+	generations int[] := '{}';
+	keys bytea[] := '{}';
+BEGIN
+	FOR rec IN SELECT DISTINCT r.data ->> 'kid' AS kid, (r.data ->> 'generation')::int AS generation,
+			r.data -> 'jwk' AS jwk
+		FROM nomp_crypt.register g, nomp_crypt._record(g.jws) r WHERE g.type IN ('founded', 'key')
+		AND r.data IS NOT NULL ORDER BY 2 LOOP
+		generations := generations || rec.generation;
+		keys := keys || nomp_crypt._record_spki(rec.jwk);
+	END LOOP;
+	IF cardinality(keys) > 0 THEN
+		PERFORM nomp_crypt._register_pin(_register_pin_all.installation, generations, keys);
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_pin_all(uuid) FROM PUBLIC;
+
+-- A new key for the register, in the first keystore, signed for by the old
+-- one. "lost": the old one is no more, so the new one speaks for itself; schools
+-- see that in the record. Returns the new key's generation. Raises 55000, NC004.
+CREATE FUNCTION nomp_crypt.rotate_register_key(lost boolean DEFAULT false) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	mine uuid := nomp_crypt._require_owner();
+	now record;
+	new_generation int;
+	k record;
+BEGIN
+	PERFORM nomp_crypt._lock_register();
+	IF rotate_register_key.lost THEN
+		SELECT (r.data ->> 'generation')::int AS generation INTO now
+		FROM nomp_crypt.register g, nomp_crypt._record(g.jws) r
+		WHERE g.type IN ('founded', 'key') ORDER BY g.number DESC LIMIT 1;
+	ELSE
+		PERFORM nomp_crypt._register_require(true);
+		SELECT * INTO now FROM nomp_crypt._register_look(false);
+	END IF;
+	IF now.generation IS NULL THEN
+		RAISE EXCEPTION 'there is no register yet' USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'It begins with the first tenant.';
+	END IF;
+	new_generation := now.generation + 1;
+	SELECT * INTO k FROM nomp_crypt._register_key(new_generation, true);
+	PERFORM nomp_crypt._register_add('key', jsonb_build_object('generation', new_generation, 'kid', k.kid,
+		'jwk', k.jwk::jsonb, 'old_key_lost', nullif(rotate_register_key.lost, false)),
+		CASE WHEN rotate_register_key.lost THEN k.kid END);
+	PERFORM nomp_crypt._register_pin_all(mine);
+	PERFORM nomp_crypt._audit('rotate_register_key', NULL, jsonb_build_object('generation', new_generation,
+		'kid', k.kid, 'lost', rotate_register_key.lost));
+	RETURN new_generation;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.rotate_register_key(boolean) FROM PUBLIC;
+
+-- What a record claims, whoever signed it.
+CREATE FUNCTION nomp_crypt._record_claims(jws text, part int DEFAULT 2) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	encoded text := translate(split_part(jws, '.', part), '-_', '+/');
+BEGIN
+	RETURN convert_from(decode(rpad(encoded, (length(encoded) + 3) / 4 * 4, '='), 'base64'), 'UTF8')::jsonb;
+EXCEPTION WHEN OTHERS THEN
+	RETURN NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._record_claims(text, int) FROM PUBLIC;
+
+-- The chain from table and file, each record from where it is signed and follows
+-- the one before; as far as that goes. "left": others are there behind it.
+-- Raises 55000 where both have one.
+CREATE FUNCTION nomp_crypt._register_whole(OUT records text[], OUT hash bytea, OUT kid text, OUT "left" boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	mine uuid := (SELECT i.uuid FROM nomp_crypt.installation i);
+	candidate record;
+	rec record;
+	next text;
+BEGIN
+	records := '{}';
+	LOOP
+		next := NULL;
+		FOR candidate IN SELECT r.jws FROM nomp_crypt.register r WHERE r.number = cardinality(records) + 1
+			UNION SELECT l.jws FROM nomp_crypt._register_lines(cardinality(records)) l
+				  WHERE l.number = cardinality(records) + 1 LOOP
+			SELECT * INTO rec FROM nomp_crypt._record(candidate.jws);
+			CONTINUE WHEN rec.number IS DISTINCT FROM cardinality(records) + 1 OR rec.installation <> mine
+				OR rec.previous <> coalesce(encode(hash, 'hex'), '');
+			IF next IS NOT NULL THEN
+				RAISE EXCEPTION 'the register is forked: nothing is erased'
+					USING ERRCODE = 'object_not_in_prerequisite_state',
+					DETAIL = format('Table and file have different records %s, both signed.', rec.number),
+					HINT = nomp_crypt._register_advice('forked');
+			END IF;
+			next := candidate.jws;
+			kid := CASE WHEN rec.type IN ('founded', 'key') THEN rec.data ->> 'kid' ELSE kid END;
+		END LOOP;
+		EXIT WHEN next IS NULL;
+		records := records || next;
+		hash := nomp_crypt._record_hash(next);
+	END LOOP;
+	"left" := EXISTS (SELECT FROM nomp_crypt.register r, nomp_crypt._record(r.jws) v
+					  WHERE r.number > cardinality(records) AND v.number > cardinality(records))
+		OR EXISTS (SELECT FROM nomp_crypt._register_lines(cardinality(records)) l, nomp_crypt._record(l.jws) v
+				   WHERE v.number > cardinality(records));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_whole() FROM PUBLIC;
+
+-- Make table and file whole again, each record from where it is whole; the old
+-- file is kept beside it. Refuses where records are lost on both, unless
+-- accept_loss: then that is put on record. Returns what was done. Raises 55000,
+-- NC004.
+CREATE FUNCTION nomp_crypt.repair_register(accept_loss boolean DEFAULT false) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	mine uuid := nomp_crypt._require_owner();
+	whole record;
+	site uuid;
+	head text;
+	head_number bigint;
+	lost boolean;
+	changed bigint;
+	n bigint;
+BEGIN
+	PERFORM nomp_crypt._lock_register();
+	SELECT f.site INTO site FROM nomp_crypt._register_file() f WHERE f.installation = mine;
+	SELECT * INTO whole FROM nomp_crypt._register_whole();
+	n := cardinality(whole.records);
+	IF n = 0 AND NOT whole."left" AND NOT EXISTS (SELECT FROM nomp_crypt.register) THEN
+		RETURN 'there is no register yet';
+	END IF;
+	head := nomp_crypt._register_head(whole.kid);
+	head_number := substring(head FROM '^([0-9]{1,18}) ');
+	lost := n = 0 OR whole."left" OR coalesce(head_number > n, false);
+	IF head_number <= n AND
+		encode(nomp_crypt._record_hash(whole.records[head_number]), 'hex') <> split_part(head, ' ', 2) THEN
+		RAISE EXCEPTION 'the register is forked: nothing is erased'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = format('The keystore remembers another record %s.', head_number),
+			HINT = nomp_crypt._register_advice('forked');
+	ELSIF lost AND (NOT repair_register.accept_loss OR n = 0) THEN
+		RAISE EXCEPTION 'record % of the register is lost, in the table and in the file', n + 1
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Look for another site''s file, or a copy, that has it. If there is none: repair_register(accept_loss => true) goes on without, and puts that on record.';
+	END IF;
+	-- the one place where rows of the register change: what is not signed goes
+	ALTER TABLE nomp_crypt.register DISABLE TRIGGER append_only;
+	ALTER TABLE nomp_crypt.register DISABLE TRIGGER append_only_rows;
+	DELETE FROM nomp_crypt.register r WHERE r.number > n OR r.jws <> whole.records[r.number]
+		OR (r.number, r.hash, r.jws, r.at, r.type, r.school, r.case_id) IS DISTINCT FROM
+		   (SELECT (v.number, nomp_crypt._record_hash(r.jws), r.jws, v.at, v.type, v.school, v.case_id) FROM nomp_crypt._record(r.jws) v);
+	GET DIAGNOSTICS changed = ROW_COUNT;
+	ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only;
+	ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only_rows;
+	INSERT INTO nomp_crypt.register (number, hash, jws, at, type, school, case_id)
+	SELECT v.number, nomp_crypt._record_hash(w.jws), w.jws, v.at, v.type, v.school, v.case_id
+	FROM unnest(whole.records) w(jws), nomp_crypt._record(w.jws) v
+	WHERE NOT EXISTS (SELECT FROM nomp_crypt.register r WHERE r.number = v.number);
+	PERFORM nomp_crypt._register_make(mine, coalesce(site, gen_random_uuid()), whole.records);
+	PERFORM nomp_crypt._register_pin_all(mine);
+	IF lost THEN
+		PERFORM nomp_crypt._register_put(mine, (SELECT f.site FROM nomp_crypt._register_file() f), n + 1, whole.hash,
+			whole.kid, 'lost', jsonb_build_object('head', nullif(head, '')));
+	END IF;
+	PERFORM nomp_crypt._audit('repair_register', NULL, jsonb_build_object('records', n, 'removed', changed,
+		'lost', lost, 'head', head));
+	RETURN format('%s records are whole in table and file%s', n, CASE WHEN lost THEN '; the loss is on record' ELSE '' END);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.repair_register(boolean) FROM PUBLIC;
+
+-- A site takes the installation over: its file is written from the table unless
+-- a copy of another site's is there, and the keys are pinned. An empty keystore gets a new key, since the old one is no
+-- more.
+CREATE FUNCTION nomp_crypt._register_adopt(installation uuid, empty_keystore boolean, newly boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	file record;
+	k record;
+BEGIN
+	PERFORM nomp_crypt._lock_register();
+	SELECT * INTO file FROM nomp_crypt._register_file();
+	IF NOT EXISTS (SELECT FROM nomp_crypt.register) THEN
+		RETURN;
+	END IF;
+	IF file.trouble = 'missing' THEN
+		PERFORM nomp_crypt._register_make(_register_adopt.installation, gen_random_uuid(),
+			ARRAY(SELECT r.jws FROM nomp_crypt.register r ORDER BY r.number));
+	ELSIF newly AND file.installation = _register_adopt.installation AND NOT EXISTS (
+		SELECT FROM nomp_crypt._register_lines(0) l WHERE l.number < 0) THEN
+		-- a copy of another site's: from here on it is this one's
+		PERFORM nomp_crypt._register_make(_register_adopt.installation, gen_random_uuid(),
+			ARRAY(SELECT l.jws FROM nomp_crypt._register_lines(0) l ORDER BY l.number));
+	END IF;
+	IF _register_adopt.empty_keystore THEN
+		-- nothing can vouch for the old keys but what this database says of them
+		PERFORM nomp_crypt._register_pin(_register_adopt.installation, array_agg((c ->> 'generation')::int ORDER BY n),
+			array_agg(nomp_crypt._record_spki(c -> 'jwk') ORDER BY n))
+		FROM (SELECT r.number, nomp_crypt._record_claims(r.jws) -> 'data' FROM nomp_crypt.register r
+			  WHERE r.type IN ('founded', 'key')) r(n, c) HAVING count(*) > 0;
+		PERFORM nomp_crypt.rotate_register_key(true);
+	END IF;
+	PERFORM nomp_crypt._register_pin_all(_register_adopt.installation);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_adopt(uuid, boolean, boolean) FROM PUBLIC;
+
+-- Schools have moved to the first keystore: so does the register's key.
+CREATE FUNCTION nomp_crypt._register_follow() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	now record;
+BEGIN
+	SELECT * INTO now FROM nomp_crypt._register_look(false);
+	IF now.kid IS NOT NULL AND (SELECT k.place FROM nomp_crypt._register_key(now.generation, false) k) > 1 THEN
+		PERFORM nomp_crypt.rotate_register_key();
+	END IF;
+EXCEPTION WHEN SQLSTATE 'NC004' THEN
+	RAISE WARNING 'the register''s key did not follow to the first keystore: %', SQLERRM
+		USING HINT = 'SELECT nomp_crypt.rotate_register_key() before the other one is taken away.';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_follow() FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._register_mark(mark text) RETURNS text
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_register_mark';
+REVOKE ALL ON FUNCTION nomp_crypt._register_mark(text) FROM PUBLIC;
+
+-- Whoever copies the register's file away says how far: health() warns when
+-- that is long ago. Raises 22023 for a record that is not in the register.
+CREATE FUNCTION nomp_crypt.register_archived(number bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF NOT EXISTS (SELECT FROM nomp_crypt.register r WHERE r.number = register_archived.number) THEN
+		RAISE EXCEPTION 'the register has no record %', register_archived.number USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Give the number at the beginning of the copy''s last line.';
+	END IF;
+	PERFORM nomp_crypt._register_mark(register_archived.number::text);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.register_archived(bigint) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Rows and sessions of one tenant; for everybody
@@ -660,6 +1434,7 @@ BEGIN
 	PERFORM nomp_crypt._register_write(mine);
 	PERFORM nomp_crypt._keystore_setup(mine);
 	INSERT INTO nomp_crypt.installation (uuid) VALUES (mine) ON CONFLICT DO NOTHING;
+	PERFORM nomp_crypt._register_adopt(mine, NOT status.canary, NOT reg.ours);
 	PERFORM nomp_crypt._audit('adopt_keystore', NULL, jsonb_build_object('installation', mine,
 		'serial', status.serial, 'canary', status.canary, 'new_keystore', new_keystore));
 	RETURN mine;
@@ -673,7 +1448,8 @@ REVOKE ALL ON FUNCTION nomp_crypt.adopt_keystore(boolean) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt.keystore_status(
 	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
 	OUT manufacturer text, OUT model text, OUT software boolean, OUT canary boolean,
-	OUT installation uuid, OUT keys bigint) RETURNS SETOF record
+	OUT installation uuid, OUT keys bigint, OUT destroys_at_once boolean, OUT credentials text,
+	OUT lasting_credentials boolean) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	s record;
@@ -691,6 +1467,9 @@ BEGIN
 		model := s.model;
 		software := s.software;
 		canary := s.canary;
+		destroys_at_once := s.destroys_at_once;
+		credentials := s.credentials;
+		lasting_credentials := s.lasting_credentials;
 		SELECT count(*) INTO keys FROM nomp_crypt.kek k
 		WHERE k.keystore = nomp_crypt._keystore_name(s.serial) AND k.state <> 'destroyed';
 		known := known || nomp_crypt._keystore_name(s.serial);
@@ -711,6 +1490,9 @@ BEGIN
 		model := NULL;
 		software := NULL;
 		canary := NULL;
+		destroys_at_once := NULL;
+		credentials := NULL;
+		lasting_credentials := NULL;
 		keys := s.n;
 		RETURN NEXT;
 	END LOOP;
@@ -763,6 +1545,7 @@ BEGIN
 	END LOOP;
 	PERFORM nomp_crypt._audit('create_tenant', create_tenant.id,
 		jsonb_build_object('uuid', new_tenant, 'key', made_label));
+	PERFORM nomp_crypt._register_kek('born', new_tenant, 1);
 	RETURN new_tenant;
 END
 $$;
@@ -838,6 +1621,8 @@ BEGIN
 				greatest(0, floor(extract(epoch FROM older_than)))::bigint, leftover.serial) THEN
 			action := 'removed';
 			PERFORM nomp_crypt._audit('reconcile_keystore', NULL, jsonb_build_object('removed', leftover.label));
+			PERFORM nomp_crypt._register_append('removed', jsonb_build_object('school', split_part(base, ':', 3),
+				'key', base, 'serial', leftover.serial));
 		ELSE
 			action := 'orphan';
 		END IF;
@@ -955,6 +1740,66 @@ COMMENT ON VIEW nomp_crypt.rights IS 'who may do what; tenant is null for a righ
 -- Erasure: the steps, each safe alone and harmless when repeated
 -- ---------------------------------------------------------------------------
 
+-- A key of a school, on record: its first, or another one.
+CREATE FUNCTION nomp_crypt._register_kek(type text, school uuid, generation int) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._register_append($1, jsonb_build_object('school', k.tenant, 'generation', k.generation,
+		'key', k.label, 'serial', nomp_crypt._keystore_serial(k.keystore)))
+	FROM nomp_crypt.kek k WHERE k.tenant = $2 AND k.generation = $3
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_kek(text, uuid, int) FROM PUBLIC;
+
+-- Before the point of no return: the register is whole, all of it, and every
+-- key that it knows of this school has been seen now, or its end is on record.
+-- A database restored from before a key was replaced knows less. Then the
+-- fence is put on record. Raises 55000, NC003, NC004.
+CREATE FUNCTION nomp_crypt._register_fence(c nomp_crypt.erasure, seen jsonb) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	missing record;
+	now record;
+BEGIN
+	PERFORM nomp_crypt._register_require(true);
+	SELECT * INTO now FROM nomp_crypt._register_look(false);
+	-- what the file has and the table has not counts, too
+	SELECT r.data ->> 'key' AS key, r.data ->> 'serial' AS serial INTO missing
+	FROM (SELECT g.jws FROM nomp_crypt.register g WHERE g.school = c.tenant
+		  UNION SELECT l.jws FROM nomp_crypt._register_lines(now.in_table) l) g, nomp_crypt._record(g.jws) r
+	WHERE r.type IN ('born', 'moved') AND r.school = c.tenant
+		AND NOT EXISTS (SELECT FROM jsonb_each(_register_fence.seen) s, jsonb_array_elements_text(s.value -> 'seen') l
+			WHERE l = r.data ->> 'key' OR starts_with(l, (r.data ->> 'key') || ':provisional@'))
+		AND NOT EXISTS (SELECT FROM nomp_crypt.register e, nomp_crypt._record(e.jws) x
+			WHERE e.school = c.tenant AND e.type IN ('expired', 'removed') AND x.type IN ('expired', 'removed')
+			AND x.data ->> 'key' = r.data ->> 'key')
+		AND NOT EXISTS (SELECT FROM nomp_crypt.kek k
+			WHERE k.label = r.data ->> 'key' AND k.tenant = c.tenant AND k.submitted_at IS NOT NULL)
+	LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'key % is on record in the register and in no keystore that was seen, so its destruction cannot be witnessed',
+			missing.key USING ERRCODE = 'NC003', DETAIL = format('It was made in the keystore with serial number %s.', missing.serial),
+			HINT = 'The school stays suspended. Name that keystore in nomp_crypt.other_keystores, or find its backup.';
+	END IF;
+	PERFORM nomp_crypt._register_append('fenced', jsonb_build_object('school', c.tenant, 'case', c.case_id,
+		'reason', c.reason, 'reference', c.reference, 'requested_at', c.requested_at, 'keystores', _register_fence.seen));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_fence(nomp_crypt.erasure, jsonb) FROM PUBLIC;
+
+-- The keys are destroyed and were not seen again: on record, once.
+CREATE FUNCTION nomp_crypt._register_destroyed(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure;
+BEGIN
+	SELECT * INTO c FROM nomp_crypt.erasure e WHERE e.case_id = _register_destroyed.case_id;
+	PERFORM nomp_crypt._register_append('destroyed', jsonb_build_object('school', c.tenant, 'case', c.case_id,
+		'reason', c.reason, 'reference', c.reference, 'requested_at', c.requested_at, 'fenced_at', c.fenced_at,
+		'submitted_at', c.submitted_at, 'destroyed_at', c.destroyed_at, 'keystores', c.keystores));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_destroyed(uuid) FROM PUBLIC;
+
 -- Put the case on record and suspend the school. Returns the case.
 CREATE FUNCTION nomp_crypt._erase_request(id text, reason text, reference text) RETURNS uuid
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -973,7 +1818,7 @@ BEGIN
 		RETURN open_case.case_id;
 	END IF;
 	target := nomp_crypt._tenant_uuid(_erase_request.id);
-	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
+	PERFORM nomp_crypt._lock_tenant(target);
 	SELECT * INTO open_case FROM nomp_crypt.erasure e
 	WHERE e.tenant = target AND e.state <> 'withdrawn';
 	-- a finished case may have come by replication: what is left is this node's memory
@@ -995,8 +1840,9 @@ BEGIN
 		RAISE EXCEPTION 'malformed reference' USING ERRCODE = 'invalid_parameter_value',
 			HINT = 'Give the agreement''s number: up to 64 letters, digits, and . _ / -, no personal data.';
 	END IF;
-	INSERT INTO nomp_crypt.erasure (case_id, tenant, reason, reference, requested_by)
-	VALUES (new_case, target, _erase_request.reason, _erase_request.reference, nomp_crypt._acting_role());
+	INSERT INTO nomp_crypt.erasure (case_id, tenant, reason, reference, requested_by, requesters, approvals_needed)
+	VALUES (new_case, target, _erase_request.reason, _erase_request.reference, nomp_crypt._acting_role(),
+		nomp_crypt._actors(), current_setting('nomp_crypt.erasure_approvals')::int);
 	UPDATE nomp_crypt.tenant t SET state = 'suspended' WHERE t.uuid = target AND t.state = 'active';
 	SELECT * INTO open_case FROM nomp_crypt.erasure e WHERE e.case_id = new_case;
 	PERFORM nomp_crypt._audit_case('erase_request', open_case,
@@ -1006,13 +1852,36 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_request(text, text, text) FROM PUBLIC;
 
--- The case, locked. Raises 42704.
+-- Lock a tenant's row, and do not wait for ever for whoever has it: a prepared
+-- transaction can stay for years. Raises 55P03, and says who it is.
+CREATE FUNCTION nomp_crypt._lock_tenant(tenant uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '30s' AS $$
+BEGIN
+	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = _lock_tenant.tenant FOR UPDATE;
+EXCEPTION WHEN lock_not_available THEN
+	RAISE EXCEPTION 'the tenant''s row has been held by another transaction for 30 seconds'
+		USING ERRCODE = 'lock_not_available',
+		DETAIL = (SELECT 'It can be ' || string_agg(DISTINCT CASE WHEN l.pid IS NULL
+					THEN format('prepared transaction "%s" of %s', p.gid, p.owner)
+					ELSE format('process %s of %s', l.pid, a.usename) END, ', ') || '.'
+			FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+			LEFT JOIN pg_locks x ON x.virtualtransaction = l.virtualtransaction AND x.pid IS NULL AND x.transactionid IS NOT NULL
+			LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
+			WHERE l.relation = 'nomp_crypt.tenant'::regclass AND l.mode IN ('RowShareLock', 'RowExclusiveLock')
+				AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()),
+		HINT = 'End it, or commit or roll back what is prepared, and repeat the call.';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lock_tenant(uuid) FROM PUBLIC;
+
+-- The case, locked, after its tenant, as everywhere. Raises 42704, 55P03.
 CREATE FUNCTION nomp_crypt._erase_case(case_id uuid) RETURNS nomp_crypt.erasure
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	wanted nomp_crypt.erasure;
 BEGIN
+	PERFORM nomp_crypt._lock_tenant(e.tenant) FROM nomp_crypt.erasure e WHERE e.case_id = _erase_case.case_id;
 	SELECT * INTO wanted FROM nomp_crypt.erasure e WHERE e.case_id = _erase_case.case_id FOR UPDATE;
 	IF NOT FOUND THEN
 		RAISE EXCEPTION 'erasure case % does not exist', _erase_case.case_id USING ERRCODE = 'undefined_object';
@@ -1034,15 +1903,21 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_wipe(uuid) FROM PUBLIC;
 
--- Empty if the erasure may be executed now, else from when on. NULL if it was.
+-- Empty if the erasure may be executed now, else what it waits for. NULL if it
+-- was executed.
 CREATE FUNCTION nomp_crypt._erase_due(case_id uuid) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(case_id);
-	due timestamptz := c.requested_at + nomp_crypt._erasure_grace();
 BEGIN
-	RETURN CASE WHEN c.state IN ('destroyed', 'certified') THEN NULL
-		WHEN c.state <> 'requested' OR clock_timestamp() >= due THEN '' ELSE due::text END;
+	IF c.state IN ('destroyed', 'certified') THEN
+		RETURN NULL;
+	END IF;
+	IF c.state = 'requested' THEN
+		-- one at a time, for the limit of a day
+		PERFORM FROM nomp_crypt.installation FOR UPDATE;
+	END IF;
+	RETURN coalesce(nomp_crypt._erase_waits(c), '');
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_due(uuid) FROM PUBLIC;
@@ -1083,6 +1958,7 @@ BEGIN
 	UPDATE nomp_crypt.tenant t SET state = 'active'
 	WHERE t.uuid = target AND t.state = 'suspended' AND t.suspended_at IS NULL;
 	PERFORM nomp_crypt._audit_case('withdraw_erasure', c);
+	PERFORM nomp_crypt._register_append('withdrawn', jsonb_build_object('school', c.tenant, 'case', c.case_id));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.withdraw_erasure(text) FROM PUBLIC;
@@ -1108,7 +1984,8 @@ BEGIN
 		END IF;
 		CONTINUE WHEN store.state <> 'ok';	-- never used: it lacks the canary
 		SELECT * INTO seen FROM nomp_crypt._keystore_see(_erase_see.installation, _erase_see.tenant, store.serial);
-		found_in := found_in || jsonb_build_object(seen.serial, jsonb_build_object('seen', to_jsonb(seen.labels)));
+		found_in := found_in || jsonb_build_object(seen.serial, jsonb_build_object('seen', to_jsonb(seen.labels),
+			'keys', seen.keys, 'at_once', store.destroys_at_once));
 	END LOOP;
 	FOR k IN SELECT e.label, nomp_crypt._keystore_serial(e.keystore) AS serial,
 				-- seen there to be destroyed, by a call that may have gone on or not
@@ -1166,6 +2043,7 @@ BEGIN
 			keystores = seen, keys_seen = all_seen
 		WHERE e.case_id = c.case_id;
 		UPDATE nomp_crypt.tenant t SET state = 'fenced' WHERE t.uuid = c.tenant;
+		PERFORM nomp_crypt._register_fence(c, seen);
 		PERFORM nomp_crypt._audit_case('erase_fence', c, jsonb_build_object('keys', all_seen,
 			'serial', (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k)));
 	END IF;
@@ -1173,6 +2051,40 @@ BEGIN
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_fence(uuid) FROM PUBLIC;
+
+-- After the fence: the keys are disabled in every keystore that does so, for
+-- nodes and backups that have not got the news. How far that went is on
+-- record; it is not required, since the keys will be destroyed.
+CREATE FUNCTION nomp_crypt._erase_disable(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_disable.case_id);
+	installation uuid := nomp_crypt._require_owner();
+	serial text;
+	done record;
+	told jsonb := '{}';
+BEGIN
+	IF c.state <> 'fenced' THEN
+		RETURN;
+	END IF;
+	PERFORM nomp_crypt._erase_committed(c.case_id);
+	FOR serial IN SELECT k FROM jsonb_object_keys(c.keystores) k ORDER BY k LOOP
+		BEGIN
+			SELECT * INTO done FROM nomp_crypt._keystore_enable(installation, c.tenant, false, serial);
+			told := told || jsonb_build_object(serial, jsonb_build_object('disabled', done.obeyed));
+		EXCEPTION WHEN SQLSTATE 'NC004' THEN
+			told := told || jsonb_build_object(serial, jsonb_build_object('disabled', 0, 'trouble', SQLERRM));
+		END;
+	END LOOP;
+	UPDATE nomp_crypt.erasure e SET keystores =
+		(SELECT jsonb_object_agg(k.key, k.value || (told -> k.key)) FROM jsonb_each(e.keystores) k)
+	WHERE e.case_id = c.case_id;
+	PERFORM nomp_crypt._audit_case('erase_disable', c, jsonb_build_object('serial', c.keystore_serial,
+		'disabled', (SELECT sum((k.value ->> 'disabled')::int) FROM jsonb_each(told) k)));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_disable(uuid) FROM PUBLIC;
 
 CREATE FUNCTION nomp_crypt._erase_submit(case_id uuid) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -1193,10 +2105,134 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_submit(uuid) FROM PUBLIC;
 
+-- The keys of a case are gone from one of its keystores.
+CREATE FUNCTION nomp_crypt._erase_gone(c nomp_crypt.erasure, serial text, gone text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	UPDATE nomp_crypt.erasure e SET keys_destroyed = coalesce(e.keys_destroyed, '{}') || gone,
+		keystores = jsonb_set(e.keystores, ARRAY[_erase_gone.serial], e.keystores -> _erase_gone.serial ||
+			jsonb_build_object('destroyed', to_jsonb(gone), 'at', clock_timestamp()))
+	WHERE e.case_id = (_erase_gone.c).case_id;
+	UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = clock_timestamp()
+	WHERE k.tenant = (_erase_gone.c).tenant AND k.state <> 'destroyed'
+		AND k.keystore = nomp_crypt._keystore_name(_erase_gone.serial);
+	PERFORM nomp_crypt._audit_case('erase_destroy', c, jsonb_build_object('serial', serial, 'keys', gone));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_gone(nomp_crypt.erasure, text, text[]) FROM PUBLIC;
+
+-- Ask a keystore that destroys later to do so, or see again that it will:
+-- every key that is there is pending, and witnessed so.
+CREATE FUNCTION nomp_crypt._erase_schedule(c nomp_crypt.erasure, installation uuid, serial text,
+	destroyed text[], until timestamptz) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	seen record;
+BEGIN
+	SELECT * INTO seen FROM nomp_crypt._keystore_see(_erase_schedule.installation, (_erase_schedule.c).tenant,
+		_erase_schedule.serial);
+	IF EXISTS (SELECT FROM jsonb_array_elements(seen.keys) k WHERE k ->> 'state' <> 'pending') THEN
+		RAISE EXCEPTION 'the keystore is unavailable: it does not show yet that all keys will be destroyed'
+			USING ERRCODE = 'NC004', HINT = 'Repeat the call.';
+	END IF;
+	UPDATE nomp_crypt.erasure e SET
+		keystores = jsonb_set(e.keystores, ARRAY[_erase_schedule.serial], e.keystores -> _erase_schedule.serial ||
+			jsonb_build_object('pending', seen.keys, 'until', _erase_schedule.until, 'scheduled_at', clock_timestamp()))
+	WHERE e.case_id = (_erase_schedule.c).case_id;
+	PERFORM nomp_crypt._audit_case('erase_schedule', c, jsonb_build_object('serial', serial,
+		'keys', destroyed, 'pending', seen.labels, 'until', until));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_schedule(nomp_crypt.erasure, uuid, text, text[], timestamptz) FROM PUBLIC;
+
+-- Look again at a keystore in which keys were pending. Those that were so and
+-- are not: somebody cancelled their destruction there. Returns them. Those
+-- that were never so are a key that turned up late: the keystore is asked for
+-- them too.
+CREATE FUNCTION nomp_crypt._erase_look(c nomp_crypt.erasure, installation uuid, serial text) RETURNS text[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	witnessed text[] := ARRAY(SELECT k ->> 'label' FROM jsonb_array_elements(c.keystores -> serial -> 'pending') k ORDER BY 1);
+	seen record;
+	saved text[];
+	asked record;
+BEGIN
+	SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, c.tenant, serial);
+	saved := ARRAY(SELECT k ->> 'label' FROM jsonb_array_elements(seen.keys) k
+				   WHERE k ->> 'state' <> 'pending' AND k ->> 'label' = ANY (witnessed) ORDER BY 1);
+	IF saved <> '{}' THEN
+		RETURN saved;
+	END IF;
+	IF seen.labels = '{}' THEN
+		PERFORM nomp_crypt._erase_gone(c, serial, witnessed);
+		RETURN '{}';
+	END IF;
+	IF EXISTS (SELECT FROM unnest(seen.labels) l WHERE l <> ALL (witnessed)) THEN
+		SELECT * INTO asked FROM nomp_crypt._keystore_destroy(installation, c.tenant, serial);
+		PERFORM nomp_crypt._erase_schedule(c, installation, serial, asked.labels, asked.until);
+	END IF;
+	RETURN '{}';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_look(nomp_crypt.erasure, uuid, text) FROM PUBLIC;
+
+-- Somebody cancelled the destruction in the keystore: say so, and do nothing
+-- more until it is decided.
+CREATE FUNCTION nomp_crypt._erase_void(c nomp_crypt.erasure, saved text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	IF (_erase_void.c).voided_at IS NULL THEN
+		UPDATE nomp_crypt.erasure e SET voided_at = clock_timestamp(), voided_keys = saved
+		WHERE e.case_id = (_erase_void.c).case_id;
+		PERFORM nomp_crypt._audit_case('erase_voided', c, jsonb_build_object('keys', saved));
+	END IF;
+	RAISE WARNING 'the destruction of key % of an erased tenant was cancelled in the keystore', array_to_string(saved, ', ')
+		USING DETAIL = format('Erasure case %s. The tenant stays unreadable; nothing else happens by itself.', (c).case_id),
+		HINT = 'Find out who cancelled it, and why. CALL nomp_crypt.resubmit_erasure() asks the keystore again.';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_void(nomp_crypt.erasure, text[]) FROM PUBLIC;
+
+-- Where a submitted or pending case stands when all keystores were asked: at
+-- its end, with a tombstone, or pending until the last key is gone.
+CREATE FUNCTION nomp_crypt._erase_settle(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_settle.case_id);
+	last timestamptz;
+BEGIN
+	IF EXISTS (SELECT FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed') THEN
+		SELECT max((k.value ->> 'until')::timestamptz) INTO last
+		FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed';
+		UPDATE nomp_crypt.erasure e SET state = 'pending', pending_until = last WHERE e.case_id = c.case_id;
+		IF last > clock_timestamp() THEN
+			RAISE NOTICE 'the keystore will destroy the last key of the tenant at %', last
+				USING HINT = 'The tenant is not readable any more. Call erase_tenant again then: only what is seen to be gone is erased.';
+		ELSE
+			RAISE NOTICE 'the keystore should have destroyed the last key of the tenant at %, and has not yet', last
+				USING HINT = 'Call erase_tenant again later.';
+		END IF;
+		RETURN;
+	END IF;
+	UPDATE nomp_crypt.erasure e SET state = 'destroyed', destroyed_at = clock_timestamp(), pending_until = NULL
+	WHERE e.case_id = c.case_id;
+	UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
+	UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
+	PERFORM nomp_crypt._register_destroyed(c.case_id);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_settle(uuid) FROM PUBLIC;
+
 -- Destroy every key of the school in one of the keystores where they were
--- seen, and see that none is left there; after the last one leave a tombstone.
--- Returns how many keystores are left: each is a transaction of its own, so
--- that what was witnessed in one stays on record whatever happens in another.
+-- seen, and see that none is left there, or that it will be gone; after the
+-- last one leave a tombstone. Returns how many keystores are left: each is a
+-- transaction of its own, so that what was witnessed in one stays on record
+-- whatever happens in another. Of a pending case, look again at all of them.
 CREATE FUNCTION nomp_crypt._erase_destroy(case_id uuid) RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -1204,45 +2240,674 @@ DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_destroy.case_id);
 	installation uuid := nomp_crypt._require_owner();
 	next_serial text;
-	gone text[];
+	asked record;
+	saved text[] := '{}';
 	remaining int;
 BEGIN
 	IF c.state IN ('destroyed', 'certified') THEN
 		RETURN 0;
 	END IF;
-	IF c.state <> 'submitted' THEN
+	IF c.state NOT IN ('submitted', 'pending') THEN
 		RAISE EXCEPTION 'erasure case % is not submitted', c.case_id
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'CALL nomp_crypt.erase_tenant() goes through all steps.';
 	END IF;
 	PERFORM nomp_crypt._erase_committed(c.case_id);
 	PERFORM nomp_crypt._require_synced(c.submitted_lsn);
+	PERFORM nomp_crypt._register_require();
+	IF c.voided_at IS NOT NULL THEN
+		PERFORM nomp_crypt._erase_void(c, c.voided_keys);
+		RETURN 0;
+	END IF;
+	IF c.state = 'pending' THEN
+		FOR next_serial IN SELECT k.key FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed' ORDER BY 1 LOOP
+			saved := saved || nomp_crypt._erase_look(c, installation, next_serial);
+		END LOOP;
+		IF saved <> '{}' THEN
+			PERFORM nomp_crypt._erase_void(c, saved);
+		ELSE
+			PERFORM nomp_crypt._erase_settle(c.case_id);
+		END IF;
+		RETURN 0;
+	END IF;
 	SELECT min(k.key), count(*) - 1 INTO next_serial, remaining
-	FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed';
-	gone := nomp_crypt._keystore_destroy(installation, c.tenant, next_serial);
-	UPDATE nomp_crypt.erasure e SET keys_destroyed = coalesce(e.keys_destroyed, '{}') || gone,
-		keystores = jsonb_set(e.keystores, ARRAY[next_serial], e.keystores -> next_serial ||
-			jsonb_build_object('destroyed', to_jsonb(gone), 'at', clock_timestamp()))
-	WHERE e.case_id = c.case_id;
-	UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = clock_timestamp()
-	WHERE k.tenant = c.tenant AND k.state <> 'destroyed' AND k.keystore = nomp_crypt._keystore_name(next_serial);
-	PERFORM nomp_crypt._audit_case('erase_destroy', c, jsonb_build_object('serial', next_serial, 'keys', gone));
+	FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed' AND NOT k.value ? 'pending';
+	SELECT * INTO asked FROM nomp_crypt._keystore_destroy(installation, c.tenant, next_serial);
+	IF asked.pending > 0 THEN
+		PERFORM nomp_crypt._erase_schedule(c, installation, next_serial, asked.labels, asked.until);
+	-- no keystore of this kind destroys earlier
+	ELSIF NOT coalesce((c.keystores -> next_serial ->> 'at_once')::boolean, true)
+		AND asked.labels = '{}' AND c.keystores -> next_serial -> 'seen' <> '[]'
+		AND clock_timestamp() < c.submitted_at + interval '7 days' THEN
+		RAISE EXCEPTION 'the keys of the tenant are not in the keystore, so their destruction cannot be witnessed'
+			USING ERRCODE = 'NC003', DETAIL = format('Keystore %s, erasure case %s.', next_serial, c.case_id),
+			HINT = 'They were there when the tenant was fenced, and no destruction was pending. Find out where they are.';
+	ELSE
+		PERFORM nomp_crypt._erase_gone(c, next_serial, asked.labels);
+	END IF;
 	IF remaining = 0 THEN
-		UPDATE nomp_crypt.erasure e SET state = 'destroyed', destroyed_at = clock_timestamp()
-		WHERE e.case_id = c.case_id;
-		UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = c.tenant;
-		UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = c.tenant;
+		PERFORM nomp_crypt._erase_settle(c.case_id);
 	END IF;
 	RETURN remaining;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_destroy(uuid) FROM PUBLIC;
 
+-- A case whose destruction was cancelled in the keystore is submitted again;
+-- the cancelled try stays on record. Returns the case. Raises 42704, 55000.
+CREATE FUNCTION nomp_crypt._erase_resubmit(id text) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure;
+BEGIN
+	PERFORM nomp_crypt._require_owner();
+	SELECT e.* INTO c FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+	WHERE t.id = _erase_resubmit.id AND e.state IN ('submitted', 'pending') ORDER BY e.requested_at DESC LIMIT 1;
+	IF c.case_id IS NULL THEN
+		RAISE EXCEPTION 'tenant "%" has no erasure whose keys are about to be destroyed', _erase_resubmit.id
+			USING ERRCODE = 'undefined_object', HINT = 'See nomp_crypt.erasure.';
+	END IF;
+	c := nomp_crypt._erase_case(c.case_id);
+	-- resubmitted already, and interrupted: it only goes on
+	IF c.state = 'submitted' AND EXISTS (SELECT FROM jsonb_each(c.keystores) k WHERE k.value ? 'cancelled') THEN
+		RETURN c.case_id;
+	END IF;
+	IF c.voided_at IS NULL THEN
+		RAISE EXCEPTION 'the destruction of the keys of tenant "%" was not cancelled', _erase_resubmit.id
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'CALL nomp_crypt.erase_tenant() looks at the keystore again.';
+	END IF;
+	UPDATE nomp_crypt.erasure e SET state = 'submitted', submitted_at = clock_timestamp(),
+		submitted_lsn = pg_current_wal_insert_lsn(), voided_at = NULL, voided_keys = NULL, pending_until = NULL,
+		keystores = (SELECT jsonb_object_agg(k.key, CASE WHEN k.value ? 'destroyed' THEN k.value ELSE
+			(k.value - '{pending,until,scheduled_at}'::text[]) || jsonb_build_object('cancelled',
+				coalesce(k.value -> 'cancelled', '[]') || jsonb_build_object('pending', k.value -> 'pending',
+					'until', k.value -> 'until', 'scheduled_at', k.value -> 'scheduled_at',
+					'noticed_at', c.voided_at, 'keys', to_jsonb(c.voided_keys))) END)
+			FROM jsonb_each(e.keystores) k)
+	WHERE e.case_id = c.case_id;
+	PERFORM nomp_crypt._audit_case('erase_resubmit', c, jsonb_build_object('keys', c.voided_keys));
+	RETURN c.case_id;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_resubmit(text) FROM PUBLIC;
+
+-- Ask the keystore once more to destroy the keys of an erased school, after
+-- somebody cancelled it there: see erase.c.
+CREATE PROCEDURE nomp_crypt.resubmit_erasure(id text)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_resubmit_erasure';
+REVOKE ALL ON PROCEDURE nomp_crypt.resubmit_erasure(text) FROM PUBLIC;
+
 -- Erase a school: see erase.c. With a grace period the first call requests,
 -- and the same call after it executes. Harmless when repeated.
 CREATE PROCEDURE nomp_crypt.erase_tenant(id text, reason text, reference text DEFAULT NULL)
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_tenant';
 REVOKE ALL ON PROCEDURE nomp_crypt.erase_tenant(text, text, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- After a restore
+-- ---------------------------------------------------------------------------
+
+-- What the register says and this database does not: a backup was restored.
+-- Reads the table alone; whether the file has more is _register_look's.
+CREATE FUNCTION nomp_crypt._reconcile_due(OUT school uuid, OUT action text, OUT record jsonb) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH r AS (
+		SELECT g.number, g.type, g.school, nomp_crypt._record_claims(g.jws) || jsonb_build_object('number', g.number) AS record
+		FROM nomp_crypt.register g WHERE g.school IS NOT NULL)
+	SELECT r.school, 'erase', r.record FROM r JOIN nomp_crypt.tenant t ON t.uuid = r.school
+	WHERE r.type = 'destroyed' AND t.state <> 'erased'
+	UNION ALL
+	SELECT DISTINCT ON (r.school) r.school, 'fence', r.record FROM r JOIN nomp_crypt.tenant t ON t.uuid = r.school
+	WHERE r.type = 'fenced' AND t.state IN ('active', 'suspended')
+		AND NOT EXISTS (SELECT FROM r d WHERE d.school = r.school AND d.type = 'destroyed')
+	UNION ALL
+	SELECT r.school, 'note key', r.record FROM r JOIN nomp_crypt.tenant t ON t.uuid = r.school
+	WHERE r.type IN ('born', 'moved') AND t.state <> 'erased'
+		AND NOT EXISTS (SELECT FROM nomp_crypt.kek k WHERE k.label = r.record -> 'data' ->> 'key')
+		AND NOT EXISTS (SELECT FROM r d WHERE d.school = r.school AND (d.type = 'destroyed'
+			OR (d.type IN ('expired', 'removed') AND d.record -> 'data' ->> 'key' = r.record -> 'data' ->> 'key')))
+	UNION ALL
+	SELECT r.school, 'end key', r.record FROM r
+	JOIN nomp_crypt.kek k ON k.label = r.record -> 'data' ->> 'key' AND k.tenant = r.school
+	WHERE r.type = 'expired' AND k.state <> 'destroyed'
+	UNION ALL
+	SELECT r.school, 'missing', r.record FROM r
+	WHERE r.type = 'born' AND NOT EXISTS (SELECT FROM nomp_crypt.tenant t WHERE t.uuid = r.school)
+		AND NOT EXISTS (SELECT FROM r d WHERE d.school = r.school AND (d.type = 'destroyed'
+			OR (d.type = 'removed' AND d.record -> 'data' ->> 'key' = r.record -> 'data' ->> 'key')))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._reconcile_due() FROM PUBLIC;
+
+-- After a restore: make this database say what the register says, record by
+-- record, each verified. What was erased since the backup is erased, what was
+-- fenced is fenced, keys that were made since are known. A row for each thing
+-- done, and for each school that was made since and is not here. Harmless when
+-- repeated. Raises 55000 if the register is in trouble, NC004.
+CREATE FUNCTION nomp_crypt.reconcile(OUT tenant text, OUT school uuid, OUT action text, OUT since timestamptz,
+	OUT detail text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	now record;
+	due record;
+	rec record;
+	k record;
+BEGIN
+	IF pg_is_in_recovery() THEN
+		RAISE EXCEPTION 'a standby follows its primary' USING ERRCODE = 'read_only_sql_transaction',
+			HINT = 'Reconcile there.';
+	END IF;
+	PERFORM nomp_crypt._lock_register();
+	PERFORM nomp_crypt._register_require(true);
+	SELECT * INTO now FROM nomp_crypt._register_look(false);
+	PERFORM nomp_crypt._register_catch_up(now.in_table);
+	FOR due IN SELECT * FROM nomp_crypt._reconcile_due() ORDER BY (record ->> 'number')::bigint LOOP
+		SELECT * INTO rec FROM nomp_crypt._record((SELECT r.jws FROM nomp_crypt.register r
+			WHERE r.number = (due.record ->> 'number')::bigint));
+		PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = due.school FOR UPDATE;
+		tenant := (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = due.school);
+		school := due.school;
+		since := rec.at;
+		detail := 'record ' || rec.number;
+		CASE due.action
+		WHEN 'erase' THEN
+			action := 'erased';
+			PERFORM nomp_crypt._reconcile_case(rec.school, rec.data, 'destroyed');
+			UPDATE nomp_crypt.kek k SET state = 'destroyed', destroyed_at = rec.at
+			WHERE k.tenant = rec.school AND k.state <> 'destroyed';
+			UPDATE nomp_crypt.tenant_key k SET state = 'erased', wrapped = NULL WHERE k.tenant = rec.school;
+			UPDATE nomp_crypt.tenant t SET state = 'erased' WHERE t.uuid = rec.school;
+		WHEN 'fence' THEN
+			action := 'fenced';
+			PERFORM nomp_crypt._reconcile_case(rec.school, rec.data, 'fenced');
+			UPDATE nomp_crypt.tenant t SET state = 'fenced' WHERE t.uuid = rec.school;
+			detail := detail || '; CALL nomp_crypt.erase_tenant again to go on';
+		WHEN 'note key' THEN
+			-- not in use here; backups from after this one's time may need it
+			action := 'key noted';
+			INSERT INTO nomp_crypt.kek (uuid, tenant, generation, keystore, label, state, retired_at, destroy_after)
+			VALUES (gen_random_uuid(), rec.school, (rec.data ->> 'generation')::int,
+				nomp_crypt._keystore_name(rec.data ->> 'serial'), rec.data ->> 'key', 'retired', clock_timestamp(),
+				clock_timestamp() + nomp_crypt._backup_retention());
+			detail := format('%s: generation %s', detail, rec.data ->> 'generation');
+		WHEN 'end key' THEN
+			action := 'key ended';
+			SELECT e.uuid, EXISTS (SELECT FROM nomp_crypt.tenant_key u WHERE u.kek = e.uuid) AS needed INTO k
+			FROM nomp_crypt.kek e WHERE e.label = rec.data ->> 'key';
+			UPDATE nomp_crypt.kek e SET state = 'destroyed', destroyed_at = rec.at WHERE e.uuid = k.uuid;
+			detail := format('%s: generation %s%s', detail, rec.data ->> 'generation',
+				CASE WHEN k.needed THEN '; this backup is older than nomp_crypt.backup_retention, its values do not open' END);
+		WHEN 'missing' THEN
+			action := 'missing';
+			detail := detail || '; made since this backup, or its making failed';
+		END CASE;
+		IF due.action IN ('erase', 'fence') THEN
+			PERFORM nomp_crypt._wipe(rec.school);
+		END IF;
+		IF due.action <> 'missing' THEN
+			PERFORM nomp_crypt._audit('reconcile', tenant, jsonb_build_object('uuid', rec.school, 'action', action,
+				'record', rec.number));
+		END IF;
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.reconcile() FROM PUBLIC;
+
+-- The case as its record has it.
+CREATE FUNCTION nomp_crypt._reconcile_case(school uuid, data jsonb, state text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	labels text[] := ARRAY(SELECT l FROM jsonb_each(data -> 'keystores') s,
+		jsonb_array_elements_text(s.value -> 'seen') l ORDER BY l);
+BEGIN
+	-- a request that the backup has open is another case, or this one
+	UPDATE nomp_crypt.erasure e SET state = 'withdrawn'
+	WHERE e.tenant = _reconcile_case.school AND e.case_id <> (data ->> 'case')::uuid AND e.state = 'requested';
+	INSERT INTO nomp_crypt.erasure (case_id, tenant, reason, reference, requested_by, state, requested_at, fenced_at,
+		submitted_at, destroyed_at, keystores, keys_seen, keystore_serial)
+	VALUES ((data ->> 'case')::uuid, _reconcile_case.school, data ->> 'reason', data ->> 'reference',
+		nomp_crypt._acting_role(), _reconcile_case.state, (data ->> 'requested_at')::timestamptz,
+		coalesce((data ->> 'fenced_at')::timestamptz, clock_timestamp()), (data ->> 'submitted_at')::timestamptz,
+		(data ->> 'destroyed_at')::timestamptz, data -> 'keystores', labels,
+		(SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(data -> 'keystores') k))
+	ON CONFLICT (case_id) DO UPDATE SET state = excluded.state, fenced_at = excluded.fenced_at,
+		submitted_at = excluded.submitted_at, destroyed_at = excluded.destroyed_at, keystores = excluded.keystores,
+		keys_seen = excluded.keys_seen, keystore_serial = excluded.keystore_serial;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._reconcile_case(uuid, jsonb, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Erasure: what a case waits for. Approvals by other roles, legal holds, the
+-- data's return, the grace period, and a limit for a day.
+-- ---------------------------------------------------------------------------
+
+ALTER TABLE nomp_crypt.erasure
+	ADD COLUMN group_id uuid,			-- of the cases of one agreement
+	ADD COLUMN requesters text[],		-- everybody that the requester was
+	ADD COLUMN approvals_needed int NOT NULL DEFAULT 0;
+
+CREATE TABLE nomp_crypt.erasure_approval (
+	case_id		uuid NOT NULL,
+	role		name NOT NULL,
+	actors		text[] NOT NULL,		-- everybody that it was: the role, the session's, the one logged in
+	approved_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (case_id, role)
+);
+COMMENT ON TABLE nomp_crypt.erasure_approval IS 'who has approved which erasure';
+
+CREATE TABLE nomp_crypt.legal_hold (
+	uuid		uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+	tenant		uuid NOT NULL,
+	reference	text NOT NULL CHECK (reference ~ '^[A-Za-z0-9._/-]{1,64}$'),
+	placed_by	name NOT NULL,
+	placed_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	released_by	name,
+	released_at	timestamptz
+);
+CREATE UNIQUE INDEX legal_hold_in_force ON nomp_crypt.legal_hold (tenant, reference) WHERE released_at IS NULL;
+COMMENT ON TABLE nomp_crypt.legal_hold IS 'schools that must not be erased, since when, and until when';
+
+CREATE TABLE nomp_crypt.data_return (
+	uuid			uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+	tenant			uuid NOT NULL,
+	manifest_sha256	text CHECK (manifest_sha256 ~ '^[0-9a-f]{64}$'),	-- NULL: the controller wants none
+	recorded_by		name NOT NULL,
+	recorded_at		timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX data_return_tenant_idx ON nomp_crypt.data_return (tenant);
+COMMENT ON TABLE nomp_crypt.data_return IS 'data given back to the controller before an erasure, or word that it is not wanted';
+
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.erasure_approval', '');
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.legal_hold', '');
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.data_return', '');
+
+CREATE FUNCTION nomp_crypt._actors() RETURNS text[]
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_actors';
+REVOKE ALL ON FUNCTION nomp_crypt._actors() FROM PUBLIC;
+
+-- What a requested case waits for: a row for each thing, in words.
+CREATE FUNCTION nomp_crypt._erase_missing(c nomp_crypt.erasure, OUT kind text, OUT missing text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	h nomp_crypt.legal_hold;
+	needed int := greatest(c.approvals_needed, current_setting('nomp_crypt.erasure_approvals')::int);
+	per_day int := current_setting('nomp_crypt.max_erasures_per_day')::int;
+	given text[];
+	due timestamptz := c.requested_at + nomp_crypt._erasure_grace();
+	passed timestamptz[];
+BEGIN
+	IF c.state <> 'requested' THEN
+		RETURN;
+	END IF;
+	kind := 'hold';
+	FOR h IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = c.tenant AND l.released_at IS NULL
+			 ORDER BY l.placed_at LOOP
+		missing := format('the release of legal hold %s, placed at %s by %s', h.reference, h.placed_at, h.placed_by);
+		RETURN NEXT;
+	END LOOP;
+	given := ARRAY(SELECT a.role::text FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id ORDER BY a.approved_at);
+	IF cardinality(given) < needed THEN
+		kind := 'approval';
+		missing := format('%s of %s approvals, by roles other than %s', needed - cardinality(given), needed,
+			array_to_string(coalesce(c.requesters, ARRAY[c.requested_by::text]) || given, ', '));
+		RETURN NEXT;
+	END IF;
+	IF current_setting('nomp_crypt.erasure_requires_return')::boolean AND NOT EXISTS (
+			SELECT FROM nomp_crypt.data_return r WHERE r.tenant = c.tenant) THEN
+		kind := 'return';
+		missing := 'the data''s return to the controller, or word that it is not wanted (nomp_crypt.data_returned)';
+		RETURN NEXT;
+	END IF;
+	IF clock_timestamp() < due THEN
+		kind := 'grace';
+		missing := format('the end of the grace period at %s', due);
+		RETURN NEXT;
+	END IF;
+	IF per_day > 0 THEN
+		passed := ARRAY(
+			SELECT max(e.fenced_at) FROM nomp_crypt.erasure e
+			WHERE e.fenced_at > clock_timestamp() - interval '1 day'
+			GROUP BY coalesce(e.group_id, e.case_id)
+			HAVING coalesce(e.group_id, e.case_id) <> coalesce(c.group_id, c.case_id)
+			ORDER BY 1);
+		IF cardinality(passed) >= per_day THEN
+			kind := 'limit';
+			missing := format('room in nomp_crypt.max_erasures_per_day (%s), until %s', per_day,
+				passed[cardinality(passed) - per_day + 1] + interval '1 day');
+			RETURN NEXT;
+		END IF;
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_missing(nomp_crypt.erasure) FROM PUBLIC;
+
+-- The same as the rest of a sentence, NULL if nothing is missing.
+CREATE FUNCTION nomp_crypt._erase_waits(c nomp_crypt.erasure) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN bool_and(m.kind = 'grace') THEN format('can be executed from %s on', ($1).requested_at + nomp_crypt._erasure_grace())
+		ELSE 'waits for ' || string_agg(m.missing, '; ' ORDER BY m.n) END
+	FROM nomp_crypt._erase_missing($1) WITH ORDINALITY m(kind, missing, n)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_waits(nomp_crypt.erasure) FROM PUBLIC;
+
+-- The school's case that is not finished, NULL if there is none.
+CREATE FUNCTION nomp_crypt._erase_open(id text) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.case_id FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+	WHERE t.id = $1 AND e.state NOT IN ('withdrawn', 'destroyed', 'certified')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_open(text) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._erase_tenant_id(case_id uuid) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT t.id FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant WHERE e.case_id = $1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_tenant_id(uuid) FROM PUBLIC;
+
+-- Raises 55000 if more than time is missing to a case.
+CREATE FUNCTION nomp_crypt._erase_refuse(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_refuse.case_id);
+BEGIN
+	IF EXISTS (SELECT FROM nomp_crypt._erase_missing(c) m WHERE m.kind <> 'grace') THEN
+		RAISE EXCEPTION 'the erasure of tenant "%" %', nomp_crypt._erase_tenant_id(c.case_id), nomp_crypt._erase_waits(c)
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'The tenant stays suspended. See nomp_crypt.erasures; nomp_crypt.withdraw_erasure() takes the request back.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_refuse(uuid) FROM PUBLIC;
+
+-- The next case after that one which waits for nothing, or which an
+-- interrupted call has left; NULL if there is none.
+CREATE FUNCTION nomp_crypt._erase_next(after uuid) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.case_id FROM nomp_crypt.erasure e
+	WHERE ($1 IS NULL OR e.case_id > $1) AND e.state IN ('requested', 'fenced', 'submitted', 'pending')
+		AND nomp_crypt._erase_waits(e) IS NULL
+		-- a keystore that destroys later has its own date, and somebody may have cancelled it there
+		AND coalesce((to_jsonb(e) ->> 'pending_until')::timestamptz, '-infinity') <= clock_timestamp()
+		AND to_jsonb(e) ->> 'voided_at' IS NULL
+	ORDER BY e.case_id LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_next(uuid) FROM PUBLIC;
+
+-- The same of one agreement's cases, whatever they wait for.
+CREATE FUNCTION nomp_crypt._erase_next_of(group_id uuid, after uuid) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.case_id FROM nomp_crypt.erasure e
+	WHERE e.group_id = $1 AND ($2 IS NULL OR e.case_id > $2) AND e.state <> 'withdrawn'
+	ORDER BY e.case_id LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_next_of(uuid, uuid) FROM PUBLIC;
+
+-- The number of an agreement's cases that are not finished.
+CREATE FUNCTION nomp_crypt._erase_group(agreement text) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.group_id FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+	WHERE t.agreement = $1 AND e.group_id IS NOT NULL AND e.state NOT IN ('withdrawn', 'destroyed', 'certified')
+	ORDER BY e.requested_at LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_group(text) FROM PUBLIC;
+
+-- A case for each living school of the agreement that has none. Returns their
+-- number; NULL if all schools are erased. Raises 42704 if there is none.
+CREATE FUNCTION nomp_crypt._erase_request_agreement(agreement text, reason text, reference text) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	common uuid := coalesce(nomp_crypt._erase_group(_erase_request_agreement.agreement), gen_random_uuid());
+	school nomp_crypt.tenant;
+	c nomp_crypt.erasure;
+	requested uuid;
+	alone text[] := '{}';
+	schools int := 0;
+BEGIN
+	IF NOT EXISTS (SELECT FROM nomp_crypt.tenant t WHERE t.agreement = _erase_request_agreement.agreement) THEN
+		RAISE EXCEPTION 'no tenant has agreement "%"', _erase_request_agreement.agreement
+			USING ERRCODE = 'undefined_object', HINT = 'See nomp_crypt.tenants.';
+	END IF;
+	FOR school IN SELECT t.* FROM nomp_crypt.tenant t
+				  WHERE t.agreement = _erase_request_agreement.agreement AND t.state <> 'erased'
+				  ORDER BY t.uuid LOOP
+		SELECT e.* INTO c FROM nomp_crypt.erasure e WHERE e.tenant = school.uuid AND e.state <> 'withdrawn';
+		IF NOT FOUND THEN
+			requested := nomp_crypt._erase_request(school.id,
+				_erase_request_agreement.reason, _erase_request_agreement.reference);
+			SELECT e.* INTO c FROM nomp_crypt.erasure e WHERE e.case_id = requested;
+			CONTINUE WHEN c.tenant <> school.uuid;	-- an earlier school of that id, and the same reference
+			UPDATE nomp_crypt.erasure e SET group_id = common WHERE e.case_id = c.case_id;
+		ELSIF c.group_id IS DISTINCT FROM common THEN
+			alone := alone || school.id;
+			CONTINUE;
+		END IF;
+		schools := schools + 1;
+	END LOOP;
+	IF cardinality(alone) > 0 THEN
+		RAISE NOTICE 'tenants that have a case of their own already, which goes on by itself: %',
+			array_to_string(alone, ', ');
+	END IF;
+	RETURN CASE WHEN schools > 0 THEN common END;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_request_agreement(text, text, text) FROM PUBLIC;
+
+-- What an agreement's cases still wait for, in a sentence; NULL if for nothing.
+CREATE FUNCTION nomp_crypt._erase_group_waits(group_id uuid) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT string_agg(format('the erasure of %s tenants (%s) %s', w.n, CASE WHEN w.n > 5 THEN w.ids[1] || ', ...' ELSE array_to_string(w.ids, ', ') END, w.waits), '; ')
+	FROM (SELECT count(*) AS n, array_agg(t.id ORDER BY t.id) AS ids, nomp_crypt._erase_waits(e) AS waits
+		  FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+		  WHERE e.group_id = $1 AND e.state = 'requested'
+		  GROUP BY nomp_crypt._erase_waits(e)) w
+	WHERE w.waits IS NOT NULL
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_group_waits(uuid) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._erase_refuse_group(group_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF EXISTS (SELECT FROM nomp_crypt.erasure e, nomp_crypt._erase_missing(e) m
+			   WHERE e.group_id = _erase_refuse_group.group_id AND m.kind <> 'grace') THEN
+		RAISE EXCEPTION '%', nomp_crypt._erase_group_waits(_erase_refuse_group.group_id)
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'These tenants stay suspended; the others of the agreement are erased. See nomp_crypt.erasures.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_refuse_group(uuid) FROM PUBLIC;
+
+-- All schools of an agreement, as erase_tenant: see erase_case.c.
+CREATE PROCEDURE nomp_crypt.erase_agreement(agreement text, reason text, reference text DEFAULT NULL)
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_agreement';
+REVOKE ALL ON PROCEDURE nomp_crypt.erase_agreement(text, text, text) FROM PUBLIC;
+
+-- Everything that is due, for pg_cron: see erase_case.c.
+CREATE PROCEDURE nomp_crypt.run_due_erasures()
+LANGUAGE c AS 'MODULE_PATHNAME', 'nc_run_due_erasures';
+REVOKE ALL ON PROCEDURE nomp_crypt.run_due_erasures() FROM PUBLIC;
+
+-- Approve a requested case: by its number, by the number of an agreement's
+-- cases, or by the agreement, which means all of its cases that are requested
+-- now. Returns how many cases that is. Nobody approves twice, or what he has
+-- asked for, under whatever role of his. Raises 42704, 55000.
+CREATE FUNCTION nomp_crypt.approve_erasure(case_or_agreement text) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	mine text[] := nomp_crypt._actors();
+	c nomp_crypt.erasure;
+	other record;
+	approved int := 0;
+	earlier record;
+BEGIN
+	FOR c IN SELECT e.* FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+			 WHERE e.state = 'requested' AND (e.case_id::text = case_or_agreement OR
+				e.group_id::text = case_or_agreement OR t.agreement = case_or_agreement)
+			 ORDER BY e.case_id FOR UPDATE OF e LOOP
+		IF mine && coalesce(c.requesters, ARRAY[c.requested_by::text]) THEN
+			RAISE EXCEPTION 'the erasure of tenant "%" was asked for by %, who cannot approve it',
+				nomp_crypt._erase_tenant_id(c.case_id), array_to_string(c.requesters, ', ')
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				HINT = 'Another person, logged in as another role, must do that.';
+		END IF;
+		SELECT a.role, a.approved_at INTO other FROM nomp_crypt.erasure_approval a
+		WHERE a.case_id = c.case_id AND a.actors && mine;
+		IF FOUND THEN
+			earlier := other;
+			CONTINUE;	-- a school may have been added to an agreement since
+		END IF;
+		INSERT INTO nomp_crypt.erasure_approval (case_id, role, actors)
+		VALUES (c.case_id, nomp_crypt._acting_role(), mine);
+		PERFORM nomp_crypt._audit_case('approve_erasure', c, jsonb_build_object('actors', to_jsonb(mine)));
+		approved := approved + 1;
+	END LOOP;
+	IF approved = 0 AND earlier IS NOT NULL THEN
+		RAISE EXCEPTION 'the same person has approved this already, as % at %', earlier.role, earlier.approved_at
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Another person, logged in as another role, must do that.';
+	ELSIF approved = 0 THEN
+		SELECT e.state INTO other FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+		WHERE e.case_id::text = case_or_agreement OR e.group_id::text = case_or_agreement OR t.agreement = case_or_agreement
+		LIMIT 1;
+		IF FOUND THEN
+			RAISE EXCEPTION 'no erasure of "%" waits for approval: it is %', case_or_agreement, other.state
+				USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.erasures.';
+		END IF;
+		RAISE EXCEPTION 'no erasure has number or agreement "%"', case_or_agreement
+			USING ERRCODE = 'undefined_object', HINT = 'See nomp_crypt.erasures.';
+	END IF;
+	RETURN approved;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.approve_erasure(text) FROM PUBLIC;
+
+-- The living school, and its case, locked in that order; raises 55000 past
+-- the fence, 42704.
+CREATE FUNCTION nomp_crypt._before_fence(id text) RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._tenant_uuid(_before_fence.id);
+	now_state text;
+BEGIN
+	PERFORM nomp_crypt._lock_tenant(target);
+	PERFORM FROM nomp_crypt.erasure e WHERE e.tenant = target AND e.state <> 'withdrawn' FOR UPDATE;
+	SELECT t.state INTO now_state FROM nomp_crypt.tenant t WHERE t.uuid = target;
+	IF now_state IN ('fenced', 'erased') THEN
+		RAISE EXCEPTION 'tenant "%" is %: its erasure is final', _before_fence.id, now_state
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.erasures.';
+	END IF;
+	RETURN target;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._before_fence(text) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._require_reference(reference text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF reference IS NULL OR reference !~ '^[A-Za-z0-9._/-]{1,64}$' THEN
+		RAISE EXCEPTION 'malformed reference' USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Give the file''s number: up to 64 letters, digits, and . _ / -, no personal data.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._require_reference(text) FROM PUBLIC;
+
+-- The school must not be erased until the hold is released; several can be in
+-- force, by their references. It can be read as before. Harmless when
+-- repeated. Raises 22023, 42704, 55000.
+CREATE FUNCTION nomp_crypt.hold_tenant(id text, reference text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._before_fence(hold_tenant.id);
+BEGIN
+	PERFORM nomp_crypt._require_reference(hold_tenant.reference);
+	INSERT INTO nomp_crypt.legal_hold (tenant, reference, placed_by)
+	VALUES (target, hold_tenant.reference, nomp_crypt._acting_role())
+	ON CONFLICT DO NOTHING;
+	IF FOUND THEN
+		PERFORM nomp_crypt._audit('hold_tenant', hold_tenant.id,
+			jsonb_build_object('uuid', target, 'reference', hold_tenant.reference));
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.hold_tenant(text, text) FROM PUBLIC;
+
+-- Raises 42704, also if no such hold is in force.
+CREATE FUNCTION nomp_crypt.release_hold(id text, reference text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._tenant_uuid(release_hold.id);
+BEGIN
+	UPDATE nomp_crypt.legal_hold l SET released_at = clock_timestamp(), released_by = nomp_crypt._acting_role()
+	WHERE l.tenant = target AND l.reference = release_hold.reference AND l.released_at IS NULL;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'tenant "%" is under no legal hold "%"', release_hold.id, release_hold.reference
+			USING ERRCODE = 'undefined_object', HINT = 'See nomp_crypt.legal_hold.';
+	END IF;
+	PERFORM nomp_crypt._audit('release_hold', release_hold.id,
+		jsonb_build_object('uuid', target, 'reference', release_hold.reference));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.release_hold(text, text) FROM PUBLIC;
+
+-- The school's data was given to the controller, in an export with that
+-- manifest (scripts/export-tenant prints its sum), or 'not wanted'. Before the
+-- fence, also before the request. Raises 22023, 42704, 55000.
+CREATE FUNCTION nomp_crypt.data_returned(id text, manifest_sha256 text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	target uuid := nomp_crypt._before_fence(data_returned.id);
+	sum text := nullif(data_returned.manifest_sha256, 'not wanted');
+BEGIN
+	IF data_returned.manifest_sha256 IS NULL OR sum !~ '^[0-9a-f]{64}$' THEN
+		RAISE EXCEPTION 'malformed sum' USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Give the manifest''s SHA-256 sum, 64 digits of lower-case hex, or ''not wanted''.';
+	END IF;
+	INSERT INTO nomp_crypt.data_return (tenant, manifest_sha256, recorded_by)
+	VALUES (target, sum, nomp_crypt._acting_role());
+	PERFORM nomp_crypt._audit('data_returned', data_returned.id,
+		jsonb_build_object('uuid', target, 'manifest', data_returned.manifest_sha256));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.data_returned(text, text) FROM PUBLIC;
+
+-- What happens next in a case, in words.
+CREATE FUNCTION nomp_crypt._erase_step(c nomp_crypt.erasure) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN to_jsonb($1) ->> 'voided_at' IS NOT NULL THEN
+		'the destruction was cancelled in the keystore: find out why, then CALL nomp_crypt.resubmit_erasure'
+		ELSE CASE ($1).state
+		WHEN 'requested' THEN coalesce('it ' || nomp_crypt._erase_waits($1),
+			'it can be executed: CALL nomp_crypt.erase_tenant again, or nomp_crypt.run_due_erasures()')
+		WHEN 'withdrawn' THEN 'nothing: it was withdrawn'
+		WHEN 'pending' THEN format('the keystore destroys the keys at %s; then CALL nomp_crypt.run_due_erasures()',
+			coalesce(to_jsonb($1) ->> 'pending_until', 'a time of its own'))
+		WHEN 'destroyed' THEN 'the keys are destroyed: CALL nomp_crypt.certify_erasure'
+		WHEN 'certified' THEN 'nothing is left to do but nomp_crypt.purge_tenant'
+		ELSE 'it goes on, or was interrupted: CALL nomp_crypt.erase_tenant again, or nomp_crypt.run_due_erasures()' END END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_step(nomp_crypt.erasure) FROM PUBLIC;
+
+CREATE VIEW nomp_crypt.erasures AS
+SELECT e.case_id, e.group_id, t.id AS tenant, t.agreement, e.state, e.reason, e.reference,
+	e.requested_by, e.requested_at,
+	(SELECT count(*) FROM nomp_crypt.erasure_approval a WHERE a.case_id = e.case_id) AS approvals,
+	e.approvals_needed,
+	EXISTS (SELECT FROM nomp_crypt.legal_hold l WHERE l.tenant = e.tenant AND l.released_at IS NULL) AS held,
+	(SELECT coalesce(r.manifest_sha256, 'not wanted') FROM nomp_crypt.data_return r WHERE r.tenant = e.tenant
+	 ORDER BY r.recorded_at DESC LIMIT 1) AS data_returned,
+	CASE WHEN e.state = 'requested' THEN e.requested_at + nomp_crypt._erasure_grace() END AS not_before,
+	nomp_crypt._erase_step(e) AS next,
+	e.fenced_at, e.destroyed_at
+FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant;
+COMMENT ON VIEW nomp_crypt.erasures IS 'one row per erasure: what happens next, and what or who is missing';
 
 -- ---------------------------------------------------------------------------
 -- The life of keys: new data keys, new KEKs, suspension, the end of KEKs
@@ -1257,7 +2922,7 @@ DECLARE
 BEGIN
 	SELECT t.* INTO wanted FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
 	IF wanted.state = 'erased' THEN
-		RAISE EXCEPTION 'tenant "%" has been erased', _living_tenant.id USING ERRCODE = 'NC001';
+		PERFORM nomp_crypt._raise_erased(wanted.uuid);
 	END IF;
 	RETURN wanted;
 END
@@ -1366,6 +3031,7 @@ BEGIN
 	PERFORM nomp_crypt._audit(CASE _rewrap.serial WHEN '' THEN 'rewrap_tenant' ELSE 'migrate_tenant' END, t.id,
 		jsonb_build_object('uuid', t.uuid, 'generation', generation, 'key', made.label, 'keys', keys,
 						   'serial', nullif(_rewrap.serial, '')));
+	PERFORM nomp_crypt._register_kek('moved', t.uuid, generation);
 	RETURN generation;
 END
 $$;
@@ -1489,6 +3155,20 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._enable_keys(uuid, uuid, boolean) FROM PUBLIC;
 
+-- A tenant's keys whose destruction is pending in a keystore; expired: because
+-- no backup needs them any more.
+CREATE FUNCTION nomp_crypt._pending_keys(installation uuid, tenant uuid,
+	OUT label text, OUT until timestamptz, OUT expired boolean) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT s ->> 'label', (s ->> 'until')::timestamptz, EXISTS (
+		SELECT FROM nomp_crypt.kek e WHERE e.tenant = $2 AND e.label = s ->> 'label' AND e.pending_until IS NOT NULL)
+	FROM (SELECT DISTINCT k.keystore FROM nomp_crypt.kek k WHERE k.tenant = $2 AND k.state <> 'destroyed') k,
+		nomp_crypt._keystore_see($1, $2, nomp_crypt._keystore_serial(k.keystore)) seen,
+		jsonb_array_elements(seen.keys) s
+	WHERE s ->> 'state' = 'pending'
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._pending_keys(uuid, uuid) FROM PUBLIC;
+
 -- Then the keystore, so that no backup and no node that has not got the news
 -- can read. Returns whether the token did it.
 CREATE FUNCTION nomp_crypt._suspend_keys(tenant uuid) RETURNS boolean
@@ -1522,6 +3202,7 @@ DECLARE
 	installation uuid := nomp_crypt._require_owner();
 	t nomp_crypt.tenant := nomp_crypt._living_tenant(_resume_keys.id);
 	done record;
+	pending record;
 BEGIN
 	IF t.state = 'active' THEN
 		RETURN t.uuid;
@@ -1533,10 +3214,19 @@ BEGIN
 			HINT = 'See nomp_crypt.erasure; before the fence nomp_crypt.withdraw_erasure() takes it back.';
 	END IF;
 	SELECT * INTO done FROM nomp_crypt._enable_keys(installation, t.uuid, true);
-	IF done.obeyed < done.keys THEN
+	-- those that no backup needs, and that will be destroyed anyway, may stay as they are
+	SELECT count(*) FILTER (WHERE p.expired), min(p.label) FILTER (WHERE NOT p.expired),
+		max(p.until) FILTER (WHERE NOT p.expired) INTO pending
+	FROM nomp_crypt._pending_keys(installation, t.uuid) p WHERE done.obeyed < done.keys;
+	IF pending.min IS NOT NULL THEN
+		RAISE EXCEPTION 'key % of tenant "%" will be destroyed by its keystore at %', pending.min, t.id, pending.max
+			USING ERRCODE = 'NC004', DETAIL = 'A key whose destruction is pending cannot be enabled.',
+			HINT = 'Cancel the destruction in the keystore before that date, and repeat the call. Find out who asked for it.';
+	END IF;
+	IF done.obeyed + pending.count < done.keys THEN
 		RAISE EXCEPTION 'the keystore is unavailable: it does not enable % of % keys of tenant "%"',
-			done.keys - done.obeyed, done.keys, t.id USING ERRCODE = 'NC004',
-			HINT = 'Set CKA_ENCRYPT and CKA_DECRYPT with the token''s own tools, and repeat the call.';
+			done.keys - done.obeyed - pending.count, done.keys, t.id USING ERRCODE = 'NC004',
+			HINT = 'Enable them with the keystore''s own tools (in a token: CKA_ENCRYPT and CKA_DECRYPT), and repeat the call.';
 	END IF;
 	PERFORM nomp_crypt._audit('enable_keys', t.id, jsonb_build_object('uuid', t.uuid, 'keys', done.keys));
 	RETURN t.uuid;
@@ -1673,24 +3363,58 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._expire_lsn() FROM PUBLIC;
 
--- Destroy the KEK, on the token where it was seen, and see that it is gone.
-CREATE FUNCTION nomp_crypt._expire_destroy(kek uuid) RETURNS void
+-- A KEK whose destruction is pending: has somebody cancelled that in the
+-- keystore? Then it counts as retired just now, because somebody needed it.
+CREATE FUNCTION nomp_crypt._expire_cancelled(k nomp_crypt.kek, installation uuid) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	seen record;
+	until timestamptz := clock_timestamp() + nomp_crypt._backup_retention();
+BEGIN
+	IF k.pending_until IS NULL THEN
+		RETURN false;
+	END IF;
+	SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, k.tenant, k.keystore_serial);
+	IF NOT EXISTS (SELECT FROM jsonb_array_elements(seen.keys) s
+				   WHERE s ->> 'label' = k.label AND s ->> 'state' <> 'pending') THEN
+		RETURN false;
+	END IF;
+	UPDATE nomp_crypt.kek e SET pending_until = NULL, submitted_at = NULL, submitted_lsn = NULL,
+		keystore_serial = NULL, destroy_after = until
+	WHERE e.uuid = k.uuid;
+	PERFORM nomp_crypt._audit('expire_cancelled', (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant),
+		jsonb_build_object('key', k.label, 'serial', k.keystore_serial, 'destroy_after', until));
+	RAISE WARNING 'the destruction of key % was cancelled in the keystore', k.label
+		USING HINT = format('It is kept until %s, and then the keystore is asked again.', until);
+	RETURN true;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._expire_cancelled(nomp_crypt.kek, uuid) FROM PUBLIC;
+
+-- Destroy the KEK, on the token where it was seen, and see that it is gone: 1.
+-- Or see that it will be, in a keystore that destroys later: 0. NULL if that
+-- was cancelled there.
+CREATE FUNCTION nomp_crypt._expire_destroy(kek uuid) RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	installation uuid := nomp_crypt._require_owner();
 	k nomp_crypt.kek := nomp_crypt._expired_kek(_expire_destroy.kek);
 	behind text;
-	destroyed boolean;
+	asked record;
 BEGIN
 	IF k.state = 'destroyed' THEN
-		RETURN;
+		RETURN 1;
 	END IF;
 	IF k.submitted_at IS NULL OR NOT
 		(SELECT nomp_crypt._committed(e.xmin) FROM nomp_crypt.kek e WHERE e.uuid = k.uuid) THEN
 		RAISE EXCEPTION 'the destruction of key % is not submitted, or not yet committed so', k.label
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'CALL nomp_crypt.destroy_expired_keks() goes through all steps.';
+	END IF;
+	IF nomp_crypt._expire_cancelled(k, installation) THEN
+		RETURN NULL;
 	END IF;
 	PERFORM nomp_crypt._require_synced(k.submitted_lsn);
 	behind := nomp_crypt._behind(k.submitted_lsn);
@@ -1699,10 +3423,22 @@ BEGIN
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'Nothing was destroyed. Repeat the call when all have caught up, or drop what will not come back.';
 	END IF;
-	destroyed := nomp_crypt._keystore_destroy_kek(installation, k.label, k.keystore_serial);
-	UPDATE nomp_crypt.kek e SET state = 'destroyed', destroyed_at = clock_timestamp() WHERE e.uuid = k.uuid;
+	SELECT * INTO asked FROM nomp_crypt._keystore_destroy_kek(installation, k.label, k.keystore_serial);
+	IF asked.until IS NOT NULL THEN
+		UPDATE nomp_crypt.kek e SET pending_until = asked.until WHERE e.uuid = k.uuid;
+		IF asked.destroyed THEN
+			PERFORM nomp_crypt._audit('expire_schedule', (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant),
+				jsonb_build_object('key', k.label, 'serial', k.keystore_serial, 'until', asked.until));
+		END IF;
+		RETURN 0;
+	END IF;
+	UPDATE nomp_crypt.kek e SET state = 'destroyed', destroyed_at = clock_timestamp(), pending_until = NULL
+	WHERE e.uuid = k.uuid;
 	PERFORM nomp_crypt._audit('expire_destroy', (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant),
-		jsonb_build_object('key', k.label, 'serial', k.keystore_serial, 'destroyed_now', destroyed));
+		jsonb_build_object('key', k.label, 'serial', k.keystore_serial, 'destroyed_now', asked.destroyed));
+	PERFORM nomp_crypt._register_append('expired', jsonb_build_object('school', k.tenant, 'key', k.label,
+		'generation', k.generation, 'serial', k.keystore_serial, 'destroyed_now', asked.destroyed));
+	RETURN 1;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._expire_destroy(uuid) FROM PUBLIC;
@@ -1716,8 +3452,9 @@ REVOKE ALL ON PROCEDURE nomp_crypt.destroy_expired_keks() FROM PUBLIC;
 -- Moving to another keystore
 -- ---------------------------------------------------------------------------
 
--- Make a keystore that is configured, and whose token has that serial, one of
--- the installation's: it gets a canary. Another configured one must have it
+-- Make a keystore that is configured one of the installation's: it gets a
+-- canary. It is named by the serial of its token, or by its URI, since a key
+-- service has no serial before. Another configured one must have a canary
 -- already. Harmless when repeated. Raises 42704 if none is configured with that
 -- serial, 55000, NC004.
 CREATE FUNCTION nomp_crypt.add_keystore(serial text) RETURNS void
@@ -1734,7 +3471,7 @@ BEGIN
 	PERFORM nomp_crypt._lock_keystore(true);
 	mine := nomp_crypt._require_owner();
 	SELECT jsonb_agg(to_jsonb(k)) INTO stores FROM nomp_crypt._keystores(mine) k;
-	CASE (SELECT count(*) FROM jsonb_array_elements(stores) k WHERE k ->> 'serial' = add_keystore.serial)
+	CASE (SELECT count(*) FROM jsonb_array_elements(stores) k WHERE add_keystore.serial IN (k ->> 'serial', k ->> 'keystore'))
 		WHEN 0 THEN
 			RAISE EXCEPTION 'no configured keystore has a token with serial number "%"', add_keystore.serial
 				USING ERRCODE = 'undefined_object',
@@ -1751,9 +3488,9 @@ BEGIN
 			USING ERRCODE = 'NC004',
 			HINT = 'Configure the keystore that the keys are in, too; see nomp_crypt.keystore_status().';
 	END IF;
-	PERFORM nomp_crypt._keystore_setup(mine, add_keystore.serial);
-	PERFORM nomp_crypt._audit('add_keystore', NULL, jsonb_build_object('installation', mine,
-		'serial', add_keystore.serial));
+	PERFORM nomp_crypt._audit('add_keystore', NULL, jsonb_build_object('installation', mine, 'serial',
+		(SELECT nomp_crypt._keystore_setup(mine, coalesce(k ->> 'serial', ''), (k ->> 'place')::int)
+		 FROM jsonb_array_elements(stores) k WHERE add_keystore.serial IN (k ->> 'serial', k ->> 'keystore'))));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.add_keystore(text) FROM PUBLIC;
@@ -1836,6 +3573,8 @@ BEGIN
 	END IF;
 	PERFORM nomp_crypt._audit('replace_keystore', NULL, jsonb_build_object('old', old_serial, 'new', target,
 		'keys', moved, 'missing', missing));
+	PERFORM nomp_crypt._register_append('moved', jsonb_build_object('from_serial', old_serial, 'to_serial', target,
+		'keys', moved, 'missing', missing));
 	RETURN moved;
 END
 $$;
@@ -1889,6 +3628,8 @@ BEGIN
 			moved OPERATOR(pg_catalog.+) failed, pg_catalog.cardinality(ids));
 	END LOOP;
 	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+	PERFORM nomp_crypt._register_follow();
+	COMMIT;
 	SELECT pg_catalog.count(*) INTO others FROM nomp_crypt._tenants_elsewhere(target) e
 	WHERE e.state OPERATOR(pg_catalog.<>) 'active';
 	RAISE NOTICE '% tenants moved, % failed, % suspended ones left', moved, failed, others;
@@ -2129,6 +3870,797 @@ LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_rotate_index_key';
 REVOKE ALL ON FUNCTION nomp_crypt.rotate_index_key(text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
+-- Erasure: what it reaches. Counting a school's values needs no key and no
+-- right, also after the erasure; these functions look into every table.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION nomp_crypt._values_of(value anyelement, tenant uuid) RETURNS int
+LANGUAGE c STABLE PARALLEL SAFE COST 10 AS 'MODULE_PATHNAME', 'nc_values_of';
+CREATE FUNCTION nomp_crypt._first_value(value anyelement, tenant uuid) RETURNS @extschema@.encrypted
+LANGUAGE c STABLE PARALLEL SAFE COST 10 AS 'MODULE_PATHNAME', 'nc_first_value';
+
+-- For other nodes that verify an erasure: can a ciphertext be read here?
+CREATE FUNCTION nomp_crypt._reading(sample bytea) RETURNS text
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_reading';
+
+-- The columns that can hold values, with their relations: tables, partitions
+-- and materialized views.
+CREATE FUNCTION nomp_crypt._value_columns(OUT relation regclass, OUT name text, OUT kind "char",
+	OUT column_name name, OUT place int2, OUT not_null boolean, OUT generated boolean) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT c.oid::regclass, format('%I.%I', n.nspname, c.relname), c.relkind, a.attname, a.attnum, a.attnotnull,
+		a.attgenerated <> ''
+	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+	WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND nomp_crypt._holds_values(a.atttypid)
+	ORDER BY 2, a.attnum
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._value_columns() FROM PUBLIC;
+
+-- The school's values by table and column, and for a NULL column the rows
+-- that have any. Goes through all of them, block by block, and shows how far.
+CREATE FUNCTION nomp_crypt._count_values(tenant uuid, command text, OUT relation regclass, OUT name text,
+	OUT column_name name, OUT amount bigint) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' AS $$
+DECLARE
+	step CONSTANT bigint := 1024;
+	done bigint := 0;
+	total bigint;
+	blocks bigint;
+	t record;
+	counted bigint[];
+	sums bigint[];
+	query text;
+BEGIN
+	SELECT sum(pg_relation_size(r) / current_setting('block_size')::bigint) INTO total
+	FROM (SELECT DISTINCT v.relation FROM nomp_crypt._value_columns() v) r(r);
+	FOR t IN SELECT v.relation, v.name, array_agg(v.column_name ORDER BY v.place) AS columns
+			 FROM nomp_crypt._value_columns() v GROUP BY 1, 2 ORDER BY 2 LOOP
+		blocks := pg_relation_size(t.relation) / current_setting('block_size')::bigint;
+		sums := array_fill(0::bigint, ARRAY[cardinality(t.columns) + 1]);
+		SELECT format('SELECT ARRAY[count(*) FILTER (WHERE %s), %s] FROM ONLY %s t WHERE t.ctid >= $2 AND t.ctid < $3',
+			string_agg(format('nomp_crypt._values_of(t.%I, $1) > 0', c), ' OR ' ORDER BY n),
+			string_agg(format('coalesce(sum(nomp_crypt._values_of(t.%I, $1)), 0)::bigint', c), ', ' ORDER BY n), t.relation)
+		INTO query FROM unnest(t.columns) WITH ORDINALITY u(c, n);
+		FOR at IN 0 .. (blocks - 1) / step LOOP
+			EXECUTE query INTO counted USING tenant, format('(%s,0)', at * step)::tid,
+				format('(%s,0)', (at + 1) * step)::tid;
+			sums := ARRAY(SELECT a + b FROM unnest(sums, counted) u(a, b));
+			PERFORM nomp_crypt._progress(command, t.name, 'counting', 'blocks',
+				done + least(blocks, (at + 1) * step), total);
+		END LOOP;
+		done := done + blocks;
+		relation := t.relation;
+		name := t.name;
+		FOR i IN 1 .. cardinality(sums) LOOP
+			column_name := t.columns[i - 1];
+			amount := sums[i];
+			RETURN NEXT;
+		END LOOP;
+	END LOOP;
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._count_values(uuid, text) FROM PUBLIC;
+
+-- The databases of this server that the installation's file names, but this
+-- one; NULL for those of other data directories.
+CREATE FUNCTION nomp_crypt._other_databases() RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	RETURN QUERY SELECT CASE WHEN m[2] = here.directory THEN d.datname::text END
+	FROM regexp_matches(pg_read_file(current_setting('nomp_crypt.register_directory') || '/installation'),
+			'^database (\d+) of (.*)$', 'gn') m
+	CROSS JOIN current_setting('data_directory') here(directory)
+	LEFT JOIN pg_database d ON d.oid = m[1]::oid
+	WHERE m[2] <> here.directory OR d.datname <> current_database();
+EXCEPTION WHEN OTHERS THEN
+	RETURN;		-- who must know asks _require_owner
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._other_databases() FROM PUBLIC;
+
+-- Before an erasure: how many values of the school it makes unreadable, and
+-- what destroying the keys will not reach. Reads every table with encrypted
+-- columns. Raises 42704.
+CREATE FUNCTION nomp_crypt.erasure_preview(id text, OUT kind text, OUT object text, OUT column_name name,
+	OUT amount bigint, OUT detail text) RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	target uuid := nomp_crypt._tenant_uuid(erasure_preview.id);
+	counted record;
+	found_in jsonb := '[]';
+	others text[];
+	past record;
+BEGIN
+	FOR counted IN SELECT * FROM nomp_crypt._count_values(target, 'erasure_preview') LOOP
+		CONTINUE WHEN counted.amount = 0;
+		kind := CASE WHEN counted.column_name IS NULL THEN 'rows' ELSE 'values' END;
+		object := counted.name;
+		column_name := counted.column_name;
+		amount := counted.amount;
+		RETURN NEXT;
+		found_in := found_in || jsonb_build_object('name', object, 'column_name', column_name);
+	END LOOP;
+	kind := 'not reached';
+	amount := NULL;
+	IF to_regclass('nomp_crypt.inventory') IS NULL THEN
+		object := 'backups and files';
+		column_name := NULL;
+		detail := 'since when the columns are encrypted on disk is not known; what was plain before is in backups, WAL and old blocks of that time';
+		RETURN NEXT;
+	ELSE
+		FOR past IN EXECUTE 'SELECT i.table_name, i.column_name, i.encrypted_on_disk_since AS since, i.state
+			FROM nomp_crypt.inventory i JOIN jsonb_to_recordset($1) p(name text, column_name name)
+				ON p.name = i.table_name AND p.column_name = i.column_name
+			WHERE i.encrypted_on_disk_since IS NULL OR i.encrypted_on_disk_since > clock_timestamp() - nomp_crypt._backup_retention()'
+			USING found_in LOOP
+			object := past.table_name;
+			column_name := past.column_name;
+			detail := CASE WHEN past.since IS NULL THEN past.state
+				ELSE format('encrypted on disk since %s: backups from before have it plain until %s', past.since,
+					past.since + nomp_crypt._backup_retention()) END;
+			RETURN NEXT;
+		END LOOP;
+	END IF;
+	column_name := NULL;
+	IF to_regprocedure('nomp_crypt.lint()') IS NOT NULL THEN
+		EXECUTE 'SELECT count(*) FROM nomp_crypt.lint()' INTO amount;
+		IF amount > 0 THEN
+			object := 'definitions';
+			detail := 'places where values may be in clear: see nomp_crypt.lint()';
+			RETURN NEXT;
+		END IF;
+		amount := NULL;
+	END IF;
+	others := ARRAY(SELECT o FROM nomp_crypt._other_databases() o WHERE o IS NOT NULL ORDER BY 1);
+	IF cardinality(others) > 0 THEN
+		object := 'databases ' || array_to_string(others, ', ');
+		detail := 'they are of the same installation: a tenant of this name made there has keys of its own; erase it there, too';
+		RETURN NEXT;
+	END IF;
+	amount := (SELECT count(*) FROM nomp_crypt._other_databases() o WHERE o IS NULL);
+	IF amount > 0 THEN
+		object := 'databases of other servers';
+		detail := 'the installation''s file names them; a tenant of this name made there has keys of its own';
+		RETURN NEXT;
+	END IF;
+	amount := NULL;
+	object := 'what is not encrypted';
+	detail := 'columns in clear beside the values, the number of rows, and the tenant''s id, name, agreement and rights';
+	RETURN NEXT;
+	object := 'copies of keys';
+	detail := 'backups of the keystore and copies of a software token''s folder: whoever has one, and a backup of the database, reads the values';
+	RETURN NEXT;
+	object := 'copies of plaintext';
+	detail := 'exports, logs, mail, and whatever else applications keep outside encrypted columns';
+	RETURN NEXT;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.erasure_preview(text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Erasure: verifying, and certifying what holds
+-- ---------------------------------------------------------------------------
+
+ALTER TABLE nomp_crypt.erasure
+	ADD COLUMN sample text,				-- a ciphertext of the school, as it was
+	ADD COLUMN lease_acknowledged_by name,
+	ADD COLUMN lease_acknowledged_at timestamptz,
+	ADD COLUMN verification jsonb NOT NULL DEFAULT '{}',	-- what the last check has found
+	ADD COLUMN certified_at timestamptz;
+
+CREATE FUNCTION nomp_crypt._ask_nodes(sample text, OUT node text, OUT answer text, OUT detail text,
+	OUT lease_seconds int, OUT standby boolean) RETURNS SETOF record
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_ask_nodes';
+REVOKE ALL ON FUNCTION nomp_crypt._ask_nodes(text) FROM PUBLIC;
+
+-- A ciphertext of the school's from its tables, kept with the case, so that
+-- there is one to ask for when they are empty; or what looks like one, under
+-- its last key. NULL if there was no key.
+CREATE FUNCTION nomp_crypt._keep_sample(tenant uuid) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' AS $$
+#variable_conflict use_column
+DECLARE
+	kept text;
+	v record;
+	bytes bytea;
+BEGIN
+	SELECT e.sample INTO kept FROM nomp_crypt.erasure e
+	WHERE e.tenant = _keep_sample.tenant AND e.state IN ('destroyed', 'certified');
+	IF kept IS NOT NULL OR NOT FOUND THEN
+		RETURN kept;
+	END IF;
+	FOR v IN SELECT * FROM nomp_crypt._value_columns() LOOP
+		PERFORM nomp_crypt._progress('certify_erasure', v.name, 'looking for a value', 'tables', 0, 0);
+		EXECUTE format('SELECT @extschema@.encrypted_send(nomp_crypt._first_value(t.%1$I, $1)) FROM ONLY %2$s t
+			WHERE nomp_crypt._values_of(t.%1$I, $1) > 0 LIMIT 1', v.column_name, v.relation)
+		INTO bytes USING _keep_sample.tenant;
+		EXIT WHEN bytes IS NOT NULL;
+	END LOOP;
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+	IF bytes IS NULL THEN
+		-- a node that has the key finds that it does not open, and one that has not asks no further
+		SELECT '\x1001'::bytea || k.key_id || decode(repeat('00', 40), 'hex') INTO bytes
+		FROM nomp_crypt.tenant_key k WHERE k.tenant = _keep_sample.tenant AND k.purpose = 'values'
+		ORDER BY k.version DESC LIMIT 1;
+	END IF;
+	kept := 'nc1:' || translate(encode(bytes, 'base64'), E'\n', '');
+	UPDATE nomp_crypt.erasure e SET sample = kept
+	WHERE e.tenant = _keep_sample.tenant AND e.state IN ('destroyed', 'certified');
+	RETURN kept;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._keep_sample(uuid) FROM PUBLIC;
+
+-- The school's last finished case, locked. Raises 42704, 55000.
+CREATE FUNCTION nomp_crypt._finished_case(id text) RETURNS nomp_crypt.erasure
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure;
+BEGIN
+	PERFORM nomp_crypt._tenant_uuid(_finished_case.id);
+	SELECT e.* INTO c FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
+	WHERE t.id = _finished_case.id AND e.state <> 'withdrawn'
+	ORDER BY e.state IN ('destroyed', 'certified') DESC, e.requested_at DESC LIMIT 1;
+	IF c.state IS NULL OR c.state NOT IN ('destroyed', 'certified') THEN
+		RAISE EXCEPTION 'tenant "%" has not been erased', _finished_case.id
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = CASE WHEN c.case_id IS NULL THEN 'No erasure was asked for.' ELSE 'See nomp_crypt.erasures.' END;
+	END IF;
+	RETURN nomp_crypt._erase_case(c.case_id);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._finished_case(text) FROM PUBLIC;
+
+-- A person says that no node can have the school's keys in memory any more,
+-- though the longest lease is not over. Raises 42704, 55000.
+CREATE FUNCTION nomp_crypt.acknowledge_lease(case_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(acknowledge_lease.case_id);
+BEGIN
+	IF c.state <> 'destroyed' THEN
+		RAISE EXCEPTION 'erasure case % is %', c.case_id, c.state
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'This can be said between the destruction and the certificate.';
+	END IF;
+	UPDATE nomp_crypt.erasure e SET lease_acknowledged_by = nomp_crypt._acting_role(),
+		lease_acknowledged_at = clock_timestamp()
+	WHERE e.case_id = c.case_id;
+	PERFORM nomp_crypt._audit_case('acknowledge_lease', c);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.acknowledge_lease(uuid) FROM PUBLIC;
+
+-- Check what a certificate needs, keep what was found, and certify if nothing
+-- is in the way: NULL, or else what is, in words.
+CREATE FUNCTION nomp_crypt._certify(id text, accept_not_asked boolean) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._finished_case(_certify.id);
+	kept text;
+	asked jsonb := '[]';
+	silent text[];
+	readable text[];
+	standbys text[];
+	lease interval := current_setting('nomp_crypt.key_lease')::interval;
+	wraps bigint;
+	in_the_way text[] := '{}';
+BEGIN
+	IF c.state = 'certified' THEN
+		RAISE NOTICE 'the erasure of tenant "%" was certified at %', _certify.id, c.certified_at;
+		RETURN NULL;
+	END IF;
+	PERFORM nomp_crypt._require_owner();
+	SELECT count(*) INTO wraps FROM nomp_crypt.tenant_key k JOIN nomp_crypt.kek e ON e.uuid = k.kek
+	WHERE e.tenant = c.tenant AND (k.wrapped IS NOT NULL OR k.state <> 'erased');
+	IF wraps > 0 THEN
+		in_the_way := in_the_way || format('%s rows of nomp_crypt.tenant_key have a wrapped key again', wraps);
+	END IF;
+	IF EXISTS (SELECT FROM nomp_crypt.kek k WHERE k.tenant = c.tenant AND k.state <> 'destroyed') THEN
+		in_the_way := in_the_way || 'a key of nomp_crypt.kek is not marked as destroyed'::text;
+	END IF;
+	kept := nomp_crypt._keep_sample(c.tenant);
+	IF kept IS NOT NULL THEN
+		SELECT coalesce(jsonb_agg(jsonb_strip_nulls(to_jsonb(a)) ORDER BY a.node), '[]') INTO asked
+		FROM nomp_crypt._ask_nodes('\x' || encode(decode(substr(kept, 5), 'base64'), 'hex')) a;
+	END IF;
+	silent := ARRAY(SELECT a ->> 'node' FROM jsonb_array_elements(asked) a
+					WHERE a ->> 'answer' NOT IN ('NC001', 'NC003', 'NC005', 'readable') ORDER BY 1);
+	-- NC005: the key is there, and the sample is not whole
+	readable := ARRAY(SELECT a ->> 'node' FROM jsonb_array_elements(asked) a
+					  WHERE a ->> 'answer' IN ('NC005', 'readable') ORDER BY 1);
+	standbys := ARRAY(SELECT format('standby "%s"', r.application_name) FROM pg_stat_replication r
+					  LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+					  WHERE r.state IS DISTINCT FROM 'backup' AND s.slot_type IS DISTINCT FROM 'logical' ORDER BY 1);
+	-- a connection string and a standby cannot be told to be the same node; their numbers can
+	IF (SELECT count(*) FROM jsonb_array_elements(asked) a WHERE (a ->> 'standby')::boolean) < cardinality(standbys) THEN
+		silent := silent || standbys;
+	END IF;
+	IF cardinality(readable) > 0 THEN
+		in_the_way := in_the_way || ('values can still be read on ' || array_to_string(readable, ', '));
+	END IF;
+	IF cardinality(silent) > 0 AND NOT accept_not_asked THEN
+		in_the_way := in_the_way || ('there is no answer from ' || array_to_string(silent, ', '));
+	END IF;
+	SELECT greatest(lease, max(make_interval(secs => (a ->> 'lease_seconds')::int)),
+		CASE WHEN cardinality(silent) > 0 THEN interval '24 hours' END) INTO lease
+	FROM jsonb_array_elements(asked) a;
+	IF clock_timestamp() < c.destroyed_at + lease AND c.lease_acknowledged_at IS NULL THEN
+		in_the_way := in_the_way || format('a node that nobody knows of may have a key in memory until %s', c.destroyed_at + lease);
+	END IF;
+	UPDATE nomp_crypt.erasure e SET
+		verification = jsonb_strip_nulls(jsonb_build_object('at', clock_timestamp(), 'by', nomp_crypt._acting_role(),
+			'sample', CASE WHEN kept IS NULL THEN 'none' ELSE 'kept' END,
+			'nodes', asked, 'not_asked', to_jsonb(silent), 'longest_lease', lease,
+			'lease_acknowledged_by', c.lease_acknowledged_by, 'lease_acknowledged_at', c.lease_acknowledged_at,
+			'in_the_way', CASE WHEN in_the_way <> '{}' THEN to_jsonb(in_the_way) END)),
+		state = CASE WHEN in_the_way = '{}' THEN 'certified' ELSE e.state END,
+		certified_at = CASE WHEN in_the_way = '{}' THEN clock_timestamp() END
+	WHERE e.case_id = c.case_id;
+	IF in_the_way <> '{}' THEN
+		RETURN array_to_string(in_the_way, '; ');
+	END IF;
+	PERFORM nomp_crypt._audit_case('certify_erasure', c, jsonb_build_object('not_asked', to_jsonb(silent)));
+	PERFORM nomp_crypt.certificate(c.case_id);
+	RETURN NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certify(text, boolean) FROM PUBLIC;
+
+-- A finished erasure is certified if nothing wraps under its keys, a value of
+-- the school can be read on none of nomp_crypt.nodes and the longest lease is
+-- over or acknowledged. Nodes that do not answer are in the way, or, with
+-- accept_not_asked, named in the certificate. What was found is kept either
+-- way. Raises 2D000 inside a transaction block, 42704, 55000.
+-- It commits, so its search_path is the caller's: every name is qualified.
+CREATE PROCEDURE nomp_crypt.certify_erasure(id text, accept_not_asked boolean DEFAULT false)
+LANGUAGE plpgsql AS $$
+DECLARE
+	in_the_way pg_catalog.text;
+BEGIN
+	COMMIT;		-- refuses a transaction block before anything was made
+	in_the_way := nomp_crypt._certify(id, accept_not_asked);
+	COMMIT;
+	IF in_the_way IS NOT NULL THEN
+		RAISE EXCEPTION 'the erasure of tenant "%" cannot be certified: %', id, in_the_way
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'See nomp_crypt.erasure.verification. Repeat the call; nomp_crypt.acknowledge_lease() and accept_not_asked => true put a person''s word on record.';
+	END IF;
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.certify_erasure(text, boolean) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Erasure: removing what cannot be read any more, with the caller's own rights
+-- ---------------------------------------------------------------------------
+
+-- What refers to the relation, or to the partitioned table that it is of: for
+-- each foreign key the condition that a child row "c" refers to the row "p".
+CREATE FUNCTION nomp_crypt._referrers(relation regclass, OUT child regclass, OUT parent regclass, OUT constraint_name name,
+	OUT action "char", OUT condition text) RETURNS SETOF record
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT f.conrelid::regclass, f.confrelid::regclass, f.conname, f.confdeltype,
+		(SELECT string_agg(format('c.%I OPERATOR(%I.%s) p.%I', ca.attname, n.nspname, o.oprname, pa.attname), ' AND ')
+		 FROM unnest(f.conkey, f.confkey, f.conpfeqop) k(child, parent, operator)
+		 JOIN pg_attribute ca ON ca.attrelid = f.conrelid AND ca.attnum = k.child
+		 JOIN pg_attribute pa ON pa.attrelid = f.confrelid AND pa.attnum = k.parent
+		 JOIN pg_operator o ON o.oid = k.operator JOIN pg_namespace n ON n.oid = o.oprnamespace)
+	FROM pg_constraint f
+	WHERE f.contype = 'f' AND f.conparentid = 0
+		AND f.confrelid IN (SELECT $1 UNION SELECT a FROM pg_partition_ancestors($1) a)
+	ORDER BY f.conrelid::regclass::text, f.conname
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._referrers(regclass) FROM PUBLIC;
+
+-- That any column of the alias's row has a value of tenant $1.
+CREATE FUNCTION nomp_crypt._owned(relation regclass, alias text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce(string_agg(format('nomp_crypt._values_of(%I.%I, $1) > 0', $2, a.attname), ' OR ' ORDER BY a.attnum), 'false')
+	FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._owned(regclass, text) FROM PUBLIC;
+
+-- Relations with values of the school, those that refer to others first.
+CREATE FUNCTION nomp_crypt._purge_order(relations oid[]) RETURNS SETOF regclass
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	remaining oid[] := relations;
+	next oid;
+BEGIN
+	WHILE cardinality(remaining) > 0 LOOP
+		-- one that no other of them refers to; in a circle, any
+		SELECT r INTO next FROM unnest(remaining) WITH ORDINALITY u(r, n)
+		ORDER BY EXISTS (SELECT FROM nomp_crypt._referrers(r) f, unnest(remaining) o
+			WHERE o <> r AND (f.child = o OR f.child IN (SELECT a FROM pg_partition_ancestors(o) a))), n LIMIT 1;
+		RETURN NEXT next::regclass;
+		remaining := array_remove(remaining, next);
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_order(oid[]) FROM PUBLIC;
+
+-- One sentence for each foreign key by which rows that are not the school's
+-- depend on rows that are.
+CREATE FUNCTION nomp_crypt._purge_dependents(tenant uuid, relations oid[]) RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	r regclass;
+	f record;
+	n bigint;
+BEGIN
+	FOREACH r IN ARRAY relations LOOP
+		FOR f IN SELECT * FROM nomp_crypt._referrers(r) LOOP
+			EXECUTE format('SELECT count(*) FROM %s c WHERE NOT (%s) AND EXISTS (SELECT FROM ONLY %s p WHERE (%s) AND %s)',
+				f.child, nomp_crypt._owned(f.child, 'c'), r, nomp_crypt._owned(r, 'p'), f.condition)
+			INTO n USING tenant;
+			IF n > 0 THEN
+				RETURN NEXT format('%s rows of %s depend on rows of %s by %I (ON DELETE %s).', n, f.child, r, f.constraint_name,
+					CASE f.action WHEN 'a' THEN 'NO ACTION' WHEN 'r' THEN 'RESTRICT' WHEN 'c' THEN 'CASCADE'
+						WHEN 'n' THEN 'SET NULL' ELSE 'SET DEFAULT' END);
+			END IF;
+		END LOOP;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_dependents(uuid, oid[]) FROM PUBLIC;
+
+-- Delete the rows of other tables that refer to rows "p" of this one which
+-- meet the condition, those that refer to them first; where PostgreSQL takes
+-- the reference away by itself, leave them. $1 to $3 are the caller's.
+CREATE FUNCTION nomp_crypt._purge_children(relation regclass, condition text, tenant uuid, first tid, last tid, path name[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	f record;
+	inner_condition text;
+BEGIN
+	FOR f IN SELECT * FROM nomp_crypt._referrers(relation) LOOP
+		CONTINUE WHEN f.action IN ('n', 'd') OR f.constraint_name = ANY (path);	-- a circle ends where it began
+		inner_condition := format('EXISTS (SELECT FROM ONLY %s p WHERE (%s) AND %s)', relation, condition, f.condition);
+		IF f.child <> relation THEN
+			PERFORM nomp_crypt._purge_children(f.child,
+				format('EXISTS (SELECT FROM %s c WHERE c.tableoid = p.tableoid AND c.ctid = p.ctid AND %s)', f.child, inner_condition),
+				tenant, first, last, path || f.constraint_name);
+		END IF;
+		EXECUTE format('DELETE FROM %s c WHERE %s', f.child, inner_condition) USING tenant, first, last;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_children(regclass, text, uuid, tid, tid, name[]) FROM PUBLIC;
+
+-- Remove the school's values, or its rows, in some blocks; how many rows.
+CREATE FUNCTION nomp_crypt._purge_batch(relation regclass, tenant uuid, mode text, dependents boolean,
+	from_block bigint, blocks bigint) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	first tid := format('(%s,0)', from_block)::tid;
+	last tid := format('(%s,0)', from_block + blocks)::tid;
+	columns name[];
+	removed bigint;
+	more bigint;
+	range text := '%1$s.ctid >= $2 AND %1$s.ctid < $3 AND (%2$s)';
+BEGIN
+	IF mode = 'rows' THEN
+		IF dependents THEN
+			PERFORM nomp_crypt._purge_children(relation, format(range, 'p', nomp_crypt._owned(relation, 'p')), tenant, first, last, '{}');
+		END IF;
+		EXECUTE format('DELETE FROM ONLY %s t WHERE %s', relation, format(range, 't', nomp_crypt._owned(relation, 't')))
+		USING tenant, first, last;
+		GET DIAGNOSTICS removed = ROW_COUNT;
+		RETURN removed;
+	END IF;
+	columns := ARRAY(SELECT v.column_name FROM nomp_crypt._value_columns() v
+					 WHERE v.relation = _purge_batch.relation AND NOT v.generated ORDER BY v.place);
+	-- rows that are the school's altogether at once, then what is left, column by column
+	EXECUTE format('UPDATE ONLY %s t SET %s WHERE %s AND %s', relation,
+		(SELECT string_agg(format('%I = NULL', c), ', ') FROM unnest(columns) c),
+		format(range, 't', nomp_crypt._owned(relation, 't')),
+		(SELECT string_agg(format('nomp_crypt._values_of(t.%1$I, $1) = nomp_crypt._values_of(t.%1$I, NULL)', c), ' AND ') FROM unnest(columns) c))
+	USING tenant, first, last;
+	GET DIAGNOSTICS removed = ROW_COUNT;
+	FOR i IN 1 .. cardinality(columns) LOOP
+		EXECUTE format('UPDATE ONLY %1$s t SET %2$I = NULL WHERE t.ctid >= $2 AND t.ctid < $3 AND nomp_crypt._values_of(t.%2$I, $1) > 0
+			AND nomp_crypt._values_of(t.%2$I, $1) = nomp_crypt._values_of(t.%2$I, NULL)', relation, columns[i])
+		USING tenant, first, last;
+		GET DIAGNOSTICS more = ROW_COUNT;
+		removed := removed + more;
+	END LOOP;
+	RETURN removed;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_batch(regclass, uuid, text, boolean, bigint, bigint) FROM PUBLIC;
+
+-- The relations with values of the school; refuses what cannot be done.
+CREATE FUNCTION nomp_crypt._purge_plan(id text, mode text, dependents boolean, OUT tenant uuid, OUT relations oid[])
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._finished_case(id);
+	trouble text[];
+	v record;
+BEGIN
+	IF mode IS NULL OR mode NOT IN ('values', 'rows') THEN
+		RAISE EXCEPTION 'unknown mode "%"', mode USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Modes are values, which become NULL, and rows, which are deleted.';
+	END IF;
+	tenant := c.tenant;
+	PERFORM nomp_crypt._keep_sample(tenant);
+	relations := '{}';
+	trouble := '{}';
+	FOR v IN SELECT n.relation, n.name, n.column_name, d.not_null, d.kind FROM nomp_crypt._count_values(tenant, 'purge_tenant') n
+			 LEFT JOIN nomp_crypt._value_columns() d ON d.relation = n.relation AND d.column_name = n.column_name
+			 WHERE n.amount > 0 LOOP
+		IF v.kind = 'm' THEN
+			RAISE NOTICE '% is a materialized view: refresh it afterwards', v.name;
+		ELSIF v.column_name IS NULL THEN
+			relations := relations || v.relation::oid;
+		ELSIF v.not_null AND mode = 'values' THEN
+			trouble := trouble || format('%s.%I', v.name, v.column_name);
+		END IF;
+	END LOOP;
+	relations := ARRAY(SELECT r FROM unnest(relations) r JOIN pg_class k ON k.oid = r WHERE k.relkind = 'r');
+	IF trouble <> '{}' THEN
+		RAISE EXCEPTION 'values in columns that are NOT NULL cannot be removed alone: %', array_to_string(trouble, ', ')
+			USING ERRCODE = 'not_null_violation',
+			HINT = 'Nothing was changed. Remove the rows: mode => ''rows''. Or drop the constraints first.';
+	END IF;
+	IF mode = 'rows' AND NOT dependents THEN
+		trouble := ARRAY(SELECT nomp_crypt._purge_dependents(tenant, relations));
+		IF trouble <> '{}' THEN
+			RAISE EXCEPTION 'other rows depend on those of tenant "%"', id
+				USING ERRCODE = 'foreign_key_violation', DETAIL = array_to_string(trouble, chr(10)),
+				HINT = 'Nothing was changed. With dependents => true they are deleted, too.';
+		END IF;
+	END IF;
+	relations := ARRAY(SELECT nomp_crypt._purge_order(relations)::oid);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purge_plan(text, text, boolean) FROM PUBLIC;
+
+-- After its erasure, remove what cannot be read of a school any more: its
+-- values, which become NULL, or the rows that have any. With the caller's
+-- rights on the tables; triggers fire. In batches of blocks, a transaction
+-- each: repeat it after an interruption. Rows of other tables that depend on
+-- those to be deleted are named first (23503) and deleted if told so. Returns
+-- how many rows were changed or deleted. Raises 2D000 inside a transaction
+-- block, 22023, 42704, 55000 if the school is not erased, 23502 for values in
+-- NOT NULL columns, 42501.
+-- It commits, so its search_path is the caller's: every name is qualified.
+CREATE PROCEDURE nomp_crypt.purge_tenant(id text, mode text DEFAULT 'values', dependents boolean DEFAULT false,
+	batch_blocks int DEFAULT 128, INOUT purged bigint DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+	plan pg_catalog.record;
+	one pg_catalog.oid;
+	blocks pg_catalog.int8;
+	at pg_catalog.int8;
+	left_over pg_catalog.int8;
+BEGIN
+	COMMIT;		-- refuses a transaction block before anything was changed
+	IF (batch_blocks OPERATOR(pg_catalog.>) 0) IS NOT TRUE THEN
+		RAISE EXCEPTION 'batch_blocks must be positive' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	SELECT * INTO plan FROM nomp_crypt._purge_plan(id, mode, dependents);
+	COMMIT;
+	purged := 0;
+	FOREACH one IN ARRAY plan.relations LOOP
+		blocks := pg_catalog.pg_relation_size(one::pg_catalog.regclass) OPERATOR(pg_catalog./)
+			pg_catalog.current_setting('block_size')::pg_catalog.int8;
+		at := 0;
+		WHILE at OPERATOR(pg_catalog.<) blocks LOOP
+			purged := purged OPERATOR(pg_catalog.+)
+				nomp_crypt._purge_batch(one::pg_catalog.regclass, plan.tenant, mode, dependents, at, batch_blocks);
+			at := at OPERATOR(pg_catalog.+) batch_blocks;
+			COMMIT;
+			PERFORM nomp_crypt._progress('purge_tenant', one::pg_catalog.regclass::pg_catalog.text, 'removing', 'blocks',
+				least(at, blocks), blocks);
+		END LOOP;
+	END LOOP;
+	SELECT pg_catalog.sum(c.amount) INTO left_over FROM nomp_crypt._count_values(plan.tenant, 'purge_tenant') c
+	WHERE c.column_name IS NOT NULL;
+	IF left_over OPERATOR(pg_catalog.>) 0 THEN
+		RAISE NOTICE '% values of the tenant are left: beside other tenants'' in arrays or composites, in materialized views, or written meanwhile', left_over;
+	END IF;
+	PERFORM nomp_crypt._purged(plan.tenant, mode, purged);
+	COMMIT;
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.purge_tenant(text, text, boolean, int, bigint) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._purged(tenant uuid, mode text, "rows" bigint) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._audit_case('purge_tenant', e, jsonb_build_object('mode', $2, 'rows', $3))
+	FROM nomp_crypt.erasure e WHERE e.tenant = $1 AND e.state IN ('destroyed', 'certified')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._purged(uuid, text, bigint) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Reports: after a leak, and for a municipality's audit
+-- ---------------------------------------------------------------------------
+
+-- If a backup of that time and a key of the keystore came into the same hands:
+-- a row for each key that the backup needs, with the school that it opens, and
+-- one for each column, with what is known of it at that time.
+CREATE FUNCTION nomp_crypt.exposure_report(as_of timestamptz, OUT kind text, OUT tenant text, OUT object text,
+	OUT keystore text, OUT since timestamptz, OUT destroyed_at timestamptz, OUT exposed boolean, OUT detail text)
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	k record;
+	col record;
+BEGIN
+	IF as_of IS NULL OR as_of > clock_timestamp() THEN
+		RAISE EXCEPTION 'a time in the past is needed' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	kind := 'key';
+	FOR k IN SELECT t.id, t.state AS school_state, e.* FROM nomp_crypt.tenant t JOIN nomp_crypt.kek e ON e.tenant = t.uuid
+			 -- one that was replaced just before is in the WAL that goes with the backup
+			 WHERE e.created_at <= as_of AND coalesce(e.retired_at, 'infinity') >= as_of - interval '1 day'
+				AND coalesce(e.destroyed_at, 'infinity') > as_of
+			 ORDER BY t.id, e.generation LOOP
+		tenant := k.id;
+		object := k.label;
+		keystore := k.keystore;
+		since := k.created_at;
+		destroyed_at := k.destroyed_at;
+		exposed := k.destroyed_at IS NULL;
+		detail := CASE WHEN k.destroyed_at IS NOT NULL THEN 'destroyed since: the backup''s values of this school cannot be read'
+			WHEN k.retired_at < as_of THEN 'replaced shortly before; older values in the backup''s WAL may need it'
+			WHEN k.retired_at IS NOT NULL THEN format('replaced since, kept until %s: the backup needs it', k.destroy_after)
+			WHEN k.school_state <> 'active' THEN 'the school is ' || k.school_state || '; the key is there'
+			ELSE 'in use' END;
+		RETURN NEXT;
+	END LOOP;
+	kind := 'column';
+	tenant := NULL;
+	keystore := NULL;
+	destroyed_at := NULL;
+	FOR col IN SELECT v.name, v.column_name FROM nomp_crypt._value_columns() v LOOP
+		object := format('%s.%I', col.name, col.column_name);
+		since := NULL;
+		exposed := NULL;
+		detail := 'since when it is encrypted on disk is not known';
+		IF to_regclass('nomp_crypt.inventory') IS NOT NULL THEN
+			EXECUTE 'SELECT i.encrypted_on_disk_since, i.encrypted_on_disk_since > $3, CASE
+					WHEN i.encrypted_on_disk_since <= $3 THEN ''encrypted then: readable with the keys above only''
+					WHEN i.encrypted_on_disk_since > $3 THEN ''plain then, in part or all of it: readable without a key'' ELSE i.state END
+				FROM nomp_crypt.inventory i WHERE i.table_name = $1 AND i.column_name = $2'
+			INTO since, exposed, detail USING col.name, col.column_name, as_of;
+		END IF;
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.exposure_report(timestamptz) FROM PUBLIC;
+
+-- The words of tenant_report, in escapes: the script has to load into
+-- databases of every encoding.
+CREATE FUNCTION nomp_crypt._report_words(language text) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
+	SELECT CASE $1 WHEN 'en' THEN $${
+		"tenant": "School", "id": "Id", "name": "Name", "agreement": "Agreement", "state": "State", "since": "Registered",
+		"active": "in use", "suspended": "suspended: nobody can read the values", "fenced": "being erased: nobody can read the values", "erased": "erased: nobody can ever read the values again",
+		"encryption": "Encryption", "method": "Method", "aes": "AES-256-GCM for each value (XAES-256-GCM), under data keys of this school alone; these are wrapped by keys that never leave the keystore",
+		"keks": "Keys in the keystore", "generation": "Generation %s in %s", "made": "made %s", "retired": "replaced %s", "kept": "kept for backups until %s", "destroyed": "destroyed %s",
+		"deks": "Data keys", "version": "Version %s (%s)", "values": "values", "index": "search", "closed": "closed for writing", "key_erased": "destroyed", "key_active": "in use",
+		"columns": "Encrypted columns", "column_since": "encrypted on disk since %s", "column_unknown": "since when is not known",
+		"rights": "Who may read", "all": "in all schools", "granted": "%s: %s, granted %s by %s", "decrypt": "read", "encrypt": "write", "search": "search", "load": "store ciphertext", "none": "nobody",
+		"erasure": "Erasure", "requested": "asked for %s by %s (%s)", "next": "Next", "holds": "Legal holds", "hold": "%s, since %s", "returned": "Data returned"}$$::jsonb
+	WHEN 'sv' THEN $${
+		"tenant": "Skola", "id": "Id", "name": "Namn", "agreement": "Avtal", "state": "Tillst\u00e5nd", "since": "Upplagd",
+		"active": "i bruk", "suspended": "sp\u00e4rrad: ingen kan l\u00e4sa uppgifterna", "fenced": "h\u00e5ller p\u00e5 att raderas: ingen kan l\u00e4sa uppgifterna", "erased": "raderad: ingen kan n\u00e5gonsin mer l\u00e4sa uppgifterna",
+		"encryption": "Kryptering", "method": "Metod", "aes": "AES-256-GCM f\u00f6r varje v\u00e4rde (XAES-256-GCM), med datanycklar som \u00e4r skolans egna; dessa \u00e4r krypterade med nycklar som aldrig l\u00e4mnar nyckelf\u00f6rvaret",
+		"keks": "Nycklar i nyckelf\u00f6rvaret", "generation": "Generation %s i %s", "made": "skapad %s", "retired": "ersatt %s", "kept": "bevaras f\u00f6r s\u00e4kerhetskopior till %s", "destroyed": "f\u00f6rst\u00f6rd %s",
+		"deks": "Datanycklar", "version": "Version %s (%s)", "values": "uppgifter", "index": "s\u00f6kning", "closed": "anv\u00e4nds inte l\u00e4ngre f\u00f6r skrivning", "key_erased": "f\u00f6rst\u00f6rd", "key_active": "i bruk",
+		"columns": "Krypterade kolumner", "column_since": "krypterad p\u00e5 disk sedan %s", "column_unknown": "sedan n\u00e4r \u00e4r inte k\u00e4nt",
+		"rights": "Vem som f\u00e5r l\u00e4sa", "all": "i alla skolor", "granted": "%s: %s, gavs %s av %s", "decrypt": "l\u00e4sa", "encrypt": "skriva", "search": "s\u00f6ka", "load": "lagra chiffertext", "none": "ingen",
+		"erasure": "Radering", "requested": "beg\u00e4rd %s av %s (%s)", "next": "N\u00e4sta steg", "holds": "R\u00e4ttsliga sp\u00e4rrar mot radering", "hold": "%s, sedan %s", "returned": "Uppgifterna \u00e5terl\u00e4mnade"}$$::jsonb
+	END
+$do$;
+REVOKE ALL ON FUNCTION nomp_crypt._report_words(text) FROM PUBLIC;
+
+-- For a municipality's audit: what is encrypted since when, with which keys,
+-- who may read, and in what state the school is; in Swedish or English.
+-- Raises 22023, 42704.
+CREATE FUNCTION nomp_crypt.tenant_report(id text, language text DEFAULT 'sv', OUT section text, OUT item text, OUT value text)
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	t nomp_crypt.tenant;
+	w jsonb := nomp_crypt._report_words(language);
+	r record;
+	since timestamptz;
+BEGIN
+	IF w IS NULL THEN
+		RAISE EXCEPTION 'unknown language "%"', language USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Languages are sv and en.';
+	END IF;
+	SELECT x.* INTO t FROM nomp_crypt.tenant x WHERE x.uuid = nomp_crypt._tenant_uuid(tenant_report.id);
+	section := w ->> 'tenant';
+	FOR item, value IN VALUES (w ->> 'id', t.id), ('UUID', t.uuid::text), (w ->> 'name', t.display_name),
+			(w ->> 'agreement', t.agreement), (w ->> 'state', w ->> t.state), (w ->> 'since', t.created_at::text) LOOP
+		CONTINUE WHEN value IS NULL;
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'encryption';
+	item := w ->> 'method';
+	value := w ->> 'aes';
+	RETURN NEXT;
+	section := w ->> 'keks';
+	FOR r IN SELECT k.* FROM nomp_crypt.kek k WHERE k.tenant = t.uuid ORDER BY k.generation LOOP
+		item := format(w ->> 'generation', r.generation, r.keystore);
+		value := concat_ws(', ', format(w ->> 'made', r.created_at),
+			CASE WHEN r.retired_at IS NOT NULL THEN format(w ->> 'retired', r.retired_at) END,
+			CASE WHEN r.state = 'retired' THEN format(w ->> 'kept', r.destroy_after) END,
+			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', r.destroyed_at) END);
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'deks';
+	FOR r IN SELECT k.* FROM nomp_crypt.tenant_key k WHERE k.tenant = t.uuid ORDER BY k.purpose DESC, k.version LOOP
+		item := format(w ->> 'version', r.version, w ->> r.purpose);
+		value := concat_ws(', ', format(w ->> 'made', r.created_at),
+			CASE r.state WHEN 'active' THEN w ->> 'key_active' WHEN 'closed' THEN w ->> 'closed' ELSE w ->> 'key_erased' END);
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'columns';
+	FOR r IN SELECT v.name, v.column_name, format_type(a.atttypid, a.atttypmod) AS type
+			 FROM nomp_crypt._value_columns() v JOIN pg_attribute a ON a.attrelid = v.relation AND a.attnum = v.place LOOP
+		item := format('%s.%I', r.name, r.column_name);
+		since := NULL;
+		IF to_regclass('nomp_crypt.inventory') IS NOT NULL THEN
+			EXECUTE 'SELECT i.encrypted_on_disk_since FROM nomp_crypt.inventory i WHERE i.table_name = $1 AND i.column_name = $2'
+			INTO since USING r.name, r.column_name;
+		END IF;
+		value := concat_ws(', ', r.type, CASE WHEN since IS NULL THEN w ->> 'column_unknown' ELSE format(w ->> 'column_since', since) END);
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'rights';
+	item := w ->> 'none';
+	FOR r IN SELECT g.* FROM nomp_crypt.tenant_right g
+			 WHERE g.tenant IN (t.uuid, '00000000-0000-0000-0000-000000000000') ORDER BY g.role, g.tenant LOOP
+		item := r.role;
+		value := format(w ->> 'granted', CASE WHEN r.tenant = t.uuid THEN t.id ELSE w ->> 'all' END,
+			concat_ws(', ', CASE WHEN r.decrypt THEN w ->> 'decrypt' END, CASE WHEN r.encrypt THEN w ->> 'encrypt' END,
+				CASE WHEN r.search THEN w ->> 'search' END, CASE WHEN r.load THEN w ->> 'load' END), r.granted_at, r.granted_by);
+		RETURN NEXT;
+	END LOOP;
+	IF item = w ->> 'none' THEN
+		value := NULL;
+		RETURN NEXT;
+	END IF;
+	section := w ->> 'holds';
+	FOR r IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = t.uuid AND l.released_at IS NULL ORDER BY l.placed_at LOOP
+		item := r.reference;
+		value := format(w ->> 'hold', r.placed_by, r.placed_at);
+		RETURN NEXT;
+	END LOOP;
+	section := w ->> 'erasure';
+	FOR r IN SELECT e.* FROM nomp_crypt.erasure e WHERE e.tenant = t.uuid ORDER BY e.requested_at LOOP
+		item := r.case_id::text;
+		value := concat_ws(', ', format(w ->> 'requested', r.requested_at, r.requested_by, concat_ws(', ', r.reason, r.reference)), r.state,
+			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', r.destroyed_at) END);
+		RETURN NEXT;
+	END LOOP;
+	FOR r IN SELECT d.* FROM nomp_crypt.data_return d WHERE d.tenant = t.uuid ORDER BY d.recorded_at LOOP
+		item := w ->> 'returned';
+		value := concat_ws(', ', r.recorded_at, r.recorded_by, coalesce(r.manifest_sha256, '-'));
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.tenant_report(text, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Foreign tables
 -- ---------------------------------------------------------------------------
 
@@ -2293,6 +4825,10 @@ BEGIN
 			severity := 'warning';
 			detail := 'the PIN file has not changed since ' || found_row.changed::date;
 			advice := 'Change the PIN, see "Changing the PIN" in docs/operations.md.';
+		ELSIF facts ->> 'lasting_credentials' IS NOT NULL THEN
+			severity := 'warning';
+			detail := 'the key service''s credentials do not expire; they come from: ' || (facts ->> 'lasting_credentials');
+			advice := 'Whoever copies them can read until they are revoked. Give the machine a role instead: see "Credentials" in docs/aws-kms.md.';
 		END IF;
 	WHEN 'memory' THEN
 		IF NOT (facts ->> 'protected')::boolean THEN
@@ -2330,6 +4866,32 @@ BEGIN
 			detail := 'the register directory is on the data directory''s file system';
 			advice := 'A snapshot or an image of that file system carries it along: move it elsewhere, or see that copies are not started with it.';
 		END IF;
+		IF reachable AND NOT pg_is_in_recovery() AND found_row.ours THEN
+			SELECT * INTO found_row FROM nomp_crypt._register_look(false);
+			IF found_row.state NOT IN ('none', 'ok', 'ahead', 'behind') THEN
+				severity := 'critical';
+				detail := format('the register is %s: %s', found_row.state, found_row.detail);
+				advice := nomp_crypt._register_advice(found_row.state);
+			END IF;
+		END IF;
+	WHEN 'register_archive' THEN
+		SELECT count(*), min(r.number) INTO n, names FROM nomp_crypt.register r
+		WHERE r.number > coalesce(nomp_crypt._register_mark(NULL)::bigint, 0) AND r.at < clock_timestamp() - interval '7 days';
+		IF n > 0 AND NOT pg_is_in_recovery() THEN
+			severity := 'warning';
+			detail := format('register not archived: %s records from %s on are older than a week', n, names);
+			advice := 'Copy the register''s file to where this site''s backups cannot be lost with it, then SELECT nomp_crypt.register_archived(<its last number>).';
+		END IF;
+	WHEN 'reconcile' THEN
+		SELECT count(*) INTO n FROM nomp_crypt._reconcile_due() d WHERE d.action <> 'missing';
+		IF n = 0 AND reachable AND NOT pg_is_in_recovery() AND (SELECT r.ours FROM nomp_crypt._register_read() r) THEN
+			SELECT l.number - l.in_table INTO n FROM nomp_crypt._register_look(false) l WHERE l.state = 'ahead';
+		END IF;
+		IF n > 0 THEN
+			severity := 'critical';
+			detail := format('the register has %s things that this database does not know: it was restored from a backup', n);
+			advice := 'SELECT * FROM nomp_crypt.reconcile();';
+		END IF;
 	WHEN 'grants' THEN
 		SELECT count(*), string_agg(DISTINCT quote_ident(r.role), ', ') INTO n, names FROM nomp_crypt.tenant_right r
 		WHERE NOT EXISTS (SELECT FROM pg_roles p WHERE p.rolname = r.role);
@@ -2366,7 +4928,8 @@ BEGIN
 		END IF;
 	WHEN 'old_keks' THEN
 		SELECT count(*), min(k.destroy_after) INTO n, names FROM nomp_crypt.kek k
-		WHERE k.state = 'retired' AND k.destroy_after < clock_timestamp();
+		WHERE k.state = 'retired' AND k.destroy_after < clock_timestamp()
+			AND (k.pending_until IS NULL OR k.pending_until + interval '1 day' < clock_timestamp());
 		IF n > 0 THEN
 			severity := 'warning';
 			detail := format('%s retired keys in the keystore could be destroyed, the first since %s', n, names);
@@ -2374,13 +4937,21 @@ BEGIN
 		END IF;
 	WHEN 'erasures' THEN
 		SELECT count(*), string_agg(quote_literal(t.id), ', ') INTO n, names
+		FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant WHERE e.voided_at IS NOT NULL;
+		IF n > 0 THEN
+			severity := 'critical';
+			detail := format('the destruction of keys of %s tenants under erasure was cancelled in the keystore: %s', n, names);
+			advice := 'Find out who cancelled it, and why. CALL nomp_crypt.resubmit_erasure() asks the keystore again.';
+			RETURN;
+		END IF;
+		SELECT count(*), string_agg(quote_literal(t.id), ', ') INTO n, names
 		FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant
-		WHERE e.state IN ('fenced', 'submitted')
-			OR (e.state = 'requested' AND e.requested_at + nomp_crypt._erasure_grace() < clock_timestamp());
+		WHERE e.state IN ('fenced', 'submitted') OR (e.state = 'pending' AND e.pending_until < clock_timestamp())
+			OR (e.state = 'requested' AND nomp_crypt._erase_waits(e) IS NULL);
 		IF n > 0 THEN
 			severity := 'warning';
 			detail := format('%s erasures are due or were interrupted: %s', n, names);
-			advice := 'Unless a session is at it, CALL nomp_crypt.erase_tenant again; it goes on where it was.';
+			advice := 'Unless a session is at it, CALL nomp_crypt.run_due_erasures(), at best regularly.';
 		END IF;
 	WHEN 'provisional_keys' THEN
 		IF reachable THEN
@@ -2481,7 +5052,8 @@ BEGIN
 	BEGIN
 		SELECT to_jsonb(f) INTO facts FROM nomp_crypt._server_facts() f;
 		SELECT facts || jsonb_build_object('state', coalesce(string_agg(s.state, '; ') FILTER (WHERE s.state <> 'ok'), 'ok'),
-			'canary', bool_and(s.canary), 'software', bool_or(s.software), 'installation', max(s.installation::text))
+			'canary', bool_and(s.canary), 'software', bool_or(s.software), 'installation', max(s.installation::text),
+			'lasting_credentials', string_agg(DISTINCT s.credentials, ', ') FILTER (WHERE s.lasting_credentials))
 		INTO facts FROM nomp_crypt.keystore_status() s;
 	EXCEPTION WHEN OTHERS THEN
 		-- without the library nothing else can be known
@@ -2492,7 +5064,7 @@ BEGIN
 		RETURN;
 	END;
 	FOREACH name IN ARRAY '{library,broker,keystore,canary,keystore_software,leases,keyring,credentials,
-		memory,core_dumps,swap,register,grants,public,old_keks,erasures,provisional_keys,data_keys,
+		memory,core_dumps,swap,register,register_archive,reconcile,grants,public,old_keks,erasures,provisional_keys,data_keys,
 		tls,log,tenant_setting,replication}'::text[] LOOP
 		BEGIN
 			SELECT c.severity, left(c.detail, 400), c.advice INTO severity, detail, advice
@@ -2623,6 +5195,492 @@ EXCEPTION WHEN SQLSTATE 'NC004' THEN
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._keep_warm() FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- The certificate: a record of the register, for the school
+-- ---------------------------------------------------------------------------
+
+-- What only a person can know, said by a role.
+CREATE TABLE nomp_crypt.attestation (
+	case_id		uuid NOT NULL,
+	statement	text NOT NULL CHECK (statement IN
+				('no_keystore_backups', 'keystore_backups_destroyed', 'other_nodes_stopped', 'exports_deleted')),
+	role		name NOT NULL,
+	at			timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (case_id, statement)
+);
+COMMENT ON TABLE nomp_crypt.attestation IS 'what somebody vouches for in a certificate';
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.attestation', '');
+
+-- Vouch for what no program can observe. Raises 42704, 22023, 55000 once the
+-- case is certified.
+CREATE FUNCTION nomp_crypt.attest_erasure(case_id uuid, statement text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure := nomp_crypt._erase_case(attest_erasure.case_id);
+BEGIN
+	IF attest_erasure.statement IS NULL OR attest_erasure.statement NOT IN
+		('no_keystore_backups', 'keystore_backups_destroyed', 'other_nodes_stopped', 'exports_deleted') THEN
+		RAISE EXCEPTION 'unknown statement "%"', attest_erasure.statement USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Statements are no_keystore_backups, keystore_backups_destroyed, other_nodes_stopped and exports_deleted.';
+	ELSIF c.state = 'certified' THEN
+		RAISE EXCEPTION 'erasure case % is certified', c.case_id USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'A certificate is not changed any more.';
+	END IF;
+	INSERT INTO nomp_crypt.attestation (case_id, statement, role)
+	VALUES (c.case_id, attest_erasure.statement, nomp_crypt._acting_role())
+	ON CONFLICT (case_id, statement) DO UPDATE SET role = excluded.role, at = excluded.at;
+	PERFORM nomp_crypt._audit_case('attest_erasure', c, jsonb_build_object('statement', attest_erasure.statement));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.attest_erasure(uuid, text) FROM PUBLIC;
+
+-- Every KEK that a school ever had, by what the register and the case say, and
+-- how each ended; end is NULL for one whose end nobody witnessed.
+CREATE FUNCTION nomp_crypt._certificate_keys(c nomp_crypt.erasure, OUT label text, OUT key jsonb, OUT ended boolean)
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+#variable_conflict use_column
+DECLARE
+	k record;
+	ending jsonb;
+BEGIN
+	FOR k IN
+		WITH records AS (
+			SELECT r.* FROM nomp_crypt.register g, nomp_crypt._record(g.jws) r
+			WHERE g.school = c.tenant AND r.school = c.tenant),
+		seen AS (
+			SELECT s.key AS serial, regexp_replace(l, ':provisional@.*$', '') AS label, s.value ->> 'at' AS at
+			FROM jsonb_each(c.keystores) s, jsonb_array_elements_text(s.value -> 'seen') l
+			WHERE s.value ? 'destroyed')
+		SELECT n.label, m.data ->> 'serial' AS serial, (m.data ->> 'generation')::int AS generation, m.at AS made_at,
+			array_agg(DISTINCT s.serial) FILTER (WHERE s.serial IS NOT NULL) AS seen_in, max(s.at) AS gone_at,
+			e.type AS end_type, e.at AS end_at, e.number AS end_record
+		FROM (SELECT r.data ->> 'key' AS label FROM records r WHERE r.type IN ('born', 'moved')
+			  UNION SELECT s.label FROM seen s) n
+		LEFT JOIN LATERAL (SELECT r.* FROM records r WHERE r.type IN ('born', 'moved') AND r.data ->> 'key' = n.label
+						   ORDER BY r.number LIMIT 1) m ON true
+		LEFT JOIN LATERAL (SELECT r.* FROM records r WHERE r.type IN ('expired', 'removed') AND r.data ->> 'key' = n.label
+						   ORDER BY r.number LIMIT 1) e ON true
+		LEFT JOIN seen s ON s.label = n.label
+		GROUP BY 1, 2, 3, 4, 7, 8, 9 ORDER BY 3 NULLS LAST, 1
+	LOOP
+		ending := CASE
+			WHEN k.seen_in IS NOT NULL THEN jsonb_build_object('how', 'destroyed', 'at', k.gone_at, 'in', to_jsonb(k.seen_in))
+			WHEN k.end_type IS NOT NULL THEN jsonb_build_object('how', k.end_type, 'at', k.end_at, 'record', k.end_record)
+			-- an expired key's end that was begun, and that the crash's repetition did not see
+			WHEN EXISTS (SELECT FROM nomp_crypt.kek e WHERE e.label = k.label AND e.tenant = c.tenant
+						 AND e.submitted_at IS NOT NULL AND e.state = 'destroyed')
+				THEN jsonb_build_object('how', 'expired') END;
+		label := k.label;
+		key := jsonb_strip_nulls(jsonb_build_object('label', k.label, 'generation', k.generation, 'keystore', k.serial,
+			'made_at', k.made_at, 'end', ending));
+		ended := ending IS NOT NULL;
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_keys(nomp_crypt.erasure) FROM PUBLIC;
+
+-- This database's encrypted columns, and since when they are, where that is
+-- known.
+CREATE FUNCTION nomp_crypt._certificate_columns() RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	col record;
+	since timestamptz;
+	columns jsonb := '[]';
+BEGIN
+	FOR col IN SELECT format('%I.%I', n.nspname, c.relname) AS tab, a.attname AS name
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+		WHERE c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition AND n.nspname !~ '^pg_'
+			AND nomp_crypt._holds_values(a.atttypid)
+		ORDER BY 1, a.attnum LOOP
+		since := NULL;
+		IF to_regclass('nomp_crypt.column_history') IS NOT NULL THEN
+			EXECUTE 'SELECT max(h.at) FROM nomp_crypt.column_history h
+				WHERE h.table_name = $1 AND h.column_name = $2 AND h.event <> ''gone'''
+			INTO since USING col.tab, col.name;
+		END IF;
+		columns := columns || jsonb_strip_nulls(jsonb_build_object('table', col.tab, 'column', col.name,
+			'encrypted_since', since));
+	END LOOP;
+	RETURN columns;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_columns() FROM PUBLIC;
+
+-- What a certificate says: docs/certificate.schema.json has its form. Nothing
+-- in it is personal data.
+CREATE FUNCTION nomp_crypt._certificate_data(c nomp_crypt.erasure, keys jsonb, stores jsonb) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	t nomp_crypt.tenant;
+	lease interval := (c.verification ->> 'longest_lease')::interval;
+	retention interval := nomp_crypt._backup_retention();
+	k record;
+BEGIN
+	SELECT * INTO t FROM nomp_crypt.tenant u WHERE u.uuid = c.tenant;
+	SELECT * INTO k FROM nomp_crypt.register_key();
+	RETURN jsonb_strip_nulls(jsonb_build_object(
+		'case', c.case_id, 'school', c.tenant,
+		-- as far as it is a number of an agreement, and no free text
+		'agreement', substring(t.agreement FROM '^[A-Za-z0-9._/-]{1,64}$'),
+		'reason', c.reason, 'reference', c.reference,
+		'statement', 'The keys that encrypted this school''s values were destroyed.',
+		'method', jsonb_build_object('name', 'cryptographic erasure', 'cipher', 'AES-256',
+			'by', 'destroying every key-encryption key in its keystore'),
+		'timeline', jsonb_build_object('requested_at', c.requested_at, 'fenced_at', c.fenced_at,
+			'submitted_at', c.submitted_at, 'destroyed_at', c.destroyed_at, 'verified_at', clock_timestamp()),
+		'keys', keys,
+		'keystores', stores,
+		'observed', jsonb_build_array('every_key_seen_before', 'every_key_destroyed_on_request', 'no_key_seen_after',
+			'canary_seen_before_and_after', 'no_wrapped_key_left_in_the_database', 'no_key_in_this_servers_memory',
+			'register_verified'),
+		'attested', coalesce((SELECT jsonb_agg(jsonb_build_object('statement', a.statement, 'role', a.role, 'at', a.at) ORDER BY a.at)
+			FROM (SELECT b.statement, b.role, b.at FROM nomp_crypt.attestation b WHERE b.case_id = c.case_id
+				UNION ALL
+				SELECT 'no_node_has_a_key_in_memory', c.lease_acknowledged_by, c.lease_acknowledged_at
+				WHERE c.lease_acknowledged_at IS NOT NULL) a(statement, role, at)), '[]'),
+		'approvals', (SELECT jsonb_agg(jsonb_build_object('role', a.role, 'at', a.approved_at) ORDER BY a.approved_at)
+			FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id),
+		'returned', (SELECT jsonb_build_object('manifest_sha256', r.manifest_sha256, 'role', r.recorded_by, 'at', r.recorded_at)
+			FROM nomp_crypt.data_return r WHERE r.tenant = c.tenant ORDER BY r.recorded_at DESC LIMIT 1),
+		'nodes', jsonb_build_object('asked', '["this_server"]' || coalesce((SELECT jsonb_agg(a ->> 'node' ORDER BY a ->> 'node')
+				FROM jsonb_array_elements(c.verification -> 'nodes') a
+				WHERE NOT c.verification -> 'not_asked' ? (a ->> 'node')), '[]'),
+			'not_asked', coalesce(c.verification -> 'not_asked', '[]')),
+		'longest_lease_seconds', extract(epoch FROM lease)::bigint,
+		'leases_ended', clock_timestamp() >= c.destroyed_at + lease,
+		'columns', nomp_crypt._certificate_columns(),
+		'remains', jsonb_build_object(
+			'unreadable', jsonb_build_array('values_in_this_database', 'values_in_backups_and_wal'),
+			'backups_until', c.destroyed_at + retention,
+			'backup_retention_seconds', extract(epoch FROM retention)::bigint,
+			'not_reached', jsonb_build_array('plaintext_from_before_a_column_was_encrypted', 'logs_and_exports',
+				'keystore_backups')),
+		'versions', jsonb_build_object('nomp_crypt', (SELECT e.extversion FROM pg_extension e WHERE e.extname = 'nomp_crypt'),
+			'postgresql', current_setting('server_version')),
+		'key', jsonb_build_object('kid', k.kid, 'generation', k.generation, 'fingerprint', k.fingerprint)));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_data(nomp_crypt.erasure, jsonb, jsonb) FROM PUBLIC;
+
+-- The keystores of a case, in none of which a key of the school is seen now.
+-- Raises NC004, 55000.
+CREATE FUNCTION nomp_crypt._certificate_stores(c nomp_crypt.erasure) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	mine uuid := nomp_crypt._require_owner();
+	store record;
+	seen record;
+	now jsonb;
+	stores jsonb := '[]';
+BEGIN
+	SELECT jsonb_object_agg(s.serial, to_jsonb(s)) INTO now FROM nomp_crypt._keystores(mine) s WHERE s.serial IS NOT NULL;
+	FOR store IN SELECT s.key AS serial, s.value AS done FROM jsonb_each(c.keystores) s ORDER BY 1 LOOP
+		SELECT * INTO seen FROM nomp_crypt._keystore_see(mine, c.tenant, store.serial);
+		IF seen.labels <> '{}' OR NOT store.done ? 'destroyed' THEN
+			RAISE EXCEPTION 'a key of the school is in the keystore: nothing is certified'
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				DETAIL = format('Keystore %s, keys %s.', store.serial, array_to_string(seen.labels, ', ')),
+				HINT = 'Somebody put it back after it was destroyed. Find out who, destroy it there, and repeat the call.';
+		END IF;
+		stores := stores || jsonb_strip_nulls(jsonb_build_object('serial', store.serial,
+			'manufacturer', now -> store.serial ->> 'manufacturer', 'model', now -> store.serial ->> 'model',
+			'software', now -> store.serial -> 'software', 'destroyed_at', store.done ->> 'at',
+			'last_looked_at', clock_timestamp()));
+	END LOOP;
+	RETURN stores;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_stores(nomp_crypt.erasure) FROM PUBLIC;
+
+-- The certificate of a case, a compact JWS; made once, after everything was
+-- verified again. Raises 42704, 55000 if the keys are not destroyed or the
+-- register is in trouble, NC003 if the end of a key was not witnessed, NC004.
+CREATE FUNCTION nomp_crypt.certificate(case_id uuid) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure;
+	made text;
+	keys jsonb;
+	unwitnessed text;
+BEGIN
+	SELECT r.jws INTO made FROM nomp_crypt.register r, nomp_crypt._record(r.jws) v
+	WHERE r.case_id = certificate.case_id AND v.type = 'certificate' AND v.case_id = r.case_id;
+	IF FOUND THEN
+		RETURN made;
+	END IF;
+	c := nomp_crypt._erase_case(certificate.case_id);
+	IF c.state NOT IN ('destroyed', 'certified') THEN
+		RAISE EXCEPTION 'the keys of erasure case % are not destroyed', c.case_id
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.erasures.';
+	ELSIF c.state = 'destroyed' THEN
+		RAISE EXCEPTION 'the destruction of the keys of erasure case % has not been verified', c.case_id
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'CALL nomp_crypt.certify_erasure() does that.';
+	END IF;
+	PERFORM nomp_crypt._register_require(true);
+	IF NOT EXISTS (SELECT FROM nomp_crypt.register r, nomp_crypt._record(r.jws) v
+				   WHERE r.case_id = c.case_id AND v.type = 'destroyed' AND v.case_id = c.case_id
+				   AND v.school = c.tenant) THEN
+		RAISE EXCEPTION 'no record of the register proves that the keys of erasure case % were destroyed', c.case_id
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.register_status().';
+	END IF;
+	IF EXISTS (SELECT FROM nomp_crypt.tenant_key k WHERE k.tenant = c.tenant AND k.wrapped IS NOT NULL) THEN
+		RAISE EXCEPTION 'a wrapped key of the school is in nomp_crypt.tenant_key: nothing is certified'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Somebody put it back. It cannot be opened any more; find out who, and remove it.';
+	ELSIF EXISTS (SELECT FROM nomp_crypt._keyring_uses() u WHERE u.tenant = c.tenant) THEN
+		RAISE EXCEPTION 'a key of the school is in this server''s memory: nothing is certified'
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'CALL nomp_crypt.erase_tenant again: it wipes it.';
+	END IF;
+	SELECT jsonb_agg(k.key), min(k.label) FILTER (WHERE NOT k.ended) INTO keys, unwitnessed
+	FROM nomp_crypt._certificate_keys(c) k;
+	IF unwitnessed IS NOT NULL OR keys IS NULL THEN
+		RAISE EXCEPTION 'the end of key % was not witnessed: nothing is certified', coalesce(unwitnessed, 'of the school')
+			USING ERRCODE = 'NC003', HINT = 'It is on record in the register and was in no keystore that was seen.';
+	END IF;
+	made := (nomp_crypt._register_add('certificate',
+		nomp_crypt._certificate_data(c, keys, nomp_crypt._certificate_stores(c)))).jws;
+	PERFORM nomp_crypt._audit_case('certificate', c);
+	RETURN made;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.certificate(uuid) FROM PUBLIC;
+
+-- Is it a certificate of this installation? Only ES256 by one of its keys is
+-- believed; reason says what is wrong, or that this database's register does
+-- not have it. Raises NC004 if the keys cannot be known now.
+CREATE FUNCTION nomp_crypt.verify_certificate(jws text, OUT valid boolean, OUT reason text, OUT payload jsonb)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	compact text := btrim(verify_certificate.jws, E' \t\r\n');
+	header jsonb := nomp_crypt._record_claims(compact, 1);
+	rec record;
+	mine nomp_crypt.register;
+BEGIN
+	valid := false;
+	IF compact IS NULL OR compact !~ '^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*$' OR jsonb_typeof(header) IS DISTINCT FROM 'object' THEN
+		reason := 'not a compact JWS';
+		RETURN;
+	ELSIF header ->> 'alg' IS DISTINCT FROM 'ES256' THEN
+		reason := 'the algorithm is not ES256';
+		RETURN;
+	ELSIF header - '{alg,kid,typ}'::text[] <> '{}' THEN
+		reason := 'the header has more than alg, kid and typ: keys in it are not believed';
+		RETURN;
+	END IF;
+	SELECT * INTO rec FROM nomp_crypt._record(compact);
+	SELECT * INTO mine FROM nomp_crypt.register r WHERE r.number = rec.number;
+	IF rec.number IS NULL THEN
+		reason := CASE WHEN EXISTS (SELECT FROM nomp_crypt.register g, nomp_crypt._record(g.jws) k
+				WHERE k.type IN ('founded', 'key') AND k.data ->> 'kid' = header ->> 'kid')
+			THEN 'the signature is wrong' ELSE 'it is signed by another key' END;
+	ELSIF rec.type <> 'certificate' OR rec.installation IS DISTINCT FROM (SELECT i.uuid FROM nomp_crypt.installation i) THEN
+		reason := 'a record, but no certificate';
+	ELSIF mine.hash <> nomp_crypt._record_hash(compact) THEN
+		reason := 'the register has another record of that number';
+	ELSE
+		valid := true;
+		payload := nomp_crypt._record_claims(compact);
+		reason := CASE WHEN mine.number IS NULL THEN 'this database''s register does not have it' ELSE '' END;
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.verify_certificate(text) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._html(value text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT replace(replace(replace(replace(replace(coalesce($1, ''), '&', '&amp;'), '<', '&lt;'), '>', '&gt;'), '"', '&quot;'), '''', '&#39;')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._html(text) FROM PUBLIC;
+
+-- The page's words.
+CREATE FUNCTION nomp_crypt._certificate_words(language text) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	CASE language
+	WHEN 'en' THEN
+		RETURN $json${
+"title": "Certificate of erasure by destruction of keys",
+"lead": "The keys that encrypted this school's values were destroyed on {at}. Without them the values cannot be read again, wherever copies of them are.",
+"not": "This certificate says that keys were destroyed and what was observed. It does not say that every copy of the encrypted values is gone: what remains, and until when, stands below.",
+"software": "The keystore was software. Whoever copied its files before has the keys, so this certificate proves nothing about a real hardware security module.",
+"school": "School", "uuid": "The school's id", "agreement": "Agreement", "reference": "Reference", "reason": "Reason", "case": "Case",
+"number": "Record in the register", "issued": "Issued", "installation": "Installation",
+"agreement_ended": "the agreement has ended", "controller_request": "the controller asked for it", "school_closed": "the school was closed", "test": "a test",
+"timeline": "What was done, and when", "requested_at": "Requested; the school became unreadable", "fenced_at": "Point of no return", "submitted_at": "Destruction ordered", "destroyed_at": "Keys destroyed, and not seen any more", "verified_at": "Verified again",
+"method": "How", "method_text": "Each school has key-encryption keys of its own in the keystore, which never leave it. They encrypt the keys that encrypt the school's values (AES-256). Every one of them was destroyed: cryptographic erasure as in NIST SP 800-88.",
+"keys": "Keys that the school ever had", "label": "Key", "keystore": "Keystore", "made": "Made", "end": "End", "destroyed": "destroyed", "expired": "destroyed earlier, after it was replaced", "removed": "removed, it was never used",
+"observed": "What the system observed",
+"every_key_seen_before": "Every key on record was in its keystore before it was destroyed.", "every_key_destroyed_on_request": "The keystore destroyed every one of them when asked to.", "no_key_seen_after": "No key of this school was seen in the keystore afterwards, and again when this certificate was made.", "canary_seen_before_and_after": "Each look was at the right keystore: a known key was found in it before and after.", "no_wrapped_key_left_in_the_database": "The database holds no wrapped key of this school.", "no_key_in_this_servers_memory": "This server's memory holds no key of this school.", "register_verified": "The chain of signed records was verified from its beginning.",
+"attested": "What somebody vouches for", "nothing_attested": "Nothing. No statement was made about keystore backups, other servers or exports.",
+"no_keystore_backups": "There were no backups of the keystore.", "keystore_backups_destroyed": "Backups of the keystore that held the keys were destroyed.", "no_node_has_a_key_in_memory": "No server has a key of the school in memory.", "other_nodes_stopped": "Other servers that could read the school were stopped.", "exports_deleted": "Exports of the school's data were deleted.", "by": "by role", "on": "on",
+"remains": "What remains, and until when",
+"values_in_this_database": "Unreadable values in this database, until they are removed.", "values_in_backups_and_wal": "Unreadable values in backups and logs of changes, until {until} at the latest.",
+"plaintext_from_before_a_column_was_encrypted": "Not reached: what was stored before a column was encrypted, in files and backups from then.", "logs_and_exports": "Not reached: logs, reports and exports that were taken out of the database.", "keystore_backups": "Not reached: backups of the keystore itself, if there are any.",
+"lease": "A server that was not asked could still read until its lease ended, at the latest {lease} after the destruction, on {ended}.", "nodes": "Servers", "asked": "Asked", "this_server": "this server", "not_asked": "Not asked", "none": "none that is connected",
+"columns": "Encrypted columns of the database", "since": "encrypted since", "unknown_since": "not known since when",
+"keystores": "Keystores", "is_software": "software", "is_hardware": "not known to be software",
+"versions": "Versions", "check": "How to check this certificate",
+"check_text": "You need the public key that you were given at the beginning of the contract (key.pem), with this fingerprint:", "check_openssl": "With OpenSSL: save the text below as certificate.jws, then", "check_jose": "With any JOSE library: verify the compact JWS with that key, and accept the algorithm ES256 only. Its payload is the content of this page.", "jws": "The certificate itself"}$json$;
+	WHEN 'sv' THEN
+		RETURN $json${
+"title": "Intyg om radering genom f\u00f6rst\u00f6ring av nycklar",
+"lead": "Nycklarna som krypterade skolans uppgifter f\u00f6rst\u00f6rdes {at}. Utan dem kan uppgifterna inte l\u00e4sas igen, var det \u00e4n finns kopior av dem.",
+"not": "Intyget s\u00e4ger att nycklar har f\u00f6rst\u00f6rts och vad som observerades. Det s\u00e4ger inte att varje kopia av de krypterade uppgifterna \u00e4r borta: vad som finns kvar, och hur l\u00e4nge, st\u00e5r nedan.",
+"software": "Nyckelf\u00f6rvaringen var ett program. Den som tidigare kopierade dess filer har nycklarna, s\u00e5 intyget bevisar ingenting om en riktig s\u00e4kerhetsmodul (HSM).",
+"school": "Skola", "uuid": "Skolans id", "agreement": "Avtal", "reference": "Referens", "reason": "Anledning", "case": "\u00c4rende",
+"number": "Post i registret", "issued": "Utf\u00e4rdat", "installation": "Installation",
+"agreement_ended": "avtalet har upph\u00f6rt", "controller_request": "den personuppgiftsansvarige beg\u00e4rde det", "school_closed": "skolan har lagts ned", "test": "ett prov",
+"timeline": "Vad som gjordes, och n\u00e4r", "requested_at": "Beg\u00e4rd; skolan blev ol\u00e4sbar", "fenced_at": "D\u00e4refter o\u00e5terkallelig", "submitted_at": "F\u00f6rst\u00f6ringen best\u00e4lld", "destroyed_at": "Nycklarna f\u00f6rst\u00f6rda, och inte l\u00e4ngre sedda", "verified_at": "Kontrollerat igen",
+"method": "Hur", "method_text": "Varje skola har egna nyckelkrypteringsnycklar i nyckelf\u00f6rvaringen, som aldrig l\u00e4mnar den. De krypterar de nycklar som krypterar skolans uppgifter (AES-256). Alla har f\u00f6rst\u00f6rts: kryptografisk radering enligt NIST SP 800-88.",
+"keys": "Nycklar som skolan n\u00e5gonsin har haft", "label": "Nyckel", "keystore": "Nyckelf\u00f6rvaring", "made": "Skapad", "end": "Slut", "destroyed": "f\u00f6rst\u00f6rd", "expired": "f\u00f6rst\u00f6rd tidigare, sedan den ersatts", "removed": "borttagen, anv\u00e4ndes aldrig",
+"observed": "Vad systemet observerade",
+"every_key_seen_before": "Varje k\u00e4nd nyckel fanns i sin nyckelf\u00f6rvaring innan den f\u00f6rst\u00f6rdes.", "every_key_destroyed_on_request": "Nyckelf\u00f6rvaringen f\u00f6rst\u00f6rde var och en av dem p\u00e5 beg\u00e4ran.", "no_key_seen_after": "Ingen av skolans nycklar syntes i nyckelf\u00f6rvaringen efter\u00e5t, och inte heller n\u00e4r intyget gjordes.", "canary_seen_before_and_after": "Varje kontroll g\u00e4llde r\u00e4tt nyckelf\u00f6rvaring: en k\u00e4nd nyckel fanns i den f\u00f6re och efter.", "no_wrapped_key_left_in_the_database": "Databasen har ingen krypterad nyckel kvar f\u00f6r skolan.", "no_key_in_this_servers_memory": "Serverns minne har ingen nyckel f\u00f6r skolan.", "register_verified": "Kedjan av signerade poster kontrollerades fr\u00e5n b\u00f6rjan.",
+"attested": "Vad n\u00e5gon g\u00e5r i god f\u00f6r", "nothing_attested": "Ingenting. Ingen har uttalat sig om s\u00e4kerhetskopior av nyckelf\u00f6rvaringen, andra servrar eller exporter.",
+"no_node_has_a_key_in_memory": "Ingen server har en nyckel till skolan i minnet.", "no_keystore_backups": "Det fanns inga s\u00e4kerhetskopior av nyckelf\u00f6rvaringen.", "keystore_backups_destroyed": "S\u00e4kerhetskopior av nyckelf\u00f6rvaringen som hade nycklarna har f\u00f6rst\u00f6rts.", "other_nodes_stopped": "Andra servrar som kunde l\u00e4sa skolan har stoppats.", "exports_deleted": "Exporter av skolans uppgifter har raderats.", "by": "av rollen", "on": "den",
+"remains": "Vad som finns kvar, och hur l\u00e4nge",
+"values_in_this_database": "Ol\u00e4sbara uppgifter i databasen, tills de tas bort.", "values_in_backups_and_wal": "Ol\u00e4sbara uppgifter i s\u00e4kerhetskopior och \u00e4ndringsloggar, l\u00e4ngst till {until}.",
+"plaintext_from_before_a_column_was_encrypted": "Omfattas inte: det som lagrades innan en kolumn krypterades, i filer och s\u00e4kerhetskopior fr\u00e5n den tiden.", "logs_and_exports": "Omfattas inte: loggar, rapporter och exporter som har tagits ut ur databasen.", "keystore_backups": "Omfattas inte: s\u00e4kerhetskopior av sj\u00e4lva nyckelf\u00f6rvaringen, om det finns n\u00e5gra.",
+"lease": "En server som inte tillfr\u00e5gades kunde l\u00e4sa tills dess l\u00e5n av nyckeln gick ut, l\u00e4ngst {lease} efter f\u00f6rst\u00f6ringen, {ended}.", "nodes": "Servrar", "asked": "Tillfr\u00e5gade", "this_server": "denna server", "not_asked": "Inte tillfr\u00e5gade", "none": "inga anslutna",
+"columns": "Databasens krypterade kolumner", "since": "krypterad sedan", "unknown_since": "ok\u00e4nt sedan n\u00e4r",
+"keystores": "Nyckelf\u00f6rvaringar", "is_software": "program", "is_hardware": "inte k\u00e4nd som program",
+"versions": "Versioner", "check": "Hur intyget kontrolleras",
+"check_text": "Ni beh\u00f6ver den publika nyckel som ni fick vid avtalets b\u00f6rjan (key.pem), med detta fingeravtryck:", "check_openssl": "Med OpenSSL: spara texten nedan som certificate.jws, och k\u00f6r", "check_jose": "Med ett JOSE-bibliotek: verifiera JWS-texten med den nyckeln, och godta bara algoritmen ES256. Dess inneh\u00e5ll \u00e4r det som st\u00e5r p\u00e5 den h\u00e4r sidan.", "jws": "Sj\u00e4lva intyget"}$json$;
+	ELSE
+		RAISE EXCEPTION 'unknown language "%"', language USING ERRCODE = 'invalid_parameter_value',
+			HINT = 'Languages are sv and en.';
+	END CASE;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_words(text) FROM PUBLIC;
+
+-- A row of a table, its cells escaped, the first one a heading.
+CREATE FUNCTION nomp_crypt._html_row(VARIADIC cells text[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT '<tr>' || string_agg(CASE c.n WHEN 1 THEN '<th scope="row">' || nomp_crypt._html(c.cell) || '</th>'
+		ELSE '<td>' || nomp_crypt._html(c.cell) || '</td>' END, '' ORDER BY c.n) || E'</tr>\n'
+	FROM unnest($1) WITH ORDINALITY c(cell, n)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._html_row(text[]) FROM PUBLIC;
+
+-- A list of words for the codes of an array.
+CREATE FUNCTION nomp_crypt._html_list(words jsonb, codes jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT '<ul>' || coalesce(string_agg('<li>' || nomp_crypt._html(coalesce($1 ->> c.code, c.code)) || '</li>', E'\n' ORDER BY c.n), '')
+		|| E'</ul>\n'
+	FROM jsonb_array_elements_text($2) WITH ORDINALITY c(code, n)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._html_list(jsonb, jsonb) FROM PUBLIC;
+
+-- A certificate as one page that can be printed and filed, in Swedish (sv) or
+-- English (en): no script, nothing from elsewhere. Raises as certificate, and
+-- 22023.
+CREATE FUNCTION nomp_crypt.certificate_html(case_id uuid, language text DEFAULT 'sv') RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	w jsonb := nomp_crypt._certificate_words(language);
+	jws text := nomp_crypt.certificate(case_id);
+	checked record;
+	p jsonb;
+	d jsonb;
+	t nomp_crypt.tenant;
+	day text := 'YYYY-MM-DD HH24:MI "UTC"';
+	page text;
+	attested text;
+BEGIN
+	SELECT * INTO checked FROM nomp_crypt.verify_certificate(jws);
+	IF NOT checked.valid THEN
+		RAISE EXCEPTION 'the certificate is not valid: %', checked.reason USING ERRCODE = 'data_corrupted';
+	END IF;
+	p := checked.payload;
+	d := p -> 'data';
+	SELECT * INTO t FROM nomp_crypt.tenant u WHERE u.uuid = (d ->> 'school')::uuid;
+	w := w || jsonb_build_object(
+		'lead', replace(w ->> 'lead', '{at}', to_char((d #>> '{timeline,destroyed_at}')::timestamptz, day)),
+		'values_in_backups_and_wal', replace(w ->> 'values_in_backups_and_wal', '{until}',
+			to_char((d #>> '{remains,backups_until}')::timestamptz, day)),
+		'lease', replace(replace(w ->> 'lease', '{lease}', make_interval(secs => (d ->> 'longest_lease_seconds')::float8)::text),
+			'{ended}', to_char((d #>> '{timeline,destroyed_at}')::timestamptz +
+				make_interval(secs => (d ->> 'longest_lease_seconds')::float8), day)));
+	page := '<!DOCTYPE html>' || E'\n<html lang="' || language || E'">\n<head>\n<meta charset="utf-8">\n'
+		|| '<meta http-equiv="Content-Security-Policy" content="default-src ''none''; style-src ''unsafe-inline''">' || E'\n<title>'
+		|| nomp_crypt._html(w ->> 'title') || E'</title>\n<style>\n'
+		|| E'@page { margin: 18mm }\nbody { font: 11pt/1.45 Georgia, serif; color: #111; max-width: 46em; margin: 2em auto; padding: 0 1em }\n'
+		|| E'h1 { font-size: 1.5em; border-bottom: 3px solid #111; padding-bottom: .3em }\nh2 { font-size: 1.1em; margin: 1.4em 0 .3em }\n'
+		|| E'table { border-collapse: collapse; width: 100% }\nth, td { text-align: left; vertical-align: top; padding: .2em .6em .2em 0; border-bottom: 1px solid #ccc; overflow-wrap: anywhere }\n'
+		|| E'th { font-weight: normal; color: #444 }\n.lead { font-size: 1.1em }\n.note { border-left: 4px solid #a00; padding: .3em .8em; background: #fdf3f3 }\n'
+		|| E'pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 8.5pt/1.35 monospace; background: #f5f5f5; padding: .6em }\n</style>\n</head>\n<body>\n'
+		|| '<h1>' || nomp_crypt._html(w ->> 'title') || E'</h1>\n<p class="lead">' || nomp_crypt._html(w ->> 'lead') || E'</p>\n'
+		|| '<p>' || nomp_crypt._html(w ->> 'not') || E'</p>\n';
+	IF jsonb_path_exists(d, '$.keystores[*] ? (@.software == true)') THEN
+		page := page || '<p class="note" id="software">' || nomp_crypt._html(w ->> 'software') || E'</p>\n';
+	END IF;
+	page := page || '<table>'
+		|| nomp_crypt._html_row(w ->> 'school', concat_ws(', ', t.display_name, t.id))
+		|| nomp_crypt._html_row(w ->> 'uuid', d ->> 'school')
+		|| nomp_crypt._html_row(w ->> 'agreement', d ->> 'agreement')
+		|| nomp_crypt._html_row(w ->> 'reference', d ->> 'reference')
+		|| nomp_crypt._html_row(w ->> 'reason', w ->> (d ->> 'reason'))
+		|| nomp_crypt._html_row(w ->> 'case', d ->> 'case')
+		|| nomp_crypt._html_row(w ->> 'number', p ->> 'number')
+		|| nomp_crypt._html_row(w ->> 'issued', to_char((p ->> 'at')::timestamptz, day))
+		|| nomp_crypt._html_row(w ->> 'installation', p ->> 'installation') || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'timeline') || E'</h2>\n<table>'
+		|| (SELECT string_agg(nomp_crypt._html_row(w ->> e.step, to_char((d -> 'timeline' ->> e.step)::timestamptz, day)), '' ORDER BY e.n)
+			FROM unnest('{requested_at,fenced_at,submitted_at,destroyed_at,verified_at}'::text[]) WITH ORDINALITY e(step, n)
+			WHERE d -> 'timeline' ? e.step) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'method') || E'</h2>\n<p>' || nomp_crypt._html(w ->> 'method_text') || E'</p>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'keys') || E'</h2>\n<table>'
+		|| nomp_crypt._html_row(w ->> 'label', w ->> 'keystore', w ->> 'made', w ->> 'end')
+		|| (SELECT string_agg(nomp_crypt._html_row(k.key ->> 'label', k.key ->> 'keystore',
+				to_char((k.key ->> 'made_at')::timestamptz, day),
+				concat_ws(', ', w ->> (k.key #>> '{end,how}'), to_char((k.key #>> '{end,at}')::timestamptz, day))), '' ORDER BY k.n)
+			FROM jsonb_array_elements(d -> 'keys') WITH ORDINALITY k(key, n)) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'observed') || E'</h2>\n' || nomp_crypt._html_list(w, d -> 'observed')
+		|| '<h2>' || nomp_crypt._html(w ->> 'attested') || E'</h2>\n';
+	SELECT string_agg('<li>' || nomp_crypt._html(format('%s (%s %s, %s %s)', w ->> (a.said ->> 'statement'), w ->> 'by',
+			a.said ->> 'role', w ->> 'on', to_char((a.said ->> 'at')::timestamptz, 'YYYY-MM-DD'))) || E'</li>\n', '' ORDER BY a.n)
+	INTO attested FROM jsonb_array_elements(d -> 'attested') WITH ORDINALITY a(said, n);
+	page := page || coalesce('<ul>' || attested || E'</ul>\n', '<p>' || nomp_crypt._html(w ->> 'nothing_attested') || E'</p>\n')
+		|| '<h2>' || nomp_crypt._html(w ->> 'remains') || E'</h2>\n'
+		|| nomp_crypt._html_list(w, (d #> '{remains,unreadable}') || (d #> '{remains,not_reached}'))
+		|| '<p>' || nomp_crypt._html(w ->> 'lease') || E'</p>\n<table>'
+		|| nomp_crypt._html_row(w ->> 'asked', (SELECT string_agg(coalesce(w ->> n, n), ', ')
+			FROM jsonb_array_elements_text(d #> '{nodes,asked}') n))
+		|| nomp_crypt._html_row(w ->> 'not_asked', coalesce((SELECT string_agg(n, ', ')
+			FROM jsonb_array_elements_text(d #> '{nodes,not_asked}') n), w ->> 'none')) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'columns') || E'</h2>\n<table>'
+		|| coalesce((SELECT string_agg(nomp_crypt._html_row(concat(c.col ->> 'table', '.', c.col ->> 'column'),
+				coalesce((w ->> 'since') || ' ' || to_char((c.col ->> 'encrypted_since')::timestamptz, 'YYYY-MM-DD'),
+						 w ->> 'unknown_since')), '' ORDER BY c.n)
+			FROM jsonb_array_elements(d -> 'columns') WITH ORDINALITY c(col, n)), '') || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'keystores') || E'</h2>\n<table>'
+		|| (SELECT string_agg(nomp_crypt._html_row(s.store ->> 'serial', concat_ws(', ', s.store ->> 'manufacturer', s.store ->> 'model'),
+				w ->> CASE WHEN (s.store ->> 'software')::boolean THEN 'is_software' ELSE 'is_hardware' END), '' ORDER BY s.n)
+			FROM jsonb_array_elements(d -> 'keystores') WITH ORDINALITY s(store, n)) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'versions') || E'</h2>\n<table>'
+		|| (SELECT string_agg(nomp_crypt._html_row(v.key, v.value), '' ORDER BY v.key) FROM jsonb_each_text(d -> 'versions') v) || E'</table>\n'
+		|| '<h2>' || nomp_crypt._html(w ->> 'check') || E'</h2>\n<p>' || nomp_crypt._html(w ->> 'check_text') || '<br><code id="fingerprint">'
+		|| nomp_crypt._html(d #>> '{key,fingerprint}') || E'</code></p>\n<p>' || nomp_crypt._html(w ->> 'check_openssl') || E'</p>\n<pre id="openssl">'
+		|| nomp_crypt._html($sh$openssl pkey -pubin -in key.pem -outform DER | openssl dgst -sha256
+cut -d. -f1,2 certificate.jws | tr -d '\n' > signed
+printf '%s==' "$(cut -d. -f3 certificate.jws | tr -- '-_' '+/')" | openssl base64 -d -A > rs
+hex=$(od -An -v -tx1 rs | tr -d ' \n')
+printf 'asn1=SEQUENCE:s\n[s]\nr=INTEGER:0x%.64s\ns=INTEGER:0x%s\n' "$hex" "${hex#????????????????????????????????????????????????????????????????}" > asn1
+openssl asn1parse -genconf asn1 -noout -out signature
+openssl dgst -sha256 -verify key.pem -signature signature signed$sh$) || E'</pre>\n<p>' || nomp_crypt._html(w ->> 'check_jose') || E'</p>\n<h2>'
+		|| nomp_crypt._html(w ->> 'jws') || E'</h2>\n<pre id="jws">' || nomp_crypt._html(jws) || E'</pre>\n</body>\n</html>\n';
+	RETURN page;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.certificate_html(uuid, text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Existing tables: plain columns become encrypted ones, and back. For
@@ -4031,10 +7089,22 @@ BEGIN
 						   'add_keystore', 'replace_keystore', 'migrate_tenant', 'migrate_tenants', '_migration_target',
 						   '_tenants_elsewhere')
 			 OR p.proname IN ('_progress_read', 'rotate_index_key')
+			 OR p.proname IN ('register_status', 'verify_register', 'register_key', 'rotate_register_key',
+						   'repair_register', 'register_archived', 'reconcile', '_register_follow',
+						   'attest_erasure', 'certificate', 'verify_certificate', 'certificate_html')
 			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')
 			 OR p.proname IN ('_column_past', '_backup_retention')
+			 OR p.proname IN ('erase_agreement', 'run_due_erasures', 'approve_erasure', 'hold_tenant', 'release_hold',
+							  'data_returned', '_erase_open', '_erase_refuse', '_erase_tenant_id', '_erase_next',
+							  '_erase_next_of', '_erase_group', '_erase_request_agreement', '_erase_group_waits',
+							  '_erase_refuse_group', '_erase_step', '_erasure_grace', '_erase_waits', 'erasure_preview',
+							  'acknowledge_lease', 'certify_erasure', '_certify', 'purge_tenant', '_purge_plan',
+							  '_purge_order', '_purge_dependents', '_purge_children', '_purge_batch', '_purged',
+							  '_referrers', '_owned', '_value_columns', '_count_values', '_finished_case',
+							  '_keep_sample', 'exposure_report', 'tenant_report')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
-							  '_erase_submit', '_erase_destroy')) LOOP
+							  '_erase_disable', '_erase_submit', '_erase_destroy')
+			 OR p.proname IN ('resubmit_erasure', '_erase_resubmit')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);
 	END LOOP;
 	EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA nomp_crypt TO %I', role);

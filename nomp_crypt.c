@@ -19,6 +19,7 @@
 #include "mykeys.h"
 #include "progress.h"
 #include "register.h"
+#include "register_file.h"
 #include "request.h"
 #include "rights.h"
 #include "session.h"
@@ -78,6 +79,7 @@ _PG_init(void)
 	broker_init();
 	warmer_init();
 	register_init();
+	register_file_init();
 	erase_init();
 	lifecycle_init();
 	session_init();

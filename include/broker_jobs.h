@@ -48,11 +48,15 @@ typedef struct Job
 } Job;
 
 extern dlist_head jobs_waiting; /* not sent, in order */
+extern dlist_head jobs_sent;	/* and not answered */
 
 extern void jobs_collect(void);
 extern void jobs_add_check(struct Store *store, KsOp op, const UnwrapRequest *what);
-extern Job *jobs_new_probe(struct Store *store);
-extern void jobs_take(Job *job);
+extern Job *jobs_new_probe(struct Store *store, const Job *cause);
+extern bool jobs_checking(const char *label);
+extern void jobs_forget_checks(const struct Store *store);
+extern bool jobs_alone(const Job *job);
+extern void jobs_take(Job *job, struct Store *store);
 extern void jobs_put_first(Job *job);
 extern void jobs_redirect(Job *job, const char *serial);
 extern bool jobs_wanted(const Job *job);

@@ -39,16 +39,18 @@ typedef struct KeyRow
 	bool		has_wrapped;
 } KeyRow;
 
-#define KEYSTORE_PREFIX	"pkcs11:serial="	/* in column keystore of nomp_crypt.kek */
+/* Column keystore of nomp_crypt.kek: a token's serial, or a key service's ARN. */
+#define KEYSTORE_PREFIX	"pkcs11:serial="
+#define KEYSTORE_ARN	"arn:"
 
 #define RIGHT_ENCRYPT	1
 #define RIGHT_DECRYPT	2
 #define RIGHT_SEARCH	4
 #define RIGHT_LOAD		8
 
-typedef void (*RightCallback) (const char *role, const pg_uuid_t *tenant,
-							   int rights, void *arg);
+typedef void (*RightCallback) (const char *role, const pg_uuid_t *tenant, int rights, void *arg);
 typedef void (*TenantCallback) (const TenantRow *row, void *arg);
+typedef void (*RecordCallback) (const char *jws, void *arg);
 typedef void (*KeyCallback) (const KeyRow *row, void *arg);
 
 extern Oid	catalog_schema(void);
@@ -69,6 +71,8 @@ extern bool catalog_current_key(const pg_uuid_t *tenant, KeyRow *row);
 extern bool catalog_index_key(const pg_uuid_t *tenant, KeyRow *row);
 extern void catalog_index_keys(KeyCallback callback, void *arg);
 extern bool catalog_unwrap_request(const KeyRow *wanted, UnwrapRequest *out);
+/* The register's records about a school; nothing in them is verified. */
+extern void catalog_records(const pg_uuid_t *tenant, RecordCallback callback, void *arg);
 extern bool catalog_label_exists(const char *label);
 extern void catalog_rights(const pg_uuid_t *tenant, RightCallback callback, void *arg);
 extern void catalog_all_rights(RightCallback callback, void *arg);

@@ -28,6 +28,7 @@
 extern void error_erased(const char *tenant) pg_attribute_noreturn();
 extern void error_suspended(const char *tenant, bool fenced) pg_attribute_noreturn();
 extern void error_key_unknown(const char *tenant) pg_attribute_noreturn();
+extern void error_not_erased(const char *tenant) pg_attribute_noreturn();
 extern void error_integrity(void) pg_attribute_noreturn();
 extern void error_misfit(void) pg_attribute_noreturn();
 extern void error_no_tenant(const char *what) pg_attribute_noreturn();

@@ -12,7 +12,9 @@
 typedef struct Outage
 {
 	int			failures;		/* in a row; none: no outage */
-	int64		until;			/* CLOCK_BOOTTIME, us: nobody asks before */
+	int64		began;			/* CLOCK_BOOTTIME, us */
+	int64		until;			/* nobody asks before */
+	int64		well_at;		/* the last answer that was no such failure */
 	KsStatus	status;			/* what the last failure was, for those refused */
 	char		reason[240];
 } Outage;

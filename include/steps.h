@@ -13,5 +13,6 @@ extern void steps_refuse_atomic(FunctionCallInfo fcinfo, const char *name);
 extern void steps_begin(FunctionCallInfo fcinfo, const char *name);
 extern char *steps_run(const char *sql, int nargs, char **args);
 extern void steps_commit(void);
+extern ErrorData *steps_attempt(void (*drive) (char **args), char **args);
 
 #endif							/* NOMP_STEPS_H */

@@ -17,13 +17,21 @@ typedef struct Store
 {
 	HelperLink	link;
 	char	   *uri;			/* empty if the setting is */
+	char	   *regions;		/* where its keys may be, as the helper was told */
 	int			place;			/* in the settings, from 0 */
 	char		serial[KEYSPEC_SERIAL_MAX]; /* its token's; "" until it has said so */
 	char		pin_stamp[MAX_PIN_STAMP];	/* of a PIN file that was refused */
 	int64		next_start;
-	struct Job *current;		/* sent, not answered */
+	int			max_in_flight;	/* what its helper works on at once */
+	int			in_flight;		/* sent, not answered */
+	int			creating;		/* of these, so many make a KEK */
+	bool		probing;		/* and one asks for the token's serial */
+	bool		alone;			/* it is one that goes alone */
+	uint64		given_up[KS_MAX_IN_FLIGHT]; /* the helper is at them still; nobody waits */
+	int			n_given_up;
+	int64		heard_at;		/* when its helper answered anything last */
 	int			check_cursor;	/* where its background check is */
-	bool		checking;		/* one of its checks is under way */
+	int			checking;		/* so many of its checks are under way */
 	bool		ask_serial;		/* when it is idle, though nobody waits */
 	Outage		outage;
 } Store;

@@ -158,6 +158,7 @@ typedef struct KeystoreProvider
 } KeystoreProvider;
 
 extern const KeystoreProvider pkcs11_provider;
+extern const KeystoreProvider kms_provider;
 
 extern KsStatus ks_fail(KsFailure *why, KsStatus status, const char *fmt,...)
 			__attribute__((format(printf, 3, 4)));

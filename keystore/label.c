@@ -176,6 +176,20 @@ label_canary(const char *inst, char out[KS_MAX_LABEL + 1])
 	snprintf(out, KS_MAX_LABEL + 1, PREFIX "%s:canary", inst);
 }
 
+/* The key pair that signs the register. */
+void
+label_register(const char *inst, uint32_t generation, char out[KS_MAX_LABEL + 1])
+{
+	snprintf(out, KS_MAX_LABEL + 1, PREFIX "%s:register:%u", inst, (unsigned) generation);
+}
+
+/* Where the register's head is remembered. */
+void
+label_head(const char *inst, char out[KS_MAX_LABEL + 1])
+{
+	snprintf(out, KS_MAX_LABEL + 1, PREFIX "%s:head", inst);
+}
+
 /* What every label of an installation's keys starts with. */
 void
 label_installation_prefix(const char *inst, char out[KS_MAX_LABEL + 1])

@@ -3,6 +3,8 @@
  *		The labels and ids that keys carry in a keystore.
  *
  *		canary       nomp_crypt:<installation>:canary
+ *		register     nomp_crypt:<installation>:register:<generation>
+ *		head         nomp_crypt:<installation>:head
  *		KEK          nomp_crypt:<installation>:<school>:<generation>
  *		provisional  the KEK's, then :provisional@2026-11-23T20:07:26Z (UTC)
  *
@@ -38,6 +40,9 @@ extern bool label_make(const char *inst, const char *tenant, uint32_t generation
 					   KsLabel *out);
 extern void label_mark(KsLabel *label, time_t now);
 extern void label_canary(const char *inst, char out[KS_MAX_LABEL + 1]);
+extern void label_register(const char *inst, uint32_t generation,
+						   char out[KS_MAX_LABEL + 1]);
+extern void label_head(const char *inst, char out[KS_MAX_LABEL + 1]);
 extern void label_installation_prefix(const char *inst, char out[KS_MAX_LABEL + 1]);
 extern void label_tenant_prefix(const char *inst, const char *tenant,
 								char out[KS_MAX_LABEL + 1]);

@@ -3,18 +3,20 @@
  *		The keystore helper: the one process that talks to a keystore.
  *
  * Started by the broker with a socket on KS_HELPER_FD and nothing in argv; it
- * shares no memory with PostgreSQL.  It answers one request after another
- * and ends when the socket does, or with the broker.  What it cannot parse
- * ends it with exit code 2.  It never forks, and nothing but this program
- * loads the keystore's module.
+ * shares no memory with PostgreSQL.  It answers one request after another, in
+ * this thread, or several at once in the threads of workers.c if the kind of
+ * keystore can do that; and ends when the socket does, or with the broker.
+ * What it cannot parse ends it with exit code 2.  It never forks, and nothing
+ * but this program loads the keystore's module.
  *
- * Data keys pass through the two frame buffers here, which are kept out of
- * swap where that is allowed and wiped after every request.
+ * Data keys pass through the frame buffers, which are kept out of swap where
+ * that is allowed and wiped after every request.
  */
 #define _GNU_SOURCE 1
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,14 +30,16 @@
 #include "protocol.h"
 #include "requests.h"
 #include "wire.h"
+#include "workers.h"
 
 #define EXIT_SETUP		1
 #define EXIT_BAD_FRAME	2
 
 #define CLOSING_SECONDS 3
+#define WORKERS_SECONDS 1		/* for calls under way, when nobody listens */
 
-static uint8_t request_frame[KS_MAX_FRAME];
-static uint8_t reply_frame[4 + KS_MAX_FRAME];
+static Frames own_frames;
+static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER;
 
 /* A server ignores and blocks signals; a program it starts should not. */
 static void
@@ -103,8 +107,7 @@ protect_memory(void)
 			mlockall(MCL_CURRENT | MCL_FUTURE) == 0)
 			return;
 	}
-	(void) mlock(request_frame, sizeof(request_frame));
-	(void) mlock(reply_frame, sizeof(reply_frame));
+	(void) mlock(&own_frames, sizeof(own_frames));
 }
 
 /* Read exactly "len" bytes; fewer only at the end of the stream. */
@@ -144,32 +147,68 @@ write_fully(const uint8_t *buf, size_t len)
 	return true;
 }
 
-/* Answer one request.  False at the end of the conversation. */
+/* Nobody is to be answered any more. */
+void
+stop_reading(void)
+{
+	(void) shutdown(KS_HELPER_FD, SHUT_RD);
+}
+
+/* Run one request, and send its answer whole; false to end. */
+bool
+serve(Frames *frames, size_t len, bool *bad_frame)
+{
+	const size_t reply_len = request_run(frames->request, len, frames->reply);
+	bool		sent;
+
+	explicit_bzero(frames->request, len);
+	*bad_frame = reply_len == 0;
+	if (reply_len == 0)
+		return false;
+	pthread_mutex_lock(&writing);
+	sent = write_fully(frames->reply, reply_len);
+	pthread_mutex_unlock(&writing);
+	explicit_bzero(frames->reply, reply_len);
+	return sent;
+}
+
+/* Take one request, and answer it or have it answered. */
 static bool
-serve_one(int *code)
+serve_next(int *code)
 {
 	uint8_t		word[4];
 	WireReader	r = {word, sizeof(word), 0, false};
 	size_t		got = read_fully(word, sizeof(word));
+	const int	in_flight = request_max_in_flight();
+	Worker	   *worker = NULL;
+	Frames	   *frames = &own_frames;
 	size_t		len;
-	size_t		reply_len;
-	bool		sent;
+	bool		bad_frame = false;
+	bool		go_on = true;
 
 	*code = got == 0 ? EXIT_SUCCESS : EXIT_BAD_FRAME;
 	if (got != sizeof(word))
 		return false;
 	len = (size_t) wire_get_uint(&r, 4);
-	if (len < 8 + 1 || len > KS_MAX_FRAME || read_fully(request_frame, len) != len)
+	if (len < 8 + 1 || len > KS_MAX_FRAME)
 		return false;
-	reply_len = request_run(request_frame, len, reply_frame);
-	explicit_bzero(request_frame, len);
-	if (reply_len == 0)
+	if (in_flight > 1)
+	{
+		worker = workers_take(in_flight);
+		*code = EXIT_SETUP;
+		if (worker == NULL)
+			return false;
+		frames = worker_frames(worker);
+	}
+	*code = EXIT_BAD_FRAME;
+	if (read_fully(frames->request, len) != len)
 		return false;
-	sent = write_fully(reply_frame, reply_len);
-	explicit_bzero(reply_frame, reply_len);
-	if (!sent)
-		*code = EXIT_SUCCESS;
-	return sent;
+	if (worker != NULL)
+		worker_start(worker, len);
+	else
+		go_on = serve(frames, len, &bad_frame);
+	*code = bad_frame ? EXIT_BAD_FRAME : EXIT_SUCCESS;
+	return go_on;
 }
 
 int
@@ -177,6 +216,7 @@ main(void)
 {
 	struct stat st;
 	int			code = EXIT_SUCCESS;
+	bool		finished;
 
 	default_signals();
 	(void) prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0);
@@ -185,11 +225,16 @@ main(void)
 		return EXIT_SETUP;
 	protect_memory();
 
-	while (serve_one(&code))
+	while (serve_next(&code))
 		;
 
 	/* A hardware token should see its session closed, but not for ever. */
 	(void) alarm(CLOSING_SECONDS);
+	finished = workers_end(WORKERS_SECONDS);
+	if (workers_met_bad_frame())
+		code = EXIT_BAD_FRAME;
+	if (!finished)
+		_exit(code);			/* they wait for a service, in the middle of things */
 	request_shutdown();
 	return code;
 }

@@ -482,4 +482,7 @@ const KeystoreProvider pkcs11_provider = {
 	.destroy = p11_destroy_tenant,
 	.destroy_kek = p11_destroy_kek,
 	.enable = p11_enable_tenant,
+	.register_key = p11_register_key,
+	.sign = p11_sign,
+	.head = p11_head,
 };

@@ -5,7 +5,8 @@
  * Layers, from the bottom: pkcs11_uri.c (the setting, the PIN file),
  * pkcs11_token.c (module, slot, session, login), pkcs11_objects.c (finding
  * keys), pkcs11_crypto.c (AES-GCM), pkcs11_keys.c (making, naming and
- * destroying keys), pkcs11_erase.c and pkcs11.c (the operations).
+ * destroying keys), pkcs11_erase.c, pkcs11_register.c and pkcs11.c (the
+ * operations).
  *
  * A module's answers are not trusted: lengths are checked before use, labels
  * by label.h's grammar.
@@ -50,6 +51,8 @@ struct Keystore
 
 	void	   *keys;			/* tree of KnownKey, by base label */
 	CK_OBJECT_HANDLE canary;	/* where it was last seen */
+	CK_OBJECT_HANDLE signer;	/* the register's key that was last used */
+	CK_OBJECT_HANDLE head;		/* where its head was last seen */
 	char		refused_pin[KS_MAX_PIN_STAMP + 1];
 	uint8_t		ivs[IVS_REMEMBERED][IV_LEN];
 	size_t		ivs_seen;
@@ -137,6 +140,7 @@ extern KsStatus p11_prove_healthy(Keystore *ks, const char *inst);
 /* pkcs11_keys.c */
 extern KsStatus p11_generate(Keystore *ks, const char *label, const uint8_t *id,
 							 size_t id_len, CK_OBJECT_HANDLE *handle);
+extern KsStatus p11_check_promises(Keystore *ks, CK_OBJECT_HANDLE handle);
 extern KsStatus p11_take_off_mark(Keystore *ks, KnownKey *key);
 extern KsStatus p11_enable(Keystore *ks, CK_OBJECT_HANDLE handle, bool on, bool *obeyed);
 extern KsStatus p11_is_enabled(Keystore *ks, CK_OBJECT_HANDLE handle, bool *enabled);
@@ -157,6 +161,15 @@ extern KsStatus p11_destroy_kek(Keystore *ks, const KsLabel *label, const char *
 								KsFailure *why);
 extern KsStatus p11_enable_tenant(Keystore *ks, const char *inst, const char *tenant, bool on,
 								  size_t *found, size_t *obeyed, KsFailure *why);
+
+/* pkcs11_register.c */
+extern KsStatus p11_register_key(Keystore *ks, const char *inst, uint32_t generation,
+								 bool create, KsRegisterKey *out, KsFailure *why);
+extern KsStatus p11_sign(Keystore *ks, const char *inst, uint32_t generation,
+						 const uint8_t digest[KS_DIGEST_LEN],
+						 uint8_t signature[KS_SIGNATURE_LEN], KsFailure *why);
+extern KsStatus p11_head(Keystore *ks, const char *inst, bool set, char *head,
+						 KsFailure *why);
 
 /* pkcs11.c */
 extern KsStatus p11_run(Keystore *ks, P11Work work, void *arg, KsFailure *why);

@@ -29,8 +29,8 @@ static const struct
 };
 
 /* Did the token make the key as asked? */
-static KsStatus
-check_promises(Keystore *ks, CK_OBJECT_HANDLE handle)
+KsStatus
+p11_check_promises(Keystore *ks, CK_OBJECT_HANDLE handle)
 {
 	for (size_t i = 0; i < sizeof(promises) / sizeof(promises[0]); i++)
 	{
@@ -82,7 +82,7 @@ p11_generate(Keystore *ks, const char *label, const uint8_t *id, size_t id_len,
 
 	if (rv != CKR_OK)
 		return p11_failed(ks, "C_GenerateKey", rv);
-	status = check_promises(ks, *handle);
+	status = p11_check_promises(ks, *handle);
 	if (status != KS_OK)
 		(void) ks->f->C_DestroyObject(ks->session, *handle);
 	return status;

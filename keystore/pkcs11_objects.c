@@ -168,6 +168,7 @@ search_once(Keystore *ks, CK_ATTRIBUTE *extra, CK_ULONG n_extra, const char *pre
 {
 	CK_OBJECT_CLASS class = CKO_SECRET_KEY;
 	CK_ATTRIBUTE template[3] = {{CKA_CLASS, &class, sizeof(class)}};
+	const CK_ULONG first = n_extra > 0 && extra[0].type == CKA_CLASS ? 0 : 1;
 	CK_OBJECT_HANDLE *handles = NULL;
 	size_t		n = 0;
 	CK_RV		rv;
@@ -175,8 +176,8 @@ search_once(Keystore *ks, CK_ATTRIBUTE *extra, CK_ULONG n_extra, const char *pre
 	KsStatus	status;
 
 	for (CK_ULONG i = 0; i < n_extra; i++)
-		template[1 + i] = extra[i];
-	rv = ks->f->C_FindObjectsInit(ks->session, template, 1 + n_extra);
+		template[first + i] = extra[i];
+	rv = ks->f->C_FindObjectsInit(ks->session, template, first + n_extra);
 	if (rv != CKR_OK)
 		return p11_failed(ks, "C_FindObjectsInit", rv);
 	status = collect_handles(ks, &handles, &n);
@@ -191,7 +192,8 @@ search_once(Keystore *ks, CK_ATTRIBUTE *extra, CK_ULONG n_extra, const char *pre
 
 /*
  * Ask the token, now, for the secret keys that have the extra attributes and
- * a label with this prefix, and add those not yet in "found" to it.  An object
+ * a label with this prefix, and add those not yet in "found" to it.  A class,
+ * as the first of the attributes, stands in for that of secret keys.  An object
  * that is found and then not there is looked for once more: somebody may have
  * deleted it just now, but a module that only says so must not make a key look
  * absent.
@@ -348,6 +350,7 @@ p11_forget_all(Keystore *ks)
 	tdestroy(ks->keys, free);
 	ks->keys = NULL;
 	ks->canary = CK_INVALID_HANDLE;
+	ks->signer = ks->head = CK_INVALID_HANDLE;
 }
 
 static void

@@ -2,9 +2,10 @@
  * requests.c
  *		Reads the bodies of protocol.h, asks the provider, writes the answers.
  *
- * Called by main.c.  Names are checked here: a provider gets installations,
- * schools and labels that follow the grammar of label.h and belong together.
- * The structs with data keys belong to the thread and are wiped at the end of
+ * Called by main.c and by the threads of workers.c, several of which may be in
+ * here at once after the greeting.  Names are checked here: a provider gets
+ * installations, schools and labels that follow the grammar of label.h and
+ * belong together.  The structs with data keys belong to the thread and are wiped at the end of
  * every request.
  */
 #include <stdarg.h>
@@ -19,6 +20,7 @@ typedef KsStatus (*Handler) (Request *rq);
 
 static const KeystoreProvider *const providers[] = {
 	&pkcs11_provider,
+	&kms_provider,
 };
 
 static bool greeted = false;
@@ -51,10 +53,13 @@ do_hello(Request *rq)
 	static KsGreeting greeting;
 	unsigned	version = (unsigned) wire_get_uint(&rq->in, 2);
 
+	/* a second one must not touch what threads have in use */
+	if (greeted)
+		return malformed(rq);
 	wire_get_cstr(&rq->in, greeting.uri, sizeof(greeting.uri));
 	wire_get_cstr(&rq->in, greeting.pin_stamp, sizeof(greeting.pin_stamp));
 	wire_get_cstr(&rq->in, greeting.regions, sizeof(greeting.regions));
-	if (!wire_done(&rq->in) || greeted)
+	if (!wire_done(&rq->in))
 		return malformed(rq);
 	if (version != KS_PROTOCOL_VERSION)
 		return ks_fail(&rq->why, KS_REFUSED,

@@ -163,3 +163,22 @@ make_token() {
 	# shellcheck disable=SC2034  # for the callers
 	TOKEN_URI="pkcs11:token=$label?module-path=$module&pin-source=file:$dir/pin"
 }
+
+# start_double DIR PID: AWS KMS as tests have it (test/kms_double.py), with its
+# folder DIR, for as long as process PID lives.  Keys whose deletion is
+# scheduled are gone at once.  Sets KEYSTORE_URI; the caller exports
+# AWS_SHARED_CREDENTIALS_FILE.
+start_double() {
+	local dir=$1 pid=$2 port
+
+	as_server "$NOMP_ROOT/test/kms_double.py" "$dir" --while "$pid" --at-once \
+		</dev/null >"$dir.log" 2>&1 &
+	for _ in $(seq 600); do
+		[ ! -s "$dir/ready.json" ] || break
+		sleep 0.1
+	done
+	port=$(sed -n 's/.*"tls": \([0-9]*\).*/\1/p' "$dir/ready.json")
+	[ -n "$port" ] || die "the double of KMS does not start; see $dir.log"
+	# shellcheck disable=SC2034  # for the callers
+	KEYSTORE_URI="aws-kms://eu-north-1?account=111122223333&endpoint=https://127.0.0.1:$port&test=yes&ca-file=$dir/ca.pem"
+}

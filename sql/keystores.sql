@@ -74,7 +74,7 @@ INSERT INTO nomp_crypt.kek (uuid, tenant, generation, keystore, label)
 SELECT gen_random_uuid(), uuid, 77, 'pkcs11:serial=0815', 'nomp_crypt:lost' FROM nomp_crypt.tenant WHERE id = 'stays';
 SELECT nomp_crypt.replace_keystore('0815', :'serial') AS keys;
 DELETE FROM nomp_crypt.kek WHERE label = 'nomp_crypt:lost';
-SELECT generation, state, keystore = 'pkcs11:serial=' || :'serial' AS here
+SELECT generation, state, right(keystore, length(:'serial')) = :'serial' AS here
 FROM nomp_crypt.kek WHERE tenant = (SELECT uuid FROM nomp_crypt.tenants WHERE id = 'stays') ORDER BY generation;
 SELECT act, detail - 'new' FROM nomp_crypt.audit WHERE act = 'replace_keystore';
 CALL nomp_crypt.suspend_tenant('stays');

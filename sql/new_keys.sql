@@ -124,9 +124,9 @@ SELECT nomp_crypt.rotate_tenant('nowhere'); -- 42704
 SELECT nomp_crypt.rewrap_tenant('nowhere'); -- 42704
 SELECT nomp_crypt.rotate_tenant(NULL); -- 42704
 -- another key's bytes in a row, or no bytes, or another number: nothing is wrapped
-UPDATE nomp_crypt.tenant_key SET wrapped = set_byte(wrapped, 20, get_byte(wrapped, 20) # 1) WHERE key_id = (SELECT k.key_id FROM nomp_crypt.tenant_key k JOIN nomp_crypt.tenants t ON t.uuid = k.tenant WHERE t.id = 'rotating' AND version = 7);
+UPDATE nomp_crypt.tenant_key SET wrapped = set_byte(wrapped, length(wrapped) - 20, get_byte(wrapped, length(wrapped) - 20) # 1) WHERE key_id = (SELECT k.key_id FROM nomp_crypt.tenant_key k JOIN nomp_crypt.tenants t ON t.uuid = k.tenant WHERE t.id = 'rotating' AND version = 7);
 SELECT nomp_crypt.rewrap_tenant('rotating'); -- NC005
-UPDATE nomp_crypt.tenant_key SET wrapped = set_byte(wrapped, 20, get_byte(wrapped, 20) # 1), key_check = set_byte(key_check, 31, get_byte(key_check, 31) # 1) WHERE key_id = (SELECT k.key_id FROM nomp_crypt.tenant_key k JOIN nomp_crypt.tenants t ON t.uuid = k.tenant WHERE t.id = 'rotating' AND version = 7);
+UPDATE nomp_crypt.tenant_key SET wrapped = set_byte(wrapped, length(wrapped) - 20, get_byte(wrapped, length(wrapped) - 20) # 1), key_check = set_byte(key_check, 31, get_byte(key_check, 31) # 1) WHERE key_id = (SELECT k.key_id FROM nomp_crypt.tenant_key k JOIN nomp_crypt.tenants t ON t.uuid = k.tenant WHERE t.id = 'rotating' AND version = 7);
 SELECT nomp_crypt.rewrap_tenant('rotating'); -- NC005
 UPDATE nomp_crypt.tenant_key SET key_check = set_byte(key_check, 31, get_byte(key_check, 31) # 1), version = 70 WHERE key_id = (SELECT k.key_id FROM nomp_crypt.tenant_key k JOIN nomp_crypt.tenants t ON t.uuid = k.tenant WHERE t.id = 'rotating' AND version = 7);
 SELECT nomp_crypt.rewrap_tenant('rotating'); -- NC005

@@ -20,6 +20,7 @@
 
 NC_FUNCTION(nc_acting_role);
 NC_FUNCTION(nc_lock_keystore);
+NC_FUNCTION(nc_lock_register);
 NC_FUNCTION(nc_wipe);
 NC_FUNCTION(nc_log_act);
 NC_FUNCTION(nc_current_tenant);
@@ -52,6 +53,22 @@ nc_lock_keystore(PG_FUNCTION_ARGS)
 
 	SET_LOCKTAG_OBJECT(tag, InvalidOid, LOCK_CLASS, 1, 0);
 	(void) LockAcquire(&tag, PG_GETARG_BOOL(0) ? ExclusiveLock : ShareLock, false, false);
+	PG_RETURN_VOID();
+}
+
+/*
+ * nomp_crypt._lock_register() returns void
+ *
+ * Until the end of the transaction: one chain, appended to by one session of
+ * this server at a time.  Taken last of all locks.
+ */
+Datum
+nc_lock_register(PG_FUNCTION_ARGS)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, LOCK_CLASS, 2, 0);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	PG_RETURN_VOID();
 }
 

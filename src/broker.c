@@ -3,7 +3,7 @@
  *		The background worker between backends and keystore.
  *
  * It takes requests from the slots, sends them to the keystores' helpers, to
- * each one at a time, keeps the keyring's leases and asks the keystores again
+ * each as many as it works on at once, keeps the keyring's leases and asks the keystores again
  * for keys in use.  It knows no table and no SQL: whatever it needs stands in a request.
  *
  * Secrets: data keys exist here between a helper's frame and the derivation
@@ -21,6 +21,7 @@
 #include "broker.h"
 #include "broker_answer.h"
 #include "broker_codec.h"
+#include "broker_flight.h"
 #include "broker_jobs.h"
 #include "broker_route.h"
 #include "broker_wrap.h"
@@ -87,67 +88,7 @@ send_job(Store *store, Job *job)
 	return sent;
 }
 
-/* ---- the helpers ---- */
-
-/* Making a key is not: nobody knows how far it came. */
-static bool
-may_be_repeated(const Job *job)
-{
-	return job->op != KS_OP_CREATE_KEK && job->op != KS_OP_SETUP;
-}
-
-/* Replace a helper that is gone or must go; repeat or fail its job. */
-static void
-replace_helper(Store *store, KsStatus status, const char *why)
-{
-	Job		   *job = store->current;
-
-	if (job == NULL)
-		store_stop(store);
-	store_kill(store);
-	ereport(LOG, (errmsg("keystore helper %s; it is replaced", why)));
-	if (job == NULL)
-		return;
-	if (status == KS_CRASHED && !job->repeated && may_be_repeated(job))
-	{
-		job->repeated = true;
-		jobs_put_first(job);
-		return;
-	}
-	answer_note(job, status, why);
-	answer_failed(job, status, why);
-}
-
-static void
-read_helper(Store *store)
-{
-	uint64		id;
-	KsStatus	status;
-	WireReader	body;
-
-	while (helper_running(&store->link))
-	{
-		switch (helper_read(&store->link, &id, &status, &body))
-		{
-			case HELPER_NOTHING:
-				return;
-			case HELPER_GONE:
-				replace_helper(store, KS_CRASHED, "ended unexpectedly");
-				return;
-			case HELPER_FRAME:
-				if (id == 0)
-				{
-					if (status != KS_OK || wire_get_uint(&body, 2) != KS_PROTOCOL_VERSION)
-						replace_helper(store, KS_NO_HELPER, "speaks another protocol version");
-				}
-				else if (store->current != NULL && id == store->current->id)
-					answer_take(store->current, status, &body);
-				else
-					replace_helper(store, KS_CRASHED, "answered what nobody asked");
-				break;
-		}
-	}
-}
+/* ---- what to ask ---- */
 
 /* Does this keystore check keys of that serial in the background? */
 static bool
@@ -158,22 +99,26 @@ checks(const char *serial, void *arg)
 	return holder != NULL ? holder == arg : ((Store *) arg)->place == 0;
 }
 
-/*
- * Queue a background check of that keystore, if one is due: one at a time, and
- * only when nobody waits.
- */
+/* Queue a background check of that keystore, if one is due and nobody waits. */
 static bool
 add_check(Store *store)
 {
 	static UnwrapRequest what;
 
-	if (store->checking || store->check_cursor == PG_INT32_MAX)
-		return false;
-	if (keyring_next_check(&store->check_cursor, cycle_start, checks, store, &what))
+	while (store->check_cursor != PG_INT32_MAX && store->checking < flight_checks(store))
+	{
+		if (!keyring_next_check(&store->check_cursor, cycle_start, checks, store, &what))
+		{
+			store->check_cursor = PG_INT32_MAX;
+			return false;
+		}
+		/* one of its keys speaks for all under a KEK */
+		if (jobs_checking(what.label))
+			continue;
 		jobs_add_check(store, KS_OP_UNWRAP, &what);
-	else
-		store->check_cursor = PG_INT32_MAX;
-	return store->checking;
+		return true;
+	}
+	return false;
 }
 
 /*
@@ -181,16 +126,16 @@ add_check(Store *store)
  * try, and none behind it waits.
  */
 static void
-start_next_job(Store *store)
+start_next_jobs(Store *store)
 {
 	if (outage_pauses(&store->outage, lease_boot_now()))
 	{
 		route_refuse(store, false);
 		return;
 	}
-	if (store->current != NULL && store->outage.failures > 0)
-		route_refuse(store, store->current->is_probe);
-	while (store->current == NULL)
+	if (store->in_flight > 0 && store->outage.failures > 0)
+		route_refuse(store, store->probing);
+	while (flight_room(store))
 	{
 		Job		   *job = route_next(store);
 		KsStatus	status;
@@ -199,8 +144,7 @@ start_next_job(Store *store)
 			continue;
 		if (job == NULL)
 			return;
-		job->store = store;
-		store->current = job;
+		jobs_take(job, store);
 		job->is_certain = route_matches(store, job);
 		status = store_ensure_helper(store);
 		if (status != KS_OK)
@@ -210,23 +154,17 @@ start_next_job(Store *store)
 		}
 		job->sent_at = lease_boot_now();
 		if (!send_job(store, job))
-			replace_helper(store, KS_CRASHED, "does not take requests");
+			flight_replace(store, NULL, KS_CRASHED, "does not take requests");
 	}
 }
 
-/* Have every keystore that is idle work, as long as there is something to do. */
+/* Have every keystore that has room work, as long as there is something to do. */
 static void
 start_jobs(void)
 {
 	for (int i = 0; i < stores_count; i++)
-		start_next_job(stores[i]);
+		start_next_jobs(stores[i]);
 	route_settle();
-}
-
-static inline int64
-deadline(const Store *store)
-{
-	return store->current->sent_at + request_timeout_ms() * INT64CONST(1000);
 }
 
 /* ---- leases and background checks ---- */
@@ -260,9 +198,10 @@ static void
 wait_for_store(WaitEventSet *set, const Store *store, int64 *until)
 {
 	if (helper_running(&store->link))
-		AddWaitEventToSet(set, WL_SOCKET_READABLE, helper_socket(&store->link), NULL, NULL);
-	if (store->current != NULL)
-		*until = Min(*until, deadline(store));
+		AddWaitEventToSet(set, helper_takes_more(&store->link) ? WL_SOCKET_READABLE :
+						  WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE,
+						  helper_socket(&store->link), NULL, NULL);
+	*until = Min(*until, flight_deadline(store));
 }
 
 /* Wait until a helper or a backend has something, or something is due. */
@@ -294,13 +233,12 @@ wait_for_events(void)
 static bool
 drop_store(Store *store)
 {
-	if (store->current != NULL && !may_be_repeated(store->current))
+	if (!flight_put_back(store))
 		return false;
-	if (store->current != NULL)
-		jobs_put_first(store->current);
 	if (helper_running(&store->link))
 		ereport(LOG, (errmsg("keystore helper belongs to another keystore setting; it is replaced")));
 	store_stop(store);
+	jobs_forget_checks(store);
 	return true;
 }
 
@@ -314,19 +252,10 @@ reload_settings(void)
 	for (int i = 0; i < stores_count; i++)
 	{
 		if (helper_running(&stores[i]->link) && stores[i]->pin_stamp[0] != '\0')
-			replace_helper(stores[i], KS_CRASHED, "was refused its PIN");
+			flight_replace(stores[i], NULL, KS_CRASHED, "was refused its PIN");
 		stores[i]->pin_stamp[0] = '\0'; /* the token's PIN may have been changed */
 		stores[i]->outage.failures = 0;
 	}
-}
-
-/* What there is to do for a keystore, but sending. */
-static void
-attend(Store *store, int64 now)
-{
-	read_helper(store);
-	if (store->current != NULL && now >= deadline(store))
-		replace_helper(store, KS_TIMEOUT, "did not answer in time");
 }
 
 static void
@@ -336,13 +265,13 @@ attend_stores(int64 now)
 	{
 		if (!helper_running(&stores[i]->link) && now >= stores[i]->next_start)
 			(void) store_ensure_helper(stores[i]);
-		attend(stores[i], now);
+		flight_attend(stores[i], now);
 	}
 	for (int i = 0; i < MAX_KEYSTORES; i++)
 	{
 		if (stores_leaving[i] == NULL)
 			continue;
-		attend(stores_leaving[i], now);
+		flight_attend(stores_leaving[i], now);
 		stores_try_drop(i, drop_store);
 	}
 }

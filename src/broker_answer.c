@@ -145,8 +145,10 @@ probe_answered(Job *job, WireReader *r)
 
 	(void) wire_get_str(r, &label);
 	wire_get_cstr(r, serial, sizeof(serial));
-	if (r->bad || serial[0] == '\0')
+	if (r->bad || (serial[0] == '\0' && strncmp(store->uri, "pkcs11:", 7) == 0))
 		route_probe_failed(store, KS_MODULE_ERROR, "the token has no serial number");
+	else if (serial[0] == '\0')	/* a key service without a key of ours */
+		route_probe_failed(store, KS_OTHER_TOKEN, "");
 	else
 		strlcpy(store->serial, serial, sizeof(store->serial));
 	store->ask_serial = false;
@@ -201,7 +203,7 @@ error_answered(Job *job, KsStatus status, WireReader *r)
 	answer_note(job, status, reason);
 	if (job->op == KS_OP_UNWRAP && status == KS_KEY_ABSENT && job->is_certain && job->is_check)
 	{
-		jobs_add_check(job->check_of, KS_OP_SEE, &job->body.unwrap);
+		jobs_add_check(job->check_of != NULL ? job->check_of : store, KS_OP_SEE, &job->body.unwrap);
 		route_end(job, status, reason);
 		return;
 	}

@@ -28,7 +28,8 @@ StaticAssertDecl(sizeof(WrapRequest) <= REQUEST_BODY_MAX,
 
 dlist_head	jobs_waiting = DLIST_STATIC_INIT(jobs_waiting);
 
-static dlist_head sent = DLIST_STATIC_INIT(sent);
+dlist_head	jobs_sent = DLIST_STATIC_INIT(jobs_sent);
+
 static uint64 next_id = 1;
 
 static Job *
@@ -80,6 +81,40 @@ count_outcome(const Job *job, KsStatus status)
 		keystat_not_sent(place_of(job), status);
 }
 
+/*
+ * What is destroyed must be gone from the helper's memory too, so the helper
+ * goes with it; and what else it works on must not be in its way.
+ */
+bool
+jobs_alone(const Job *job)
+{
+	return job->op == KS_OP_DESTROY || job->op == KS_OP_DESTROY_KEK;
+}
+
+static void
+enter_store(Job *job, Store *store)
+{
+	job->store = store;
+	store->in_flight++;
+	store->creating += job->op == KS_OP_CREATE_KEK;
+	store->probing |= job->is_probe;
+	store->alone |= jobs_alone(job);
+}
+
+static void
+leave_store(Job *job)
+{
+	Store	   *store = job->store;
+
+	if (store == NULL)
+		return;
+	store->in_flight--;
+	store->creating -= job->op == KS_OP_CREATE_KEK;
+	store->probing &= !job->is_probe;
+	store->alone &= !jobs_alone(job);
+	job->store = NULL;
+}
+
 /* Count a job, answer all who wait for it, and forget it. */
 void
 jobs_finish(Job *job, KsStatus status, const char *reason,
@@ -97,10 +132,9 @@ jobs_finish(Job *job, KsStatus status, const char *reason,
 		pfree(waiter);
 		waiter = next;
 	}
-	if (job->store != NULL)
-		job->store->current = NULL;
+	leave_store(job);
 	if (job->check_of != NULL)
-		job->check_of->checking = false;
+		job->check_of->checking--;
 	dlist_delete(&job->node);
 	cipher_wipe(job->dek, sizeof(job->dek));
 	pfree(job);
@@ -172,7 +206,7 @@ enqueue(int slot, const TakenRequest *taken)
 			cipher_wipe(&key, sizeof(key));
 			return;
 		}
-		job = find_same(&sent, what, taken->epoch);
+		job = find_same(&jobs_sent, what, taken->epoch);
 		/* who comes in an outage does not wait with the one that tries */
 		if (job != NULL && job->store->outage.failures > 0)
 			job = NULL;
@@ -226,39 +260,113 @@ jobs_add_check(Store *store, KsOp op, const UnwrapRequest *what)
 				  offsetof(UnwrapRequest, keys) + sizeof(KeySpec), keyring_epoch());
 	job->is_check = true;
 	job->check_of = store;
-	store->checking = true;
+	store->checking++;
 	dlist_push_tail(&jobs_waiting, &job->node);
 }
 
-/* A question for the serial of a keystore's token, to be sent at once. */
-Job *
-jobs_new_probe(Store *store)
+/* Is a KEK of that label being asked for in the background? */
+bool
+jobs_checking(const char *label)
 {
-	const KeystoreRef ref = {{0}, store->place};
-	static const uint8 no_installation[2] = {0, 0};
-	Job		   *job = new_job(KS_OP_STATUS, &ref, no_installation,
-							  sizeof(no_installation), 0);
+	dlist_head *const lists[] = {&jobs_sent, &jobs_waiting};
+	dlist_iter	iter;
 
+	for (int i = 0; i < lengthof(lists); i++)
+	{
+		dlist_foreach(iter, lists[i])
+		{
+			Job		   *job = dlist_container(Job, node, iter.cur);
+
+			if (job->is_check && strcmp(job->body.unwrap.label, label) == 0)
+				return true;
+		}
+	}
+	return false;
+}
+
+/* A keystore goes: its background checks are nobody's. */
+void
+jobs_forget_checks(const Store *store)
+{
+	dlist_head *const lists[] = {&jobs_sent, &jobs_waiting};
+	dlist_iter	iter;
+
+	for (int i = 0; i < lengthof(lists); i++)
+	{
+		dlist_foreach(iter, lists[i])
+		{
+			Job		   *job = dlist_container(Job, node, iter.cur);
+
+			if (job->check_of == store)
+				job->check_of = NULL;
+		}
+	}
+}
+
+/* The installation that a job is about, as a str of the protocol; NULL if about none. */
+static const uint8 *
+installation_of(const Job *job)
+{
+	static uint8 text[2 + 36] = {0, 36};
+	const char *name;
+
+	switch (job->is_check ? KS_OP_UNWRAP : job->op)
+	{
+		case KS_OP_UNWRAP:
+			name = job->body.unwrap.installation;
+			break;
+		case KS_OP_CREATE_KEK:
+			name = job->body.create.installation;
+			break;
+		case KS_OP_WRAP:
+			name = job->body.wrap.installation;
+			break;
+		default:
+			/* all others begin with it */
+			return job->len >= sizeof(text) && job->body.bytes[0] == 0 && job->body.bytes[1] == 36 ?
+				job->body.bytes : NULL;
+	}
+	if (strlen(name) != 36)
+		return NULL;
+	memcpy(text + 2, name, 36);
+	return text;
+}
+
+/*
+ * A question for the serial of a keystore's token, to be sent at once.  A key
+ * service knows its own only by an installation's keys: that of the job that
+ * makes us ask, or of the last one that did.
+ */
+Job *
+jobs_new_probe(Store *store, const Job *cause)
+{
+	static uint8 installation[2 + 36];
+	const KeystoreRef ref = {{0}, store->place};
+	const uint8 *known = cause != NULL ? installation_of(cause) : NULL;
+	Job		   *job;
+
+	if (known != NULL)
+		memcpy(installation, known, sizeof(installation));
+	job = new_job(KS_OP_STATUS, &ref, installation, installation[1] != 0 ? sizeof(installation) : 2, 0);
 	job->is_probe = true;
-	dlist_push_tail(&sent, &job->node);
+	dlist_push_tail(&jobs_waiting, &job->node);
 	return job;
 }
 
-/* It waits no longer: it will be sent. */
+/* It waits no longer: it will be sent there. */
 void
-jobs_take(Job *job)
+jobs_take(Job *job, Store *store)
 {
 	dlist_delete(&job->node);
-	dlist_push_tail(&sent, &job->node);
+	dlist_push_tail(&jobs_sent, &job->node);
+	enter_store(job, store);
 }
 
 /* It must be sent again, before all others. */
 void
 jobs_put_first(Job *job)
 {
-	if (job->store != NULL)
-		job->store->current = NULL;
-	job->store = NULL;
+	leave_store(job);
 	dlist_delete(&job->node);
 	dlist_push_head(&jobs_waiting, &job->node);
 }

@@ -18,6 +18,8 @@
 
 #include "broker_route.h"
 
+#define MAX_CREATING	4		/* KEKs at once: key services allow few a second */
+
 typedef enum Choice
 {
 	NOT_FOR_IT,
@@ -57,7 +59,7 @@ choose(const Store *store, const Job *job)
 	return job->op == KS_OP_UNWRAP || job->op == KS_OP_WRAP ? SEND : NO_USE;
 }
 
-/* What an idle keystore is to be asked now, or NULL. */
+/* What a keystore with room is to be asked now, or NULL. */
 Job *
 route_next(Store *store)
 {
@@ -78,12 +80,15 @@ route_next(Store *store)
 			continue;
 		}
 		if (choice == PROBE_FIRST)
-			return jobs_new_probe(store);
-		jobs_take(job);
+			return jobs_new_probe(store, job);
+		if (jobs_alone(job) && store->in_flight > 0)
+			return NULL;		/* nothing else is begun until it can go */
+		if (job->op == KS_OP_CREATE_KEK && store->creating >= MAX_CREATING)
+			continue;
 		return job;
 	}
 	return store->ask_serial && store->serial[0] == '\0' && store->uri[0] != '\0' ?
-		jobs_new_probe(store) : NULL;
+		jobs_new_probe(store, NULL) : NULL;
 }
 
 /* It was of no use to ask there; what was in the way first is told at the end. */
@@ -184,14 +189,18 @@ route_refuse(Store *store, bool keep_first)
 void
 route_end(Job *job, KsStatus status, const char *reason)
 {
+	const bool	asking = job->check_of != NULL && job->check_of->check_cursor != PG_INT32_MAX;
+
+	/* said once, of those that are under way together */
 	if (job->is_check && status != KS_KEY_ABSENT && status != KS_KEY_DISABLED &&
-		status != KS_OTHER_TOKEN)
+		status != KS_OTHER_TOKEN && (asking || job->check_of == NULL || job->check_of->checking == 1))
 	{
 		ereport(LOG,
 				(errmsg("could not check the keys in use with the keystore"),
 				 errdetail_log("status %d: %s", (int) status, reason)));
 		/* no use asking for the rest now */
-		job->check_of->check_cursor = PG_INT32_MAX;
+		if (job->check_of != NULL)
+			job->check_of->check_cursor = PG_INT32_MAX;
 	}
 	jobs_finish(job, status, reason, NULL, 0, NULL);
 }

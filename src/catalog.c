@@ -47,6 +47,10 @@
 #define RIGHT_TENANT	2
 #define RIGHT_FIRST		3		/* encrypt, decrypt, search, load */
 
+/* nomp_crypt.register */
+#define RECORD_JWS		3
+#define RECORD_SCHOOL	6
+
 /* A scan of one of our tables, by one of its indexes. */
 typedef struct OwnScan
 {
@@ -145,14 +149,18 @@ uuid_column(OwnScan *own, HeapTuple tuple, AttrNumber number, pg_uuid_t *out)
 		*out = *DatumGetUUIDP(datum);
 }
 
-/* The token's serial in what nomp_crypt.kek says of a keystore. */
+/* The serial in what nomp_crypt.kek says of a keystore. */
 bool
 catalog_keystore_serial(const char *keystore, char serial[KEYSPEC_SERIAL_MAX])
 {
 	const size_t len = strlen(KEYSTORE_PREFIX);
 
-	return strncmp(keystore, KEYSTORE_PREFIX, len) == 0 && keystore[len] != '\0' &&
-		strlcpy(serial, keystore + len, KEYSPEC_SERIAL_MAX) < KEYSPEC_SERIAL_MAX;
+	if (strncmp(keystore, KEYSTORE_PREFIX, len) == 0)
+		keystore += len;
+	else if (strncmp(keystore, KEYSTORE_ARN, strlen(KEYSTORE_ARN)) != 0)
+		return false;
+	return keystore[0] != '\0' &&
+		strlcpy(serial, keystore, KEYSPEC_SERIAL_MAX) < KEYSPEC_SERIAL_MAX;
 }
 
 /* The installation this database belongs to; false if it has none yet. */
@@ -487,6 +495,25 @@ catalog_label_exists(const char *label)
 	found = HeapTupleIsValid(next_row(&own));
 	end_scan(&own);
 	return found;
+}
+
+void
+catalog_records(const pg_uuid_t *tenant, RecordCallback callback, void *arg)
+{
+	OwnScan		own;
+	HeapTuple	tuple;
+
+	begin_scan(&own, "register", "register_school_idx", RECORD_SCHOOL, F_UUID_EQ,
+			   UUIDPGetDatum(tenant));
+	while (HeapTupleIsValid(tuple = next_row(&own)))
+	{
+		bool		isnull;
+		Datum		jws = column(&own, tuple, RECORD_JWS, &isnull);
+
+		if (!isnull)
+			callback(TextDatumGetCString(jws), arg);
+	}
+	end_scan(&own);
 }
 
 /* The grants that a scan finds. */

@@ -20,6 +20,7 @@
 #include "holders.h"
 #include "miscadmin.h"
 #include "mykeys.h"
+#include "register_proof.h"
 #include "request.h"
 #include "rights.h"
 #include "rows.h"
@@ -90,7 +91,7 @@ require_active(const TenantRow *tenant)
 		case TENANT_ACTIVE:
 			return;
 		case TENANT_ERASED:
-			error_erased(tenant->id);
+			register_raise_erased(tenant);
 		case TENANT_SUSPENDED:
 		case TENANT_FENCED:
 			error_suspended(tenant->id, tenant->state == TENANT_FENCED);
@@ -320,7 +321,7 @@ envelope_state(const ValueView *value, TenantRow *owner, KeyFacts *key)
 	}
 	drop_inactive(owner);
 	if (owner->state == TENANT_ERASED)
-		return VALUE_ERASED;
+		return register_proves_erased(owner) ? VALUE_ERASED : VALUE_UNKNOWN;
 	if (owner->state != TENANT_ACTIVE)
 		return VALUE_SUSPENDED;
 	return key->place.is_index ? VALUE_DAMAGED : VALUE_OPENS;

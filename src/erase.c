@@ -8,12 +8,18 @@
  * after a crash between any two of them the same call goes on where it was:
  *
  *		request   suspended, the case is on record        | wipe this node
- *		(grace)
+ *		(grace, approvals, whatever else it waits for: erase_case.c)
  *		fence     irreversible, keys seen in the keystore  | wipe
+ *		disable   in the keystore, where it can            |
  *		submit    about to destroy                         |
  *		destroy   on the standbys? destroyed and no longer
  *		          seen, in one keystore after the other;
  *		          tombstone                                | wipe
+ *
+ * In a keystore that destroys later, destroy asks for that and sees that the
+ * keys are pending; the case is then pending too, and the same call looks
+ * again: still pending; gone, the tombstone; or cancelled there by somebody,
+ * and then nothing happens until resubmit_erasure.
  *
  * A case that is finished, here or at the publisher that sent it, only has this
  * node's memory wiped.
@@ -27,6 +33,7 @@
 #include "admin.h"
 #include "executor/spi.h"
 #include "compat.h"
+#include "erase.h"
 #include "miscadmin.h"
 #include "replication/syncrep.h"
 #include "replication/walsender.h"
@@ -39,6 +46,7 @@
 #include "utils/timestamp.h"
 
 NC_FUNCTION(nc_erase_tenant);
+NC_FUNCTION(nc_resubmit_erasure);
 NC_FUNCTION(nc_require_synced);
 NC_FUNCTION(nc_committed);
 NC_FUNCTION(nc_erasure_grace);
@@ -53,6 +61,8 @@ erase_init(void)
 							"0 executes at once.",
 							&erasure_grace, 24 * 60 * 60, 0, 365 * 24 * 60 * 60,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	erase_case_init();
+	nodes_init();
 }
 
 /*
@@ -111,41 +121,55 @@ optional_text(FunctionCallInfo fcinfo, int i)
 /*
  * CALL nomp_crypt.erase_tenant(id text, reason text, reference text)
  *
- * Repeatable after a failure or crash at any point.  With a grace period the
- * first call requests and a later one executes.  Raises 2D000 inside a
- * transaction block, 42704 for an unknown tenant, 22023 for an unknown
- * reason, 55000 where this server may not destroy, NC004.
+ * Repeatable after a failure or crash at any point.  With a grace period, or
+ * where approvals are asked for, the first call requests and a later one
+ * executes.  Raises 2D000 inside a transaction block, 42704 for an unknown
+ * tenant, 22023 for an unknown reason, 55000 where this server may not destroy
+ * or more than time is missing to a case that was there before, NC004.
  */
 Datum
 nc_erase_tenant(PG_FUNCTION_ARGS)
 {
 	char	   *args[3];
-	char	   *due;
-	char	   *left;
+	char	   *before;
+	char	   *waits;
 
 	steps_begin(fcinfo, "erase_tenant");
 	for (int i = 0; i < 3; i++)
 		args[i] = optional_text(fcinfo, i);
 
+	before = steps_run("SELECT nomp_crypt._erase_open($1)::pg_catalog.text", 1, args);
 	args[0] = steps_run("SELECT nomp_crypt._erase_request($1, $2, $3)::pg_catalog.text", 3, args);
 	steps_commit();
 	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 
-	due = steps_run("SELECT nomp_crypt._erase_due($1::pg_catalog.uuid)", 1, args);
+	waits = steps_run("SELECT nomp_crypt._erase_due($1::pg_catalog.uuid)", 1, args);
 	steps_commit();
-	if (due == NULL || due[0] != '\0')
+	if (waits != NULL && waits[0] != '\0')
 	{
-		if (due != NULL)
-			ereport(NOTICE,
-					(errmsg("the tenant is suspended; its erasure can be executed from %s on", due),
-					 errhint("Call erase_tenant again then.")));
-		SPI_finish();
-		PG_RETURN_VOID();
+		if (before != NULL)
+			(void) steps_run("SELECT nomp_crypt._erase_refuse($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+		ereport(NOTICE,
+				(errmsg("the tenant is suspended; its erasure %s", waits),
+				 errhint("Call erase_tenant again then.")));
 	}
+	else if (waits != NULL)
+		erase_execute(args);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/* From the fence on, for the case in args[0]; each step commits. */
+void
+erase_execute(char **args)
+{
+	char	   *left;
 
 	(void) steps_run("SELECT nomp_crypt._erase_fence($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	steps_commit();
 	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	(void) steps_run("SELECT nomp_crypt._erase_disable($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
+	steps_commit();
 	(void) steps_run("SELECT nomp_crypt._erase_submit($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	steps_commit();
 	do
@@ -155,6 +179,24 @@ nc_erase_tenant(PG_FUNCTION_ARGS)
 	} while (strcmp(left, "0") != 0);
 	(void) steps_run("SELECT nomp_crypt._erase_wipe($1::pg_catalog.uuid)::pg_catalog.text", 1, args);
 	steps_commit();
+}
+
+/*
+ * CALL nomp_crypt.resubmit_erasure(id text)
+ *
+ * Asks the keystore again, after somebody cancelled the destruction there.
+ * Repeatable.  Raises 2D000, 42704, 55000 if nothing was cancelled, NC004.
+ */
+Datum
+nc_resubmit_erasure(PG_FUNCTION_ARGS)
+{
+	char	   *args[1];
+
+	steps_begin(fcinfo, "resubmit_erasure");
+	args[0] = optional_text(fcinfo, 0);
+	args[0] = steps_run("SELECT nomp_crypt._erase_resubmit($1)::pg_catalog.text", 1, args);
+	steps_commit();
+	erase_execute(args);
 	SPI_finish();
 	PG_RETURN_VOID();
 }

@@ -20,7 +20,7 @@ static const StatusText status_texts[] = {
 	[KS_REFUSED] = {"it refused the request", "The server log says why."},
 	[KS_BAD_URI] = {"the keystore setting is not valid", "Check nomp_crypt.keystore; the server log says what is wrong with it."},
 	[KS_MODULE_LOAD] = {"the PKCS#11 module cannot be loaded", "Check module-path in nomp_crypt.keystore, and the server log."},
-	[KS_MODULE_ERROR] = {"the PKCS#11 module reported an error", "The server log has its code."},
+	[KS_MODULE_ERROR] = {"the PKCS#11 module or the key service reported an error", "The server log has its code, or the service's own words."},
 	[KS_MECHANISM_MISSING] = {"the token lacks AES key generation or AES-GCM", "Choose a token that has both; the server log names what is missing."},
 	[KS_TOKEN_MISSING] = {"the token is not there", "Check that it is plugged in or reachable, and the token named in nomp_crypt.keystore."},
 	[KS_TOKEN_WRONG] = {"the token is not this installation's", "The token lacks this installation's canary. Point nomp_crypt.keystore at the right one, or see nomp_crypt.adopt_keystore()."},
@@ -28,7 +28,7 @@ static const StatusText status_texts[] = {
 	[KS_PIN_FILE] = {"the PIN file cannot be used", "It must exist, belong to the server's user, and be readable by nobody else (chmod 600)."},
 	[KS_PIN_INCORRECT] = {"the PIN is wrong", "Correct the PIN file; the same PIN is not tried again, so that the token does not lock."},
 	[KS_PIN_LOCKED] = {"the PIN is locked", "The token's security officer must unlock it."},
-	[KS_KEY_DISABLED] = {"the key is disabled", "See nomp_crypt.resume_tenant()."},
+	[KS_KEY_DISABLED] = {"the key is disabled, or will be destroyed", "See nomp_crypt.resume_tenant(). A destruction that is pending in a key service can be cancelled there."},
 	[KS_NETWORK] = {"it cannot be reached, or does not prove who it is", "Check the network, the endpoint and its certificate; the server log says what failed."},
 	[KS_CREDENTIALS] = {"there are no credentials that it accepts", "They are missing, expired or unknown to the service; the server log says where they were looked for."},
 	[KS_ACCESS_DENIED] = {"it does not allow this to the credentials in use", "Compare the IAM policy and the key's policy with docs/aws-kms.md; the server log names the action."},
@@ -75,6 +75,16 @@ error_key_unknown(const char *tenant)
 			(errcode(ERRCODE_NC_KEY_UNKNOWN),
 			 errmsg("the keystore has no key for tenant \"%s\"", tenant),
 			 errhint("The keystore was reached and is this installation's. If the tenant was erased after this database's backup was taken, that is final.")));
+}
+
+/* The same for a school that is said to be erased, and nothing proves it. */
+void
+error_not_erased(const char *tenant)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NC_KEY_UNKNOWN),
+			 errmsg("tenant \"%s\" is said to be erased, but no record of the register proves it", tenant),
+			 errhint("Somebody changed nomp_crypt.tenant or nomp_crypt.register: see nomp_crypt.register_status().")));
 }
 
 /* One message for every integrity failure. */
@@ -138,7 +148,7 @@ error_keystore(KsStatus status, const char *reason, const char *tenant)
 		ereport(ERROR,
 				(errcode(ERRCODE_NC_SUSPENDED),
 				 errmsg("tenant \"%s\" is suspended", tenant != NULL ? tenant : "?"),
-				 errhint("Its keys are disabled in the keystore, whatever nomp_crypt.tenants says here; see nomp_crypt.resume_tenant().")));
+				 errhint("Its keys are disabled in the keystore, or will be destroyed there, whatever nomp_crypt.tenants says here; see nomp_crypt.resume_tenant().")));
 	ereport(ERROR,
 			(errcode(ERRCODE_NC_UNAVAILABLE),
 			 errmsg("the keystore is unavailable: %s", keystore_status_text(status)),

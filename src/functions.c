@@ -9,6 +9,7 @@
 #include "errors.h"
 #include "compat.h"
 #include "funcapi.h"
+#include "register_proof.h"
 #include "rights.h"
 #include "rows.h"
 #include "session.h"
@@ -73,6 +74,7 @@ nc_try_decrypt(PG_FUNCTION_ARGS)
 	if (envelope_tenant(&view, &owner) && owner.state == TENANT_ERASED)
 	{
 		rights_require(&owner, RIGHT_DECRYPT);
+		register_require_erased(&owner);
 		PG_RETURN_NULL();
 	}
 	PG_RETURN_TEXT_P(type_to_text(value));

@@ -40,6 +40,13 @@ helper_socket(const HelperLink *link)
 	return link->fd;
 }
 
+/* Is all that was sent to it out of our hands? */
+bool
+helper_takes_more(const HelperLink *link)
+{
+	return link->out_len == 0;
+}
+
 /* Spawn the program with fd 3 = child_fd, default signals, nothing blocked. */
 static bool
 spawn(HelperLink *link, int child_fd)
@@ -84,7 +91,7 @@ bool
 helper_start(HelperLink *link, const char *uri, const char *pin_stamp, const char *regions)
 {
 	int			fds[2];
-	uint8		hello[4096];
+	uint8		hello[12000];	/* the longest URI and list of regions */
 	WireWriter	w = {hello, sizeof(hello), 0, false};
 
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)
@@ -104,7 +111,7 @@ helper_start(HelperLink *link, const char *uri, const char *pin_stamp, const cha
 	close(fds[1]);
 	link->fd = fds[0];
 	(void) fcntl(link->fd, F_SETFL, O_NONBLOCK);
-	link->in_len = link->in_used = 0;
+	link->in_len = link->in_used = link->out_len = 0;
 
 	wire_put_uint(&w, KS_PROTOCOL_VERSION, 2);
 	wire_put_str(&w, uri, strlen(uri));
@@ -123,7 +130,8 @@ forget_helper(HelperLink *link)
 {
 	link->pid = 0;
 	cipher_wipe(link->in_buf, link->in_len);
-	link->in_len = link->in_used = 0;
+	cipher_wipe(link->out_buf, link->out_len);
+	link->in_len = link->in_used = link->out_len = 0;
 }
 
 /*
@@ -163,33 +171,55 @@ helper_kill(HelperLink *link)
 }
 
 /*
+ * Hand on what the socket did not take before.  False if the helper is gone;
+ * one that does not read is found out by its silence.
+ */
+bool
+helper_flush(HelperLink *link)
+{
+	ssize_t		sent;
+
+	if (link->out_len == 0)
+		return true;
+	if (link->fd < 0)
+		return false;
+	do
+	{
+		sent = send(link->fd, link->out_buf, link->out_len, MSG_NOSIGNAL);
+	} while (sent < 0 && errno == EINTR);
+	if (sent < 0)
+		return errno == EAGAIN || errno == EWOULDBLOCK;
+	memmove(link->out_buf, link->out_buf + sent, link->out_len - sent);
+	cipher_wipe(link->out_buf + link->out_len - sent, sent);
+	link->out_len -= (size_t) sent;
+	return true;
+}
+
+/*
  * Send one frame, for the token of that serial ("": any), and say how long
- * its answer is waited for, in milliseconds.  The socket's buffer holds several
- * of the largest frames and few are ever under way, so a full buffer means a
- * helper that does not read: false, as for a dead one.
+ * its answer is waited for, in milliseconds.  Only while helper_takes_more().
+ * False if the helper is gone.
  */
 bool
 helper_send(HelperLink *link, uint64 id, KsOp op, const char *serial, int patience,
 			const uint8 *body, size_t len)
 {
-	static uint8 out[4 + KS_MAX_FRAME];
-	WireWriter	w = {out, sizeof(out), 0, false};
-	ssize_t		sent;
+	WireWriter	w = {link->out_buf, sizeof(link->out_buf), 0, false};
 
+	Assert(helper_takes_more(link));
 	wire_put_uint(&w, 8 + 1 + 2 + strlen(serial) + 4 + len, 4);
 	wire_put_uint(&w, id, 8);
 	wire_put_uint(&w, op, 1);
 	wire_put_str(&w, serial, strlen(serial));
 	wire_put_uint(&w, (uint64) patience, 4);
 	wire_put(&w, body, len);
-	if (w.bad || link->fd < 0)
-		return false;
-	do
+	if (w.bad)
 	{
-		sent = send(link->fd, out, w.len, MSG_NOSIGNAL);
-	} while (sent < 0 && errno == EINTR);
-	cipher_wipe(out, w.len);
-	return sent == (ssize_t) w.len;
+		cipher_wipe(link->out_buf, w.len);
+		return false;
+	}
+	link->out_len = w.len;
+	return helper_flush(link);
 }
 
 /* Forget the frame that was handed out last. */
@@ -205,34 +235,51 @@ drop_used_frame(HelperLink *link)
 	link->in_used = 0;
 }
 
+/* Is there a whole frame?  HELPER_GONE if what is there is none. */
+static HelperRead
+whole_frame(const HelperLink *link, size_t *len)
+{
+	WireReader	r = {link->in_buf, link->in_len, 0, false};
+
+	*len = 0;
+	if (link->in_len < 4)
+		return HELPER_NOTHING;
+	*len = (size_t) wire_get_uint(&r, 4);
+	if (*len < 8 + 1 || *len > KS_MAX_FRAME)
+		return HELPER_GONE;
+	return link->in_len < 4 + *len ? HELPER_NOTHING : HELPER_FRAME;
+}
+
+/* Several may have come at once: the socket is read when none is left. */
 HelperRead
 helper_read(HelperLink *link, uint64 *id, KsStatus *status, WireReader *body)
 {
-	WireReader	r;
-	ssize_t		got;
 	size_t		frame;
+	HelperRead	have;
+	WireReader	head;
 
 	drop_used_frame(link);
 	if (link->fd < 0)
 		return HELPER_GONE;
-	got = recv(link->fd, link->in_buf + link->in_len, sizeof(link->in_buf) - link->in_len, MSG_DONTWAIT);
-	if (got == 0)
-		return HELPER_GONE;
-	if (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
-		return HELPER_GONE;
-	if (got > 0)
-		link->in_len += (size_t) got;
-	if (link->in_len < 4)
-		return HELPER_NOTHING;
+	have = whole_frame(link, &frame);
+	if (have == HELPER_NOTHING)
+	{
+		ssize_t		got = recv(link->fd, link->in_buf + link->in_len,
+							   sizeof(link->in_buf) - link->in_len, MSG_DONTWAIT);
 
-	r = (WireReader) {link->in_buf, link->in_len, 0, false};
-	frame = (size_t) wire_get_uint(&r, 4);
-	if (frame < 9 || frame > KS_MAX_FRAME)
-		return HELPER_GONE;
-	if (link->in_len < 4 + frame)
-		return HELPER_NOTHING;
-	*id = wire_get_uint(&r, 8);
-	*status = (KsStatus) wire_get_uint(&r, 1);
+		if (got == 0)
+			return HELPER_GONE;
+		if (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
+			return HELPER_GONE;
+		if (got > 0)
+			link->in_len += (size_t) got;
+		have = whole_frame(link, &frame);
+	}
+	if (have != HELPER_FRAME)
+		return have;
+	head = (WireReader) {link->in_buf + 4, 8 + 1, 0, false};
+	*id = wire_get_uint(&head, 8);
+	*status = (KsStatus) wire_get_uint(&head, 1);
 	*body = (WireReader) {link->in_buf + 4 + 9, frame - 9, 0, false};
 	link->in_used = 4 + frame;
 	return HELPER_FRAME;

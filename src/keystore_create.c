@@ -100,6 +100,7 @@ void
 keystore_sql_init(void)
 {
 	RegisterXactCallback(at_xact_event, NULL);
+	keystore_deletion_init();
 }
 
 static void
@@ -165,7 +166,8 @@ create_kek(FunctionCallInfo fcinfo, int nkeys, char label[KS_MAX_LABEL])
 static Datum
 keystore_datum(const CreateAnswer *answer)
 {
-	return CStringGetTextDatum(psprintf(KEYSTORE_PREFIX "%s", answer->serial));
+	return CStringGetTextDatum(psprintf("%s%s", strncmp(answer->serial, KEYSTORE_ARN, strlen(KEYSTORE_ARN)) == 0 ?
+										"" : KEYSTORE_PREFIX, answer->serial));
 }
 
 /*

@@ -20,6 +20,10 @@
 #include "stores.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/guc.h"
+#include "utils/json.h"
+#include "utils/jsonb.h"
 #include "utils/timestamp.h"
 #include "wire.h"
 
@@ -34,6 +38,10 @@ NC_FUNCTION(nc_keystore_enable);
 NC_FUNCTION(nc_keystore_status);
 
 #define BODY_MAX	2048
+#define DAY_SECONDS			(24 * 60 * 60)
+#define LAST_SECOND UINT64CONST(253402300799)	/* of the year 9999 */
+
+static int	key_deletion_window = 7 * DAY_SECONDS;	/* seconds */
 
 /* A request under construction, and its answer. */
 typedef struct Exchange
@@ -44,6 +52,23 @@ typedef struct Exchange
 	WireReader	r;
 	char		reason[REQUEST_REASON_MAX];
 } Exchange;
+
+void
+keystore_deletion_init(void)
+{
+	DefineCustomIntVariable("nomp_crypt.key_deletion_window",
+							"How long a keystore that destroys keys later waits before it does.",
+							"In whole days, rounded up. Until then the destruction can be cancelled there.",
+							&key_deletion_window, 7 * 24 * 60 * 60,
+							7 * DAY_SECONDS, 30 * DAY_SECONDS,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+}
+
+static uint64
+deletion_days(void)
+{
+	return (uint64) (key_deletion_window + DAY_SECONDS - 1) / DAY_SECONDS;
+}
 
 /* The keystore whose token has that serial; '' for the first. */
 KeystoreRef
@@ -123,19 +148,24 @@ get_text(Exchange *x)
 }
 
 /*
- * nomp_crypt._keystore_setup(installation uuid, serial text) returns text
+ * nomp_crypt._keystore_setup(installation uuid, serial text, place int)
+ *		returns text
  *
  * Creates the canary in that keystore unless it is there; its token's serial.
- * Here and below a serial of '' means the first keystore.
+ * Here and below a serial of '' means the first keystore; here, the one at
+ * that place in the settings, from 1: a key service without a key of ours has
+ * no serial yet.
  */
 Datum
 nc_keystore_setup(PG_FUNCTION_ARGS)
 {
 	Exchange   *x = new_exchange();
+	KeystoreRef store = keystore_store_arg(fcinfo, 1);
 	char	   *serial;
 
+	store.place = Max(PG_GETARG_INT32(2) - 1, 0);
 	put_uuid(x, PG_GETARG_UUID_P(0));
-	exchange(x, KS_OP_SETUP, keystore_store_arg(fcinfo, 1));
+	exchange(x, KS_OP_SETUP, store);
 	(void) wire_get_uint(&x->r, 1);
 	serial = get_text(x);
 	must_be_done(x);
@@ -229,25 +259,91 @@ text_array(Datum *items, int n)
 	return PointerGetDatum(construct_array(items, n, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
+/* A time of the keystore's; false if it did not tell one. */
+static bool
+get_time(Exchange *x, Datum *out)
+{
+	uint64		seconds = wire_get_uint(&x->r, 8);
+
+	*out = TimestampTzGetDatum(time_t_to_timestamptz((pg_time_t) Min(seconds, LAST_SECOND)));
+	return seconds != 0;
+}
+
+static Datum
+row_datum(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
+{
+	TupleDesc	desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
+}
+
+static const char *
+state_name(uint64 state)
+{
+	switch ((KsKeyState) state)
+	{
+		case KS_STATE_USABLE:
+			return "usable";
+		case KS_STATE_DISABLED:
+			return "disabled";
+		case KS_STATE_PENDING:
+			return "pending";
+	}
+	return "unknown";
+}
+
+/* One key of the answer to SEE, as an object in a JSON array; its label. */
+static char *
+get_seen_key(Exchange *x, StringInfo json)
+{
+	char	   *label = get_text(x);
+	const char *state;
+	char	   *reference;
+	Datum		until;
+	bool		has_until;
+	char		when[MAXDATELEN + 1];
+
+	(void) wire_get_uint(&x->r, 1);
+	state = state_name(wire_get_uint(&x->r, 1));
+	has_until = get_time(x, &until);
+	reference = get_text(x);
+	appendStringInfoString(json, json->len > 1 ? ",{\"label\":" : "{\"label\":");
+	escape_json(json, label);
+	appendStringInfo(json, ",\"state\":\"%s\"", state);
+	if (has_until)
+		appendStringInfo(json, ",\"until\":\"%s\"",
+						 JsonEncodeDateTime(when, until, TIMESTAMPTZOID, NULL));
+	if (reference[0] != '\0')
+	{
+		appendStringInfoString(json, ",\"reference\":");
+		escape_json(json, reference);
+	}
+	appendStringInfoChar(json, '}');
+	return label;
+}
+
 /*
  * nomp_crypt._keystore_see(installation uuid, tenant uuid, keystore text,
- *							OUT serial text, OUT labels text[])
+ *							OUT serial text, OUT labels text[], OUT keys jsonb)
  *
- * Every key that the keystore of that serial has for a tenant, its canary found before and
- * after.
+ * Every key that the keystore of that serial has for a tenant, its canary
+ * found before and after.  keys: the same with their states, when those that
+ * are pending will be gone, and what the keystore itself calls them.
  */
 Datum
 nc_keystore_see(PG_FUNCTION_ARGS)
 {
-	TupleDesc	desc;
-	Datum		values[2];
-	bool		nulls[2] = {false, false};
+	Datum		values[3];
+	bool		nulls[3] = {false, false, false};
 	Datum	   *labels = palloc(KS_LIST_PAGE * sizeof(Datum));
+	StringInfoData json;
 	int			total = 0;
 	int			n;
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
+	initStringInfo(&json);
+	appendStringInfoChar(&json, '[');
 	do							/* a full page may have left more */
 	{
 		Exchange   *x = new_exchange();
@@ -259,30 +355,32 @@ nc_keystore_see(PG_FUNCTION_ARGS)
 		values[0] = CStringGetTextDatum(get_text(x));
 		n = (int) wire_get_uint(&x->r, 2);
 		labels = repalloc(labels, (total + n + 1) * sizeof(Datum));
-		for (int i = 0; i < n; i++)
-		{
-			labels[total++] = CStringGetTextDatum(get_text(x));
-			(void) wire_get_uint(&x->r, 1);
-			(void) wire_get_uint(&x->r, 1);
-			(void) wire_get_uint(&x->r, 8);
-			(void) get_text(x);
-		}
+		for (int i = 0; i < n && !x->r.bad; i++)
+			labels[total++] = CStringGetTextDatum(get_seen_key(x, &json));
 		must_be_done(x);
 	} while (n >= KS_LIST_PAGE);
+	appendStringInfoChar(&json, ']');
 	values[1] = text_array(labels, total);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+	values[2] = DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data));
+	PG_RETURN_DATUM(row_datum(fcinfo, values, nulls));
 }
 
 /*
- * nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text)
- *		returns text[]
+ * nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text,
+ *								OUT labels text[], OUT pending int,
+ *								OUT until timestamptz)
  *
  * Destroys every key of the tenant on the token of that serial and sees that
- * none is left; the labels destroyed now (none, if an earlier call did).
+ * none is left; the labels destroyed now (none, if an earlier call did).  In a
+ * keystore that destroys later, asks for that: the labels are those that it
+ * was asked for now, so many are pending in all, and the last will be gone at
+ * "until", NULL if none is pending.
  */
 Datum
 nc_keystore_destroy(PG_FUNCTION_ARGS)
 {
+	Datum		values[3];
+	bool		nulls[3] = {false, false, false};
 	Datum	   *labels = NULL;
 	int			total = 0;
 	int			n;
@@ -294,23 +392,24 @@ nc_keystore_destroy(PG_FUNCTION_ARGS)
 		put_uuid(x, PG_GETARG_UUID_P(0));
 		put_uuid(x, PG_GETARG_UUID_P(1));
 		put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
-		wire_put_uint(&x->w, 7, 2);
+		wire_put_uint(&x->w, deletion_days(), 2);
 		exchange(x, KS_OP_DESTROY, keystore_store_arg(fcinfo, 2));
 		n = (int) wire_get_uint(&x->r, 2);
 		labels = labels == NULL ? palloc((n + 1) * sizeof(Datum)) :
 			repalloc(labels, (total + n + 1) * sizeof(Datum));
 		for (int i = 0; i < n; i++)
 			labels[total++] = CStringGetTextDatum(get_text(x));
-		(void) wire_get_uint(&x->r, 2);
-		(void) wire_get_uint(&x->r, 8);
+		values[1] = Int32GetDatum((int32) wire_get_uint(&x->r, 2));
+		nulls[2] = !get_time(x, &values[2]);
 		must_be_done(x);
 	} while (n >= KS_LIST_PAGE);
-	return text_array(labels, total);
+	values[0] = text_array(labels, total);
+	PG_RETURN_DATUM(row_datum(fcinfo, values, nulls));
 }
 
 /*
- * nomp_crypt._keystore_destroy_kek(installation uuid, label text, serial text)
- *		returns boolean
+ * nomp_crypt._keystore_destroy_kek(installation uuid, label text, serial text,
+ *									OUT destroyed boolean, OUT until timestamptz)
  *
  * The same for one KEK; false if it was not there any more.
  */
@@ -318,17 +417,18 @@ Datum
 nc_keystore_destroy_kek(PG_FUNCTION_ARGS)
 {
 	Exchange   *x = new_exchange();
-	bool		destroyed;
+	Datum		values[2];
+	bool		nulls[2] = {false, false};
 
 	put_uuid(x, PG_GETARG_UUID_P(0));
 	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
-	wire_put_uint(&x->w, 7, 2);
+	wire_put_uint(&x->w, deletion_days(), 2);
 	exchange(x, KS_OP_DESTROY_KEK, keystore_store_arg(fcinfo, 2));
-	destroyed = wire_get_uint(&x->r, 1) != 0;
-	(void) wire_get_uint(&x->r, 8);
+	values[0] = BoolGetDatum(wire_get_uint(&x->r, 1) != 0);
+	nulls[1] = !get_time(x, &values[1]);
 	must_be_done(x);
-	PG_RETURN_BOOL(destroyed);
+	PG_RETURN_DATUM(row_datum(fcinfo, values, nulls));
 }
 
 /*
@@ -342,12 +442,9 @@ Datum
 nc_keystore_enable(PG_FUNCTION_ARGS)
 {
 	Exchange   *x = new_exchange();
-	TupleDesc	desc;
 	Datum		values[2];
 	bool		nulls[2] = {false, false};
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
 	put_uuid(x, PG_GETARG_UUID_P(0));
 	put_uuid(x, PG_GETARG_UUID_P(1));
 	wire_put_uint(&x->w, PG_GETARG_BOOL(2), 1);
@@ -355,18 +452,20 @@ nc_keystore_enable(PG_FUNCTION_ARGS)
 	for (int i = 0; i < 2; i++)
 		values[i] = Int32GetDatum((int32) wire_get_uint(&x->r, 2));
 	must_be_done(x);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+	PG_RETURN_DATUM(row_datum(fcinfo, values, nulls));
 }
 
 /*
  * nomp_crypt._keystore_status(installation uuid, place int)
  *		returns (keystore text, state text, detail text, token text,
  *				 serial text, manufacturer text, model text,
- *				 software boolean, canary boolean)
+ *				 software boolean, canary boolean, destroys_at_once boolean,
+ *				 credentials text, lasting_credentials boolean)
  *
  * The keystore at that place in the settings, from 1; all NULL if there is
  * none.  Never raises for a keystore in trouble: state says what is wrong.
- * detail is for the superuser, who may read the log as well.
+ * detail is for the superuser, who may read the log as well.  credentials:
+ * where a key service's come from; the last, whether they do not expire.
  */
 Datum
 nc_keystore_status(PG_FUNCTION_ARGS)
@@ -374,13 +473,10 @@ nc_keystore_status(PG_FUNCTION_ARGS)
 	Exchange   *x = new_exchange();
 	KeystoreRef store = {{0}, PG_ARGISNULL(1) ? 0 : PG_GETARG_INT32(1) - 1};
 	const char *uri = stores_uri(store.place);
-	TupleDesc	desc;
-	Datum		values[9];
-	bool		nulls[9] = {false};
+	Datum		values[12];
+	bool		nulls[12] = {false};
 	KsStatus	status;
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
 	if (uri == NULL)
 		PG_RETURN_NULL();
 	if (PG_ARGISNULL(0))
@@ -391,23 +487,18 @@ nc_keystore_status(PG_FUNCTION_ARGS)
 	values[0] = CStringGetTextDatum(uri);
 	values[1] = CStringGetTextDatum(status == KS_OK ? "ok" : keystore_status_text(status));
 	values[2] = CStringGetTextDatum(x->reason);
-	for (int i = 3; i < 9; i++)
-		nulls[i] = true;
+	for (int i = 3; i < lengthof(values); i++)
+		nulls[i] = status != KS_OK;
 	if (status == KS_OK)
 	{
 		for (int i = 3; i < 7; i++)
-		{
 			values[i] = CStringGetTextDatum(get_text(x));
-			nulls[i] = false;
-		}
-		values[7] = BoolGetDatum(wire_get_uint(&x->r, 1) != 0);
-		values[8] = BoolGetDatum(wire_get_uint(&x->r, 1) != 0);
-		(void) wire_get_uint(&x->r, 1);
-		(void) get_text(x);
-		(void) wire_get_uint(&x->r, 1);
-		nulls[7] = false;
+		for (int i = 7; i < 10; i++)
+			values[i] = BoolGetDatum(wire_get_uint(&x->r, 1) != 0);
 		nulls[8] = PG_ARGISNULL(0);
+		values[10] = CStringGetTextDatum(get_text(x));
+		values[11] = BoolGetDatum(wire_get_uint(&x->r, 1) != 0);
 		must_be_done(x);
 	}
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+	PG_RETURN_DATUM(row_datum(fcinfo, values, nulls));
 }

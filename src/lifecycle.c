@@ -143,7 +143,8 @@ next_expired(char *after, bool submitted)
 /*
  * CALL nomp_crypt.destroy_expired_keks()
  *
- * Repeatable.  A KEK that is not in the keystore is left, with a warning.
+ * Repeatable.  A KEK that is not in the keystore is left, with a warning; one
+ * whose keystore destroys later counts when it is seen to be gone.
  * Raises 2D000 inside a transaction block, NC004, and 55000 if a standby or a
  * slot is behind or this server may not destroy.
  */
@@ -152,7 +153,9 @@ nc_destroy_expired_keks(PG_FUNCTION_ARGS)
 {
 	char	   *kek = NULL;
 	char	   *lsn;
+	char	   *gone;
 	int			destroyed = 0;
+	int			pending = 0;
 
 	steps_begin(fcinfo, "destroy_expired_keks");
 	/* of all first, so that waiting for replay is done once */
@@ -166,11 +169,18 @@ nc_destroy_expired_keks(PG_FUNCTION_ARGS)
 		await_replay(lsn);
 	while ((kek = next_expired(kek, true)) != NULL)
 	{
-		(void) steps_run("SELECT nomp_crypt._expire_destroy($1::pg_catalog.uuid)::pg_catalog.text", 1, &kek);
+		gone = steps_run("SELECT nomp_crypt._expire_destroy($1::pg_catalog.uuid)::pg_catalog.text", 1, &kek);
 		steps_commit();
-		destroyed++;
+		destroyed += gone != NULL && strcmp(gone, "1") == 0;
+		pending += gone != NULL && strcmp(gone, "0") == 0;
 	}
-	ereport(NOTICE, (errmsg("keys destroyed that no backup needs any more: %d", destroyed)));
+	if (pending == 0)
+		ereport(NOTICE, (errmsg("keys destroyed that no backup needs any more: %d", destroyed)));
+	else
+		ereport(NOTICE,
+				(errmsg("keys destroyed that no backup needs any more: %d; their keystore will destroy: %d",
+						destroyed, pending),
+				 errhint("See nomp_crypt.kek.pending_until. A later call sees that they are gone.")));
 	SPI_finish();
 	PG_RETURN_VOID();
 }

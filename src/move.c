@@ -16,6 +16,7 @@
 #include "miscadmin.h"
 #include "parser/parse_coerce.h"
 #include "reencrypt.h"
+#include "register_proof.h"
 #include "rights.h"
 #include "tables.h"
 #include "utils/builtins.h"
@@ -61,7 +62,7 @@ require_target(text *name)
 	reencrypt_tenant(name, &to);
 	rights_require(&to, RIGHT_ENCRYPT);
 	if (to.state == TENANT_ERASED)
-		error_erased(to.id);
+		register_raise_erased(&to);
 	if (to.state != TENANT_ACTIVE)
 		error_suspended(to.id, to.state == TENANT_FENCED);
 }

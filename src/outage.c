@@ -9,7 +9,8 @@
  * first is let through at once, for hangs that pass; the next ones after a
  * pause as long as the failure took, with some jitter, because other nodes
  * wait for the same keystore.  Failures that come quickly make nobody wait and
- * begin no outage: they may be about one school only.
+ * begin no outage: they may be about one school only.  Nor does one while
+ * others that were sent later are answered: it is about that request.
  *
  * Called by the broker alone.  No secrets here.
  */
@@ -32,6 +33,8 @@ unavailable(KsStatus status)
 		case KS_TOKEN_MISSING:
 		case KS_TIMEOUT:
 		case KS_CRASHED:
+		case KS_NETWORK:
+		case KS_CREDENTIALS:
 			return true;
 		default:
 			return false;
@@ -42,9 +45,16 @@ unavailable(KsStatus status)
 void
 outage_note(Outage *outage, KsStatus status, const char *reason, int64 took, int64 now)
 {
+	const int64 sent_at = now - took;
 	const bool	failed = unavailable(status) &&
 		(took >= SLOW_US || outage->failures > 0);
 
+	/* others sent with it were answered, or failed before it: that is known */
+	if (failed && (outage->well_at > sent_at ||
+				   (outage->failures > 0 && sent_at < outage->began)))
+		return;
+	if (!unavailable(status))
+		outage->well_at = now;
 	if (!failed)
 	{
 		if (outage->failures > 0)
@@ -57,7 +67,10 @@ outage_note(Outage *outage, KsStatus status, const char *reason, int64 took, int
 				(errmsg("the keystore does not answer; until it does, one request at a time is sent to it"),
 				 errdetail_log("status %d: %s", (int) status, reason)));
 	if (outage->failures++ == 0)
+	{
+		outage->began = now;
 		took = 0;
+	}
 	outage->until = now +
 		(int64) (Min(took, MAX_PAUSE_US) * (0.75 + pg_prng_double(&pg_global_prng_state) / 2));
 	outage->status = status;

@@ -20,6 +20,7 @@
 #include "inner.h"
 #include "inside.h"
 #include "reencrypt.h"
+#include "register_proof.h"
 #include "rights.h"
 #include "rows.h"
 #include "typemod.h"
@@ -124,7 +125,7 @@ refuse(ValueState state, const TenantRow *owner)
 		case VALUE_OPENS:
 			return;
 		case VALUE_ERASED:
-			error_erased(owner->id);
+			register_raise_erased(owner);
 		case VALUE_SUSPENDED:
 			error_suspended(owner->id, owner->state == TENANT_FENCED);
 		case VALUE_UNKNOWN:

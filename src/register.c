@@ -8,7 +8,8 @@
  * no file or is not named in it, and so can destroy nothing.  (The system identifier would not do: a
  * clone has the same one, an upgraded cluster another.)
  *
- * The signed register of erasures will live in the same folder.
+ * The signed register lives in the same folder: register_file.c, and
+ * register_pins.c for its keys.
  */
 #include "postgres.h"
 
@@ -59,9 +60,24 @@ real_data_directory(char out[MAXPGPATH])
 	strlcpy(out, path, MAXPGPATH);
 }
 
+static bool
+is_ours_alone(const struct stat *st)
+{
+	return S_ISDIR(st->st_mode) && st->st_uid == geteuid() &&
+		(st->st_mode & (S_IWGRP | S_IWOTH)) == 0;
+}
+
+bool
+register_directory_is_good(void)
+{
+	struct stat st;
+
+	return stat(register_directory, &st) == 0 && is_ours_alone(&st);
+}
+
 /* The folder must exist, be ours alone to write, and lie outside the data. */
-static void
-check_directory(void)
+void
+register_check_directory(void)
 {
 	char		data[MAXPGPATH];
 	char		dir[PATH_MAX];
@@ -74,7 +90,7 @@ check_directory(void)
 				(errcode_for_file_access(),
 				 errmsg("could not open the register directory \"%s\": %m", register_directory),
 				 errhint("Create it, owned by the server's user, mode 700, or set nomp_crypt.register_directory.")));
-	if (!S_ISDIR(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
+	if (!is_ours_alone(&st))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("register directory \"%s\" has the wrong owner or permissions", register_directory),
@@ -101,22 +117,19 @@ register_beside_data(bool *beside)
 	return true;
 }
 
-static void
-file_path(char out[MAXPGPATH], const char *suffix)
+void
+register_path(char out[MAXPGPATH], const char *name)
 {
-	snprintf(out, MAXPGPATH, "%s/%s%s", register_directory, FILE_NAME, suffix);
+	snprintf(out, MAXPGPATH, "%s/%s", register_directory, name);
 }
 
-/* The file's content, or NULL if there is none. */
-static char *
-read_file(void)
+char *
+register_slurp(const char *path)
 {
-	char		path[MAXPGPATH];
 	char	   *text;
 	int			fd;
 	ssize_t		n;
 
-	file_path(path, "");
 	fd = OpenTransientFile(path, O_RDONLY);
 	if (fd < 0)
 	{
@@ -137,12 +150,22 @@ read_file(void)
 	return text;
 }
 
+/* The file's content, or NULL if there is none. */
+static char *
+read_file(void)
+{
+	char		path[MAXPGPATH];
+
+	register_path(path, FILE_NAME);
+	return register_slurp(path);
+}
+
 static void
 malformed(void)
 {
 	char		path[MAXPGPATH];
 
-	file_path(path, "");
+	register_path(path, FILE_NAME);
 	ereport(ERROR,
 			(errcode(ERRCODE_DATA_CORRUPTED),
 			 errmsg("file \"%s\" is malformed", path),
@@ -179,7 +202,7 @@ register_read(pg_uuid_t *installation, bool *ours, bool *neighbour)
 	char	   *rest;
 	int			number = 0;
 
-	check_directory();
+	register_check_directory();
 	*ours = *neighbour = false;
 	text = read_file();
 	if (text == NULL)
@@ -203,36 +226,57 @@ register_read(pg_uuid_t *installation, bool *ours, bool *neighbour)
 	return true;
 }
 
-/* Write the whole file durably under a temporary name, then give it its own. */
+/* Write a file under a temporary name, durably. */
 static void
-write_file(const char *text, bool must_be_new)
+write_temporary(const char *temp, const char *text, size_t len)
 {
-	char		path[MAXPGPATH];
-	char		temp[MAXPGPATH];
 	int			fd;
 
-	file_path(path, "");
-	file_path(temp, ".new");
 	(void) unlink(temp);
 	fd = OpenTransientFilePerm(temp, O_WRONLY | O_CREAT | O_EXCL, S_IRUSR | S_IWUSR);
 	if (fd < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not create file \"%s\": %m", temp)));
-	if (write(fd, text, strlen(text)) != (ssize_t) strlen(text) || pg_fsync(fd) != 0)
+	errno = 0;
+	if (write(fd, text, len) != (ssize_t) len || pg_fsync(fd) != 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not write file \"%s\": %m", temp)));
 	CloseTransientFile(fd);
-	if (must_be_new && link(temp, path) != 0)
+}
+
+void
+register_replace(const char *path, const char *text, size_t len)
+{
+	char		temp[MAXPGPATH];
+
+	snprintf(temp, MAXPGPATH, "%s.new", path);
+	write_temporary(temp, text, len);
+	(void) durable_rename(temp, path, ERROR);
+}
+
+/* The same for the file "installation"; "must_be_new": there was none. */
+static void
+write_file(const char *text, bool must_be_new)
+{
+	char		path[MAXPGPATH];
+	char		temp[MAXPGPATH];
+
+	register_path(path, FILE_NAME);
+	if (!must_be_new)
+	{
+		register_replace(path, text, strlen(text));
+		return;
+	}
+	register_path(temp, FILE_NAME ".new");
+	write_temporary(temp, text, strlen(text));
+	if (link(temp, path) != 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not create file \"%s\": %m", path),
 				 errhint("Another session may have created the installation just now: repeat the call.")));
-	if (must_be_new)
-		(void) unlink(temp);
-	else
-		(void) durable_rename(temp, path, ERROR);
+	(void) unlink(temp);
 	fsync_fname(register_directory, true);
 }
 

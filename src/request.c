@@ -250,7 +250,8 @@ release_at_exit(int code, Datum arg)
 	if (MyProc == NULL)
 		return;
 	slot = &slots[MyProc->pgprocno];
-	if (slot->state == SLOT_SUBMITTED && slot->op == KS_OP_CONFIRM)
+	if (slot->state == SLOT_SUBMITTED &&
+		(slot->op == KS_OP_CONFIRM || slot->op == KS_OP_HEAD))
 		return;					/* posted; the broker takes it without us */
 	release_slot(slot);
 }

@@ -19,6 +19,11 @@
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+static bool attempting = false; /* within steps_attempt */
+static bool step_failed = false;	/* its error is of a step, whose changes are gone */
 
 /* The procedure of that name cannot commit?  Raises 2D000. */
 void
@@ -44,9 +49,8 @@ steps_begin(FunctionCallInfo fcinfo, const char *name)
 	(void) SPI_connect_ext(SPI_OPT_NONATOMIC);
 }
 
-/* Run one step; the single value it returns as text, or NULL. */
-char *
-steps_run(const char *sql, int nargs, char **args)
+static char *
+run(const char *sql, int nargs, char **args)
 {
 	Oid			types[3] = {TEXTOID, TEXTOID, TEXTOID};
 	Datum		values[3];
@@ -61,6 +65,83 @@ steps_run(const char *sql, int nargs, char **args)
 		SPI_processed != 1)
 		elog(ERROR, "a step returned no row");
 	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+}
+
+/*
+ * The same in a subtransaction, so that nothing is left of a step that fails.
+ * Its error goes on to steps_attempt, but for the caller's own wish to stop.
+ */
+static char *
+run_alone(const char *sql, int nargs, char **args)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	char	   *volatile result = NULL;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		result = run(sql, nargs, args);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error != NULL)
+	{
+		step_failed = error->sqlerrcode != ERRCODE_QUERY_CANCELED;
+		ReThrowError(error);
+	}
+	return result;
+}
+
+/* Run one step; the single value it returns as text, or NULL. */
+char *
+steps_run(const char *sql, int nargs, char **args)
+{
+	return attempting ? run_alone(sql, nargs, args) : run(sql, nargs, args);
+}
+
+/*
+ * Go through steps; what a step reports as an error ends them and is returned,
+ * NULL if none does.  The steps before it stay committed.  "drive" must hold
+ * nothing that an error would have to clean up.
+ */
+ErrorData *
+steps_attempt(void (*drive) (char **args), char **args)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ErrorData  *volatile error = NULL;
+
+	attempting = true;
+	step_failed = false;
+	PG_TRY();
+	{
+		drive(args);
+		attempting = false;
+	}
+	PG_CATCH();
+	{
+		attempting = false;
+		if (!step_failed)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	if (error != NULL)
+		SPI_rollback();
+	return error;
 }
 
 /* Commit durably, whatever the session's synchronous_commit says. */

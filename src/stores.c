@@ -7,8 +7,8 @@
  * to another, and as long as backups may need the old keys.  Each has a helper
  * of its own, so that one that hangs keeps nobody else waiting.
  *
- * A helper belongs to a URI, not to a place in the settings: when a reload
- * changes their order, helpers, and what they are working on, go along.
+ * A helper belongs to a URI, and to the regions that it was told, not to a
+ * place in the settings: when a reload changes their order, helpers, and what they are working on, go along.
  *
  * Backends use stores_uri alone.  No secrets; the links have their own.
  */
@@ -82,15 +82,42 @@ check_others(char **newval, void **extra, GucSource source)
 	return false;
 }
 
-/* Names of regions, which no shell, URL or log misreads. */
+/* Is it a region's name, as in "eu-north-1"? */
+static bool
+is_region(const char *word, size_t len)
+{
+	static const char letters[] = "abcdefghijklmnopqrstuvwxyz";
+	size_t		at = 0;
+	int			parts = 0;
+
+	for (; at < len && strchr(letters, word[at]) != NULL; parts++)
+	{
+		at += strspn(word + at, letters);
+		if (at >= len || word[at++] != '-')
+			return false;
+	}
+	return parts >= 2 && at < len && at + strspn(word + at, "0123456789") >= len;
+}
+
 static bool
 check_regions(char **newval, void **extra, GucSource source)
 {
-	if (*newval != NULL && strlen(*newval) < 1000 &&
-		strspn(*newval, "abcdefghijklmnopqrstuvwxyz0123456789- ") == strlen(*newval))
-		return true;
-	GUC_check_errdetail("It must be names of regions with blanks between them.");
-	return false;
+	const char *word;
+	size_t		len;
+
+	if (*newval == NULL || strlen(*newval) >= 1000)
+	{
+		GUC_check_errdetail("It must be shorter than 1000 characters.");
+		return false;
+	}
+	for (int i = 0; (len = nth_word(*newval, i, &word)) > 0; i++)
+	{
+		if (is_region(word, len))
+			continue;
+		GUC_check_errdetail("It must be names of regions, such as \"eu-north-1\", with blanks between them.");
+		return false;
+	}
+	return true;
 }
 
 void
@@ -134,7 +161,10 @@ stores_uri(int place)
 
 /* ---- the broker ---- */
 
-/* Of those before, the one with that URI, which is then no more among them. */
+/*
+ * Of those before, the one with that URI, which is then no more among them;
+ * its helper must have been told of the regions as they are now.
+ */
 static Store *
 take_over(Store **before, int n, const char *uri)
 {
@@ -142,7 +172,8 @@ take_over(Store **before, int n, const char *uri)
 	{
 		Store	   *store = before[i];
 
-		if (store != NULL && strcmp(store->uri, uri) == 0)
+		if (store != NULL && strcmp(store->uri, uri) == 0 &&
+			strcmp(store->regions, regions) == 0)
 		{
 			before[i] = NULL;
 			return store;
@@ -170,6 +201,8 @@ new_store(const char *uri)
 	memset(store, 0, sizeof(*store));
 	store->link.fd = -1;
 	store->uri = MemoryContextStrdup(TopMemoryContext, uri);
+	store->regions = MemoryContextStrdup(TopMemoryContext, regions);
+	store->max_in_flight = 1;
 	store->check_cursor = PG_INT32_MAX;
 	return store;
 }
@@ -178,7 +211,8 @@ static void
 free_store(Store *store)
 {
 	pfree(store->uri);
-	store->uri = NULL;
+	pfree(store->regions);
+	store->uri = store->regions = NULL;
 }
 
 /* One that leaves, if "drop" says that it can go now. */
@@ -266,23 +300,31 @@ store_ensure_helper(Store *store)
 	if (helper_running(&store->link))
 		return KS_OK;
 	store->next_start = lease_boot_now() + START_RETRY_MS * INT64CONST(1000);
-	if (!helper_start(&store->link, store->uri, store->pin_stamp, regions))
+	if (!helper_start(&store->link, store->uri, store->pin_stamp, store->regions))
 		return KS_NO_HELPER;
 	keystat_helper_started(store->place);
 	return KS_OK;
 }
 
 /* End the helper: in peace, or at once.  The next one may find another token. */
+static void
+forget_helper(Store *store)
+{
+	store->serial[0] = '\0';
+	store->max_in_flight = 1;	/* until the next one says more */
+	store->n_given_up = 0;
+}
+
 void
 store_stop(Store *store)
 {
 	helper_stop(&store->link);
-	store->serial[0] = '\0';
+	forget_helper(store);
 }
 
 void
 store_kill(Store *store)
 {
 	helper_kill(&store->link);
-	store->serial[0] = '\0';
+	forget_helper(store);
 }

@@ -24,6 +24,7 @@
 #include "libpq/pqformat.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "register_proof.h"
 #include "rights.h"
 #include "session.h"
 #include "type_io.h"
@@ -178,7 +179,7 @@ type_refuse_other(const TenantRow *owner, const TenantRow *tenant, const char *h
 {
 	/* this school's own, from before it was erased and onboarded again */
 	if (owner->state == TENANT_ERASED && strcmp(owner->id, tenant->id) == 0)
-		error_erased(owner->id);
+		register_raise_erased(owner);
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("value belongs to tenant \"%s\", the session is inside \"%s\"",

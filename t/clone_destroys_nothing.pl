@@ -209,9 +209,16 @@ sub point_at
 	$original->safe_psql('postgres',
 		"ALTER SYSTEM SET nomp_crypt.keystore = '$uri'");
 	$original->reload;
-	$original->poll_query_until('postgres',
-		'SELECT token FROM nomp_crypt.keystore_status()', $label)
-	  or die "the keystore is not $label";
+	# a token has a name, an account has not
+	$original->poll_query_until(
+		'postgres',
+		over_kms()
+		? ( 'SELECT state FROM nomp_crypt.keystore_status()',
+			$label eq 'nomp'
+			? 'ok'
+			: "the token is not this installation's")
+		: ('SELECT token FROM nomp_crypt.keystore_status()', $label)
+	) or die "the keystore is not $label";
 	return;
 }
 

@@ -24,8 +24,7 @@ my @living = qw(norr söder öster);
 my $dir = PostgreSQL::Test::Utils::tempdir();
 
 make_token($dir, 'nomp');
-my $keystore = keystore_uri($dir, 'nomp', shim_module($dir));
-shim_says();
+my $keystore = frail_keystore($dir, 'nomp');
 
 start_etcd();
 my $first = patroni_node('site1', $keystore);
@@ -143,7 +142,7 @@ is(sqlstate($second, "SELECT nomp_crypt.create_tenant('new')"),
 
 wait_for_standby($first);
 states_stay($first, 'on the standby');
-shim_says(map { "$_ hang" } qw(C_Initialize C_FindObjectsInit C_DecryptInit));
+keystore_has_trouble(everything => 'hangs');
 is(school_reads($first, 'cold'), 'NC004', 'the keystore does not answer');
 kill_machine($second);
 wait_for_leader($first);
@@ -152,7 +151,7 @@ states_stay($first, 'after the failover, without a keystore');
 client_goes_on('after the failover, without a keystore');
 is(school_reads($first, 'cold'),
 	'NC004', 'a key that nobody had asked for is unavailable');
-shim_says();
+keystore_recovers();
 wait_until(sub { school_reads($first, 'cold') eq 'Anna i cold' },
 	'the keystore to be back');
 pass('when the keystore is back, so is that school');
@@ -168,14 +167,14 @@ is(sqlstate($first, "SELECT nomp_crypt.create_tenant('newer')"),
 start_patroni($second);
 wait_for_standby($second);
 states_stay($second, 'on the node that came back');
-shim_says(map { "$_ hang" } qw(C_Initialize C_FindObjectsInit C_DecryptInit));
+keystore_has_trouble(everything => 'hangs');
 patronictl(
 	'switchover', '--master', 'site1', '--candidate',
 	'site2', '--force', 'nomp');
 wait_for_leader($second);
 client_goes_on('after a switchover without a keystore');
 states_stay($second, 'after a switchover without a keystore');
-shim_says();
+keystore_recovers();
 wait_until(sub { keystore_state($second) eq 'ok' },
 	'the keystore to be back');
 is(sqlstate($second, "SELECT nomp_crypt.create_tenant('newest')"),

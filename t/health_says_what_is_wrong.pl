@@ -18,7 +18,7 @@ my $node = nomp_node('main', allows_streaming => 1);
 my $dir = $node->{nomp_dir};
 
 $node->append_conf('postgresql.conf', <<"CONF");
-nomp_crypt.keystore = '@{[ keystore_uri($dir, 'nomp', shim_module($dir)) ]}'
+nomp_crypt.keystore = '@{[ frail_keystore($dir, 'nomp') ]}'
 nomp_crypt.keystore_timeout = 1s
 nomp_crypt.key_check_interval = 1s
 nomp_crypt.max_cached_keys = 16
@@ -26,7 +26,6 @@ log_statement = none
 ssl = off
 session_preload_libraries = 'auto_explain'
 CONF
-shim_says();
 $node->start;
 create_nomp($node, qw(one two));
 $node->safe_psql('postgres',
@@ -85,13 +84,6 @@ sub set
 	};
 }
 
-sub shim
-{
-	my (@lines) = @_;
-
-	return sub { shim_says(@lines) };
-}
-
 is( $node->safe_psql(
 		'postgres',
 		"SELECT count(*) FROM nomp_crypt.health() WHERE severity = 'critical'"
@@ -105,30 +97,26 @@ like(
 
 # ---- the keystore ----
 
-my @all =
-  map { "$_ %s" }
-  qw(C_Initialize C_FindObjectsInit C_DecryptInit C_Decrypt
-  C_GetTokenInfo C_GetSlotList);
-
-sub everything
-{
-	return map { sprintf $_, $_[0] } @all;
-}
-
 is(outcome($node, in_tenant('one', "SELECT name FROM pupil WHERE id = 1")),
 	'Anna', 'a key is in memory');
 trouble(
 	'a keystore that hangs',
 	'keystore',
-	sub { shim_says(everything('hang')); restart_helper($node) },
+	sub {
+		keystore_has_trouble(everything => 'hangs');
+		restart_helper($node);
+	},
 	qr/^critical: it did not answer in time/,
-	sub { shim_says() });
+	sub { keystore_recovers() });
 trouble(
 	'keys in memory, and the keystore is away',
 	'leases',
-	sub { shim_says(everything('rv=0x30')); restart_helper($node) },
+	sub {
+		keystore_has_trouble(everything => 'fails');
+		restart_helper($node);
+	},
 	qr/^critical: the keystore does not confirm the \d+ keys in memory; the first lease ends at 20/,
-	sub { shim_says() });
+	sub { keystore_recovers() });
 trouble(
 	'no keystore is configured',
 	'keystore',
@@ -139,35 +127,36 @@ trouble(
 	'the token is another one',
 	'canary',
 	sub {
-		rename "$dir/tokens", "$dir/tokens.away" or die $!;
-		mkdir "$dir/tokens", 0700;
+		token_goes($dir, 'nomp');
 		make_token($dir, 'nomp');
 		restart_helper($node);
 	},
 	qr/^critical: the token is not this installation's/,
 	sub {
-		system_or_bail('rm', '-rf', "$dir/tokens");
-		rename "$dir/tokens.away", "$dir/tokens" or die $!;
+		token_returns($dir, 'nomp');
 		restart_helper($node);
 	});
-trouble(
-	'a PIN file that others may read',
-	'credentials',
-	sub { chmod 0644, "$dir/pin" },
-	qr/^critical: the PIN file is accessible to group or others/,
-	sub { chmod 0600, "$dir/pin" });
-trouble(
-	'a PIN file that is gone',
-	'credentials',
-	sub { rename "$dir/pin", "$dir/pin.away" },
-	qr/^critical: the PIN file cannot be found/,
-	sub { rename "$dir/pin.away", "$dir/pin" });
-trouble(
-	'a PIN that is old',
-	'credentials',
-	sub { utime 1, 86400 * 365 * 30, "$dir/pin" },
-	qr/^warning: the PIN file has not changed since 1999-12-2/,
-	sub { utime undef, undef, "$dir/pin" });
+unless (over_kms())
+{
+	trouble(
+		'a PIN file that others may read',
+		'credentials',
+		sub { chmod 0644, "$dir/pin" },
+		qr/^critical: the PIN file is accessible to group or others/,
+		sub { chmod 0600, "$dir/pin" });
+	trouble(
+		'a PIN file that is gone',
+		'credentials',
+		sub { rename "$dir/pin", "$dir/pin.away" },
+		qr/^critical: the PIN file cannot be found/,
+		sub { rename "$dir/pin.away", "$dir/pin" });
+	trouble(
+		'a PIN that is old',
+		'credentials',
+		sub { utime 1, 86400 * 365 * 30, "$dir/pin" },
+		qr/^warning: the PIN file has not changed since 1999-12-2/,
+		sub { utime undef, undef, "$dir/pin" });
+}
 
 # ---- the broker ----
 
@@ -335,6 +324,48 @@ trouble(
 		sub { chmod 0777, $register },
 		qr/^warning: register directory "\.\.\." has the wrong owner or permissions/,
 		sub { chmod 0700, $register });
+	trouble(
+		"no file of the register",
+		'register',
+		sub { rename "$register/register", "$register/away" or die $! },
+		qr/^critical: the register is missing/,
+		sub { rename "$register/away", "$register/register" or die $! });
+	my $by_force = sub {
+		my ($statement) = @_;
+
+		$node->safe_psql('postgres',
+				'ALTER TABLE nomp_crypt.register DISABLE TRIGGER USER;'
+			  . " $statement;"
+			  . ' ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only;'
+			  . ' ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only_rows'
+		);
+	};
+	trouble(
+		'a record that the table has forgotten',
+		'reconcile',
+		sub {
+			$by_force->(
+				'DELETE FROM nomp_crypt.register WHERE number = (SELECT max(number) FROM nomp_crypt.register)'
+			);
+		},
+		qr/^critical: the register has 1 things that this database does not know/,
+		sub {
+			$node->safe_psql('postgres',
+				'SELECT * FROM nomp_crypt.reconcile()');
+		});
+	trouble(
+		'a record of last month that nobody copied away',
+		'register_archive',
+		sub {
+			$by_force->(
+				"UPDATE nomp_crypt.register SET at = at - interval '30 days' WHERE number = 1"
+			);
+		},
+		qr/^warning: register not archived: 1 records/,
+		sub {
+			$node->safe_psql('postgres',
+				'SELECT nomp_crypt.register_archived(1)');
+		});
 	mkdir $inside, 0700 or die $!;
 	trouble(
 		'a register directory inside the data directory',

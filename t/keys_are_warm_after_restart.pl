@@ -18,13 +18,10 @@ use Test::More;
 # 16 keys, two for each school: eight schools fit
 my @used = map { "used$_" } 1 .. 4;
 my @unused = map { "unused$_" } 1 .. 2;
-my @all =
-  map { "$_ hang" }
-  qw(C_Initialize C_FindObjectsInit C_DecryptInit C_Decrypt);
 
 my $node = nomp_node('main', allows_streaming => 1);
 my $dir = $node->{nomp_dir};
-my $uri = keystore_uri($dir, 'nomp', shim_module($dir));
+my $uri = frail_keystore($dir, 'nomp');
 
 sub configure
 {
@@ -41,7 +38,6 @@ CONF
 }
 
 configure($node);
-shim_says();
 $node->start;
 create_nomp($node, @used, @unused, qw(erased suspended));
 $node->safe_psql('postgres', 'CREATE DATABASE without_extension');
@@ -145,7 +141,7 @@ is( $node->safe_psql(
 	),
 	0,
 	'loading is no use');
-shim_says(@all);
+keystore_has_trouble(everything => 'hangs');
 restart_helper($node);
 is(reading($_), 'Anna', "$_ can be read while the keystore hangs") for @used;
 is(reading('unused1'), 'NC004', 'a school that was not used cannot');
@@ -157,7 +153,7 @@ is(reading($used[0]), 'NC004',
 	'nothing can be loaded from a keystore that hangs');
 warmer_goes_by(2);
 is(sorted(remembered()), "@used", 'who was busy is still remembered');
-shim_says();
+keystore_recovers();
 becomes_warm("@used", 'when the keystore is back they are loaded');
 
 $node->teardown_node;  # kill -9 would do the same: nothing is kept at the end
@@ -247,13 +243,13 @@ is(reading('unused1', $standby), 'NC001', 'a school is erased');
 becomes_warm("unused2 @used",
 	'its keys are gone from the standby, too', $standby);
 $node->stop;
-shim_says(@all);
+keystore_has_trouble(everything => 'hangs');
 restart_helper($standby);
 $standby->promote;
 is(reading($_, $standby),
 	'Anna', "after a failover in an outage of the keystore, $_ reads")
   for @used, 'unused2';
-shim_says();
+keystore_recovers();
 $standby->stop;
 $node->start;
 
@@ -320,7 +316,7 @@ is( outcome($node, q(SELECT nomp_crypt.prewarm() / 2)),
 		'postgres',
 		"SELECT count(*) - 3 FROM nomp_crypt.tenant WHERE state = 'active'"),
 	'then all others');
-shim_says(map { s/hang/rv=0x30/r } @all);
+keystore_has_trouble(everything => 'fails');
 $node->restart;
 is(outcome($node, q(SELECT nomp_crypt.prewarm())),
 	'NC004', 'without a keystore that is an error');

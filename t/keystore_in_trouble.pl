@@ -291,7 +291,7 @@ my $new_pin = sprintf 'nyhemlig%08x', int rand 2**32;
 trouble(
 	'PIN changed in the token',
 	break => sub {
-		NompTest::pkcs11_tool($dir, 'nomp', '--change-pin', '--new-pin',
+		SoftHsm::pkcs11_tool($dir, 'nomp', '--change-pin', '--new-pin',
 			$new_pin);
 		is( plaintext(shift @schools) =~ /^Anna/ ? 'reads' : 'does not read',
 			'reads',
@@ -325,13 +325,13 @@ trouble(
 	'module reports an error',
 	break => sub { shim_says('C_FindObjectsInit rv=0x30') },
 	repair => sub { shim_says() },
-	state => 'the PKCS#11 module reported an error',
+	state => 'the PKCS#11 module or the key service reported an error',
 	log => qr/C_FindObjectsInit: .*0x30/);
 trouble(
 	'module cannot decrypt',
 	break => sub { shim_says('C_Decrypt rv=0x54') },
 	repair => sub { shim_says() },
-	state => 'the PKCS#11 module reported an error',
+	state => 'the PKCS#11 module or the key service reported an error',
 	hidden => 1,
 	log => qr/C_Decrypt: .*0x54/);
 
@@ -341,7 +341,7 @@ trouble(
 	'module fails as it does for a damaged key',
 	break => sub { shim_says('C_Decrypt rv=0x5') },
 	repair => sub { shim_says() },
-	state => 'the PKCS#11 module reported an error',
+	state => 'the PKCS#11 module or the key service reported an error',
 	hidden => 1,
 	log => qr/C_Decrypt: .*0x5/);
 trouble(

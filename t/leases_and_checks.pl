@@ -21,9 +21,8 @@ my @cold = map { "cold$_" } 1 .. 20;
 
 my $node = nomp_node('main');
 my $dir = $node->{nomp_dir};
-my $uri = keystore_uri($dir, 'nomp', shim_module($dir));
+my $uri = frail_keystore($dir, 'nomp');
 
-shim_says();
 $node->append_conf('postgresql.conf', <<"CONF");
 nomp_crypt.keystore = '$uri'
 nomp_crypt.keystore_timeout = 2s
@@ -115,7 +114,7 @@ sub set_and_reload
 		'Anna i deleted',
 		'another is in the middle of a cursor');
 
-	system_or_bail('cp', '-a', "$dir/tokens", "$dir/backup");
+	token_is_backed_up($dir, 'nomp');
 	delete_from_token($dir, 'nomp', $label);
 	$node->wait_for_log(qr/the keystore no longer has the key "\Q$label\E"/,
 		$log_start);
@@ -147,8 +146,7 @@ sub set_and_reload
 		qr/no longer has the key/,
 		'and proves no key gone');
 
-	system_or_bail('rm', '-rf', "$dir/tokens");
-	rename "$dir/backup", "$dir/tokens" or die $!;
+	token_is_restored($dir, 'nomp');
 	restart_helper($node);
 	wait_until(sub { reading('deleted') eq 'Anna i deleted' },
 		'the restored token to read');
@@ -190,57 +188,42 @@ sub outage
 	return;
 }
 
-sub empty_token
-{
-	rename "$dir/tokens", "$dir/tokens.away" or die $!;
-	mkdir "$dir/tokens", 0700;
-	return;
-}
-
-sub token_back
-{
-	system_or_bail('rm', '-rf', "$dir/tokens");
-	rename "$dir/tokens.away", "$dir/tokens" or die $!;
-	return;
-}
-
-my @all =
-  map { "$_ %s" } qw(C_Initialize C_FindObjectsInit C_DecryptInit C_Decrypt);
-
 outage(
-	'module hangs',
+	'keystore hangs',
 	sub {
-		shim_says(map { sprintf $_, 'hang' } @all);
+		keystore_has_trouble(everything => 'hangs');
 	},
-	sub { shim_says() },
-	qr/helper did not answer in time/);
+	sub { keystore_recovers() },
+	# a helper that waits for a service says so itself, in time
+	over_kms()
+	? qr/could not check the keys in use/
+	: qr/helper did not answer in time/);
+# no service can crash the helper
 outage(
 	'module crashes',
-	sub {
-		shim_says(map { sprintf $_, 'crash' } @all);
-	},
-	sub { shim_says() },
-	qr/helper ended unexpectedly/);
+	sub { keystore_has_trouble(everything => 'crashes') },
+	sub { keystore_recovers() },
+	qr/helper ended unexpectedly/) unless over_kms();
 outage(
-	'module fails',
+	'keystore fails',
 	sub {
-		shim_says(map { sprintf $_, 'rv=0x30' } @all);
+		keystore_has_trouble(everything => 'fails');
 	},
-	sub { shim_says() },
+	sub { keystore_recovers() },
 	qr/could not check the keys in use/);
 outage(
 	'token gone',
-	sub { empty_token(); restart_helper($node) },
-	sub { token_back();  restart_helper($node) },
+	sub { token_goes($dir, 'nomp');    restart_helper($node) },
+	sub { token_returns($dir, 'nomp'); restart_helper($node) },
 	qr/could not check the keys in use/);
 outage(
 	'token replaced by an empty one',
 	sub {
-		empty_token();
+		token_goes($dir, 'nomp');
 		make_token($dir, 'nomp');
 		restart_helper($node);
 	},
-	sub { token_back(); restart_helper($node) },
+	sub { token_returns($dir, 'nomp'); restart_helper($node) },
 	qr/could not check the keys in use/);
 
 # ---- leases end ----
@@ -256,7 +239,7 @@ set_and_reload('nomp_crypt.key_lease', '2s');
 		"Anna i $school",
 		'while the keystore answers, a lease ends unnoticed');
 
-	shim_says(map { sprintf $_, 'hang' } @all);
+	keystore_has_trouble(everything => 'hangs');
 	wait_until(sub { again($inside, $school) ne "Anna i $school" },
 		'the lease to end');
 	is(again($inside, $school),
@@ -264,7 +247,7 @@ set_and_reload('nomp_crypt.key_lease', '2s');
 		'without checks it ends, used as it is, within one transaction');
 	is(reading($school), 'NC004', 'for new sessions too');
 
-	shim_says();
+	keystore_recovers();
 	wait_until(sub { again($inside, $school) ne 'NC004' },
 		'the keystore to be back');
 	is( again($inside, $school),
@@ -305,12 +288,12 @@ set_and_reload('nomp_crypt.key_check_interval', '1d');
 {
 	my $school = shift @cold;
 	my $inside = enter($school);
-	my $calls = shim_calls('C_Decrypt');
+	my $calls = keystore_calls('unwrap');
 
 	wait_until(
 		sub {
 			again($inside, $school);
-			shim_calls('C_Decrypt') > $calls;
+			keystore_calls('unwrap') > $calls;
 		},
 		'the keystore to be asked again');
 	pass(

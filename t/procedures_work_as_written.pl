@@ -67,7 +67,7 @@ is(sqlstate($node, "SELECT nomp_crypt.create_tenant('new')"),
 
 # ---- the PIN is changed ----
 
-NompTest::pkcs11_tool($dir, 'nomp', '--change-pin', '--new-pin', '98765432');
+SoftHsm::pkcs11_tool($dir, 'nomp', '--change-pin', '--new-pin', '98765432');
 {
 	my $helper = helper_pid($node);
 	my @said = run_procedure(

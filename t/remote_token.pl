@@ -155,7 +155,7 @@ my $expected =
   : qr/^ok\|/;
 
 kill_token_server();
-start_token_server($NompTest::softhsm, '/usr/libexec/p11-kit/p11-kit-server');
+start_token_server($SoftHsm::softhsm, '/usr/libexec/p11-kit/p11-kit-server');
 wait_until(sub { keystore_state($node) !~ /error|did not answer|ended/ },
 	'the keystore to be judged');
 like(

@@ -17,8 +17,7 @@ use Test::More;
 my @crash_schools = qw(stated wiped disabled enabled);
 my $node = nomp_node('primary', allows_streaming => 1);
 my $dir = $node->{nomp_dir};
-my $shim = shim_module($dir);
-my $uri = keystore_uri($dir, 'nomp', $shim);
+my $uri = frail_keystore($dir, 'nomp');
 $node->append_conf('postgresql.conf', <<"CONF");
 nomp_crypt.keystore = '$uri'
 shared_buffers = 2MB
@@ -228,7 +227,7 @@ is(reading('enabled'), 'Anna', 'half resumed: it reads');
 
 # The keystore is away.
 {
-	rename "$dir/pin", "$dir/pin.away" or die $!;
+	token_goes($dir, 'nomp');
 	restart_helper($node);
 	is(sqlstate($node, sprintf $suspend, 'school'),
 		'NC004', 'without a keystore the call fails');
@@ -236,7 +235,10 @@ is(reading('enabled'), 'Anna', 'half resumed: it reads');
 	is(sqlstate($node, sprintf $resume, 'school'),
 		'NC004', 'nor is it resumed without');
 	is(reading('school'), 'NC002', 'it stays suspended');
-	rename "$dir/pin.away", "$dir/pin" or die $!;
+	token_returns($dir, 'nomp');
+	restart_helper($node);
+	wait_until(sub { keystore_state($node) eq 'ok' },
+		'the keystore to be back');
 	is(by_keystore('school'), 'Anna', 'its keys had not been disabled');
 	is(sqlstate($node, sprintf $suspend, 'school'),
 		'', 'when it is back the same call goes on');
@@ -245,29 +247,31 @@ is(reading('enabled'), 'Anna', 'half resumed: it reads');
 
 # A token that does not let a key be changed.
 {
-	shim_says('C_SetAttributeValue rv=0x10');
+	keystore_has_trouble(enable => 'forbids');
 	is(sqlstate($node, sprintf $resume, 'school'),
 		'NC004', 'a token that does not enable the keys');
 	is(reading('school'), 'NC002', 'leaves the school suspended');
-	shim_says();
+	keystore_recovers();
 	is(sqlstate($node, sprintf $resume, 'school'), '', 'until it does');
 	is(reading('school'), 'Anna', 'then it reads');
 
-	shim_says('C_SetAttributeValue rv=0x10');
+	keystore_has_trouble(enable => 'forbids');
 	my $err = '';
 	$node->psql('postgres', sprintf($suspend, 'school'), stderr => \$err);
 	like(
 		$err,
-		qr/NOTICE:  the keystore does not disable keys:/,
+		over_kms()
+		? qr/ERROR:  the keystore is unavailable: it does not allow this/
+		: qr/NOTICE:  the keystore does not disable keys:/,
 		'a token that does not disable them: the call says so');
 	is(reading('school'), 'NC002', 'and the school is suspended here');
 	is(by_keystore('school'), 'Anna', 'but not for whoever asks the token');
 	is(sqlstate($node, sprintf $resume, 'school'), '', 'it is resumed');
 	is(reading('school'), 'Anna', 'and reads');
-	shim_says('C_SetAttributeValue rv=0x30');
+	keystore_has_trouble(enable => 'fails');
 	is(sqlstate($node, sprintf $suspend, 'school'),
 		'NC004', 'a token that fails is another matter');
-	shim_says();
+	keystore_recovers();
 	is(sqlstate($node, sprintf $suspend, 'school'), '', 'the call goes on');
 	is(by_keystore('school'), 'NC002', 'when it works again');
 }

@@ -66,6 +66,7 @@ static uint8_t body_buf[2 * KS_MAX_FRAME];
 static WireWriter body;
 static Reply reply;
 static int	patience = PATIENCE;
+static int	asked_patience;		/* what requests say of it, if not the same */
 static const char *regions = "eu-north-1";
 static const char *expected_token = "";	/* what requests name; "" for any */
 
@@ -155,7 +156,7 @@ send_frame(Helper *h, uint64_t id, int op)
 	wire_put_uint(&w, id, 8);
 	wire_put_uint(&w, (uint64_t) op, 1);
 	wire_put_str(&w, expected_token, strlen(expected_token));
-	wire_put_uint(&w, (uint64_t) patience, 4);
+	wire_put_uint(&w, (uint64_t) (asked_patience > 0 ? asked_patience : patience), 4);
 	wire_put(&w, body.buf, body.len);
 	return send_raw(h, frame, w.len);
 }

@@ -161,7 +161,7 @@ test_settings(void)
 {
 	char		uri[3 * PATH_MAX];
 	static const char *const bad[] = {
-		"", "nothing", "aws-kms://eu-north-1", "pkcs11:", "pkcs11:%zz", "pkcs11:token=a;token=b",
+		"", "nothing", "aws-kms://", "aws-kms://eu-north-1?what=this", "pkcs11:", "pkcs11:%zz", "pkcs11:token=a;token=b",
 		"pkcs11:token=nomp?module-path=lib.so",
 		"pkcs11:token=nomp?module-path=/lib.so&pin-value=secret-4711",
 		"pkcs11:token=nomp?module-path=/lib.so&pin-source=pin",

@@ -4,6 +4,7 @@ them where they must not be.  Follows docs/format.md, as decrypt.py does, and
 asks the token itself.
 
     school_keys.py MODULE TOKEN PINFILE < lines
+    school_keys.py aws-kms FOLDER < lines       (test/kms_double.py's)
 
 Lines in: "key NAME KEK-LABEL TENANT PURPOSE VERSION WRAPPED-HEX" (first), and
 "value NAME VALUE-HEX" for values under the values key, "text NAME KIND
@@ -13,8 +14,11 @@ the fingerprint of a text, NAME, and for working and derived keys, which ciphers
 of AES-256, NAME.rounds (13 blocks; two neighbours give the key away).
 """
 
+import base64
 import ctypes
+import json
 import sys
+import urllib.request
 import uuid
 
 sys.dont_write_bytecode = True      # leave the tree as it is
@@ -87,6 +91,27 @@ class Token:
         return out.raw[:length.value]
 
 
+class Double:
+    """The double of KMS, asked as by an owner of all its keys."""
+
+    def __init__(self, folder):
+        with open(f"{folder}/ready.json", encoding="utf-8") as file:
+            self.url = f"http://127.0.0.1:{json.load(file)['control']}/"
+
+    def unwrap(self, label, wrapped, aad):
+        _, installation, school, _ = label.decode().split(":")
+        length = int.from_bytes(wrapped[1:3], "big")
+        question = {
+            "do": "call", "action": "Decrypt",
+            "KeyId": wrapped[3:3 + length].decode(),
+            "CiphertextBlob": base64.b64encode(wrapped[3 + length:]).decode(),
+            "EncryptionContext": {"nomp_crypt:installation": installation,
+                                  "nomp_crypt:school": school,
+                                  "nomp_crypt:key": base64.b64encode(aad).decode()}}
+        with urllib.request.urlopen(self.url, json.dumps(question).encode()) as answer:
+            return base64.b64decode(json.load(answer)["answer"]["Plaintext"])
+
+
 def sbox():
     """AES's substitution table: inverses in GF(2^8), then the affine map."""
     table = [0x63] * 256
@@ -131,10 +156,15 @@ def cipher_key(name, key):
     print(name + ".rounds", round_keys(key).hex())
 
 
-def main():
-    module, label, pin_file = sys.argv[1:]
+def open_token(module, where, pin_file=None):
+    if module == "aws-kms":
+        return Double(where)
     with open(pin_file, "rb") as file:
-        token = Token(module, label, file.read().strip())
+        return Token(module, where, file.read().strip())
+
+
+def main():
+    token = open_token(*sys.argv[1:])
     work = {}
     for line in sys.stdin:
         kind, name, *rest = line.split()

@@ -1,7 +1,9 @@
 # NompTest.pm: what the TAP tests share.
 #
-# A test's server is preloaded with nomp_crypt and has a SoftHSM2 token of its
-# own, strict about forks, in the test's temporary folder.
+# A test's server is preloaded with nomp_crypt and has a keystore of its own in
+# the test's temporary folder: a SoftHSM2 token that is strict about forks or,
+# if NOMP_TEST_KEYSTORE is aws-kms, a double of AWS KMS.  "Token" stands for
+# either.  scripts/keystores says which tests are run over which.
 
 package NompTest;
 
@@ -12,8 +14,10 @@ use Exporter 'import';
 use FindBin;
 use IPC::Run;
 use JSON::PP ();
+use KmsKeystore;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use SoftHsm;
 use Test::More;
 
 our @EXPORT = qw(
@@ -24,97 +28,56 @@ our @EXPORT = qw(
   start_query end_query open_session says starts libpq_calls
   restart_helper tampered flips outcome
   cold_schools read_school school_reads kek_label broken_rules
-  serial_of shim_pid set_keystores
+  serial_of shim_pid set_keystores frail_keystore
+  keystore_has_trouble keystore_recovers keystore_calls over_kms
+  token_goes token_returns token_is_backed_up token_is_restored
 );
 
-our $softhsm = '/usr/lib/softhsm/libsofthsm2.so';
+my %keystores = (softhsm => 'SoftHsm', 'aws-kms' => 'KmsKeystore');
+our $keystore = $keystores{ $ENV{NOMP_TEST_KEYSTORE} || 'softhsm' }
+  // die 'NOMP_TEST_KEYSTORE is neither softhsm nor aws-kms';
 
-# make_token(DIR, LABEL, PIN): a SoftHSM2 token and a PIN file in DIR; sets
-# SOFTHSM2_CONF for servers that are started from now on.
-sub make_token
-{
-	my ($dir, $label, $pin) = @_;
+sub over_kms { return $keystore eq 'KmsKeystore' }
 
-	$pin //= '1234';
-	mkdir $dir;
-	mkdir "$dir/tokens";
-	PostgreSQL::Test::Utils::append_to_file("$dir/softhsm2.conf",
-			"directories.tokendir = $dir/tokens\n"
-		  . "objectstore.backend = file\nlog.level = ERROR\n"
-		  . "library.reset_on_fork = true\n")
-	  unless -e "$dir/softhsm2.conf";
-	PostgreSQL::Test::Utils::append_to_file("$dir/pin", "$pin\n")
-	  unless -e "$dir/pin";
-	chmod 0600, "$dir/pin";
-	$ENV{SOFTHSM2_CONF} = "$dir/softhsm2.conf";
-	PostgreSQL::Test::Utils::system_or_bail(
-		'softhsm2-util', '--init-token', '--free', '--label',
-		$label, '--pin', $pin, '--so-pin',
-		'4321');
-	return $dir;
-}
+# make_token(DIR, LABEL, PIN): an empty token in DIR, for servers that are
+# started from now on.
+sub make_token { return $keystore->make_token(@_) }
 
-# keystore_uri(DIR, LABEL): the setting for make_token's token.
-sub keystore_uri
-{
-	my ($dir, $label, $module) = @_;
+# keystore_uri(DIR, LABEL): the setting for make_token's token.  With a module
+# of PKCS#11 as the third argument, by way of that.
+sub keystore_uri { return $keystore->uri(@_) }
 
-	$module //= $softhsm;
-	return "pkcs11:token=$label?module-path=$module&pin-source=file:$dir/pin";
-}
+# frail_keystore(DIR, LABEL): the same, for one that can have trouble.
+sub frail_keystore { return $keystore->frail_uri(@_) }
 
-# shim_module(DIR, MODULE): a PKCS#11 module that does what shim_says tells it,
-# in front of another one (SoftHSM2), for servers that are started from now
-# on. See test/pkcs11_shim.c.
-our $shim_dir;
+# keystore_has_trouble(OPERATION => WHAT...): from now on.  Operations are open,
+# find, unwrap, wrap, create, destroy, enable, everything; what they do: "hangs"
+# (never answers), "holds" (answers when there is no trouble any more), "fails",
+# "forbids", "crashes", "answers wrong", the same with "once" before it, or a
+# number, of milliseconds by which it is late.
+sub keystore_has_trouble { return $keystore->trouble(@_) }
+sub keystore_recovers    { return $keystore->trouble() }
 
-sub shim_module
-{
-	my ($dir, $real) = @_;
-	my $module = "$FindBin::RealBin/../test/pkcs11_shim.so";
+# keystore_calls(OPERATION): how often it was tried, in the frail keystore.
+sub keystore_calls { return $keystore->calls(@_) }
 
-	die "$module is not built: make test-programs" unless -e $module;
-	$shim_dir = $dir;
-	$ENV{NOMP_SHIM_MODULE} = $real // $softhsm;
-	$ENV{NOMP_SHIM_CONTROL} = "$dir/shim.control";
-	$ENV{NOMP_SHIM_LOG} = "$dir/shim.log";
-	$ENV{NOMP_SHIM_REPORT} = "$dir/shim.report";
-	return $module;
-}
+# serial_of(DIR, LABEL): the serial number of make_token's token.
+sub serial_of { return $keystore->serial(@_) }
 
-# shim_says(LINES...): from now on; none, for an honest module.
-sub shim_says
-{
-	my (@lines) = @_;
+# token_labels(DIR, LABEL): the labels of all keys in make_token's token.
+sub token_labels { return $keystore->labels(@_) }
 
-	unlink "$shim_dir/shim.new";
-	PostgreSQL::Test::Utils::append_to_file("$shim_dir/shim.new",
-		join '', map { "$_\n" } @lines);
-	rename "$shim_dir/shim.new", "$shim_dir/shim.control" or die $!;
-	return;
-}
+# token_goes(DIR, LABEL), token_returns(DIR, LABEL): out of reach, with its
+# keys, and back; between them make_token makes an empty one in its place.
+sub token_goes    { return $keystore->goes(@_) }
+sub token_returns { return $keystore->returns(@_) }
 
-# shim_calls(FUNCTION): how often it was called.
-sub shim_calls
-{
-	my ($function) = @_;
-	my $log = "$shim_dir/shim.log";
+# token_is_backed_up(DIR, LABEL), token_is_restored(DIR, LABEL)
+sub token_is_backed_up { return $keystore->back_up(@_) }
+sub token_is_restored  { return $keystore->restore(@_) }
 
-	return 0 unless -e $log;
-	return
-	  scalar grep { $_ eq $function } split /\n/,
-	  PostgreSQL::Test::Utils::slurp_file($log);
-}
-
-# broken_rules(): which of PKCS#11's rules the shim has seen broken.
-sub broken_rules
-{
-	return '' unless -e "$shim_dir/shim.log";
-	my %seen = map { $_ => 1 } grep { /^RULE / } split /\n/,
-	  PostgreSQL::Test::Utils::slurp_file("$shim_dir/shim.log");
-
-	return join ', ', sort keys %seen;
-}
+# delete_from_token(DIR, LABEL, KEY): somebody deletes a key behind our back.
+sub delete_from_token { return $keystore->delete_key(@_) }
 
 # set_keystore(NODE, URI): by reload; the broker follows in its own time.
 sub set_keystore
@@ -160,6 +123,7 @@ shared_preload_libraries = 'nomp_crypt'
 nomp_crypt.keystore = '@{[ keystore_uri($dir, $label) ]}'
 nomp_crypt.register_directory = '$register'
 nomp_crypt.erasure_grace = 0
+nomp_crypt.max_erasures_per_day = 0
 nomp_crypt.warm_interval = 0
 max_prepared_transactions = 10
 CONF
@@ -435,31 +399,6 @@ sub broker_pid
 	);
 }
 
-# serial_of(DIR, LABEL): the serial number of make_token's token.
-sub serial_of
-{
-	my ($dir, $label) = @_;
-	my ($out, $err) = ('', '');
-
-	local $ENV{SOFTHSM2_CONF} = "$dir/softhsm2.conf";
-	IPC::Run::run([ 'softhsm2-util', '--show-slots' ],
-		'>', \$out, '2>', \$err)
-	  or die "softhsm2-util: $err";
-	$out =~
-	  /Serial number:\s+(\w+)(?:(?!Serial number).)*Label:\s+\Q$label\E\s*$/ms
-	  or die "no token $label";
-	return $1;
-}
-
-# shim_pid(): the helper that has loaded the shim last.
-sub shim_pid
-{
-	PostgreSQL::Test::Utils::slurp_file("$shim_dir/shim.report") =~
-	  /^pid (\d+)/
-	  or die 'no report of the shim';
-	return $1;
-}
-
 # helper_pid(NODE): the keystore helper, a child of the broker; undef if none.
 sub helper_pid
 {
@@ -512,55 +451,6 @@ sub crash
 	return;
 }
 
-sub pin_of
-{
-	my ($dir) = @_;
-	my $pin = PostgreSQL::Test::Utils::slurp_file("$dir/pin");
-
-	chomp $pin;
-	return $pin;
-}
-
-# pkcs11_tool(DIR, LABEL, ARGS...): OpenSC's view of make_token's token.
-sub pkcs11_tool
-{
-	my ($dir, $label, @args) = @_;
-	my ($out, $err) = ('', '');
-
-	local $ENV{SOFTHSM2_CONF} = "$dir/softhsm2.conf";
-	IPC::Run::run(
-		[
-			'pkcs11-tool', '--module', $softhsm, '--token-label',
-			$label, '--login', '--pin', pin_of($dir),
-			@args
-		],
-		'>',
-		\$out,
-		'2>',
-		\$err) or die "pkcs11-tool @args: $err";
-	return $out;
-}
-
-# token_labels(DIR, LABEL): the labels of all keys in make_token's token.
-sub token_labels
-{
-	my ($dir, $label) = @_;
-	my $list =
-	  pkcs11_tool($dir, $label, '--list-objects', '--type', 'secrkey');
-
-	return $list =~ /^\s*label:\s+(\S+)\s*$/mg;
-}
-
-# delete_from_token(DIR, LABEL, KEY): somebody deletes a key behind our back.
-sub delete_from_token
-{
-	my ($dir, $label, $key) = @_;
-
-	pkcs11_tool($dir, $label, '--delete-object', '--type', 'secrkey',
-		'--label', $key);
-	return;
-}
-
 # What test/school_keys.py answers about a school's keys in make_token's token
 # 'nomp', and those lines: name => bytes.
 sub ask_school_keys
@@ -578,11 +468,10 @@ SQL
 	my %keys;
 
 	$lines = join "\n", $lines, @questions;
-	local $ENV{SOFTHSM2_CONF} = "$dir/softhsm2.conf";
 	IPC::Run::run(
 		[
-			"$FindBin::RealBin/../test/school_keys.py", $softhsm,
-			'nomp', "$dir/pin"
+			"$FindBin::RealBin/../test/school_keys.py",
+			$keystore->unwrapper($dir)
 		],
 		'<',
 		\$lines,

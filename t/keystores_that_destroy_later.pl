@@ -1,0 +1,514 @@
+# A key service destroys a key days after it was asked, and until then anybody
+# with the right can cancel that there.  An erasure must not say "erased"
+# before the keys are seen to be gone; must notice a cancellation, say so
+# loudly and leave the school unreadable until somebody decides; and must end
+# in the same state wherever it was interrupted, also over a restart and in a
+# restored dump.  Keys that no backup needs any more go the same way.  Against
+# a stand-in for AWS KMS whose calendar can be moved.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use KmsDouble;
+use NompTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $folder = PostgreSQL::Test::Utils::tempdir() . '/kms';
+my $double = start_double($folder);
+my @steps = qw(disable submit destroy);
+my @crash_schools = map { "crash_$_" } qw(fenced disabled submitted
+  scheduling pending gone settled);
+
+$ENV{AWS_SHARED_CREDENTIALS_FILE} = "$folder/credentials";
+$ENV{AWS_CONFIG_FILE} = "$folder/config";
+
+my $node = nomp_node('main');
+my $uri =
+  "aws-kms://eu-north-1?endpoint=https://127.0.0.1:$double->{tls}&test=yes&ca-file=$folder/ca.pem";
+$node->append_conf('postgresql.conf', <<"CONF");
+nomp_crypt.keystore = '$uri'
+nomp_crypt.keystore_timeout = '60s'
+nomp_crypt.backup_retention = 0
+CONF
+$node->start;
+create_nomp($node, qw(plain saved twice early paused retired living dumped),
+	@crash_schools);
+$node->safe_psql('postgres',
+		'INSERT INTO pupil (id, school, name)'
+	  . " SELECT row_number() OVER (), id, nomp_crypt.encrypt('Anna i ' || id, id)"
+	  . ' FROM nomp_crypt.tenants');
+
+sub one
+{
+	my ($sql) = @_;
+
+	return $node->safe_psql('postgres', $sql);
+}
+
+sub case_of
+{
+	my ($school, $columns) = @_;
+
+	return one("SELECT $columns FROM nomp_crypt.erasure e"
+		  . " JOIN nomp_crypt.tenant t ON t.uuid = e.tenant"
+		  . " WHERE t.id = '$school' AND e.state <> 'withdrawn'");
+}
+
+# A procedure's SQLSTATE ('' for none) and what it said.
+sub called
+{
+	my ($call) = @_;
+	my ($out, $err);
+	my $status = $node->psql(
+		'postgres', "\\set VERBOSITY verbose\nCALL nomp_crypt.$call;",
+		stdout => \$out,
+		stderr => \$err,
+		on_error_stop => 0);
+
+	return ($err =~ /ERROR:  (\w{5}):/ ? $1 : '', $err);
+}
+
+sub code_of
+{
+	return (called(@_))[0];
+}
+
+sub erase
+{
+	my ($school) = @_;
+
+	return called("erase_tenant('$school', 'agreement_ended', 'PUB-1')");
+}
+
+# The school's keys in the service: their states.
+sub states
+{
+	my ($school) = @_;
+	my $uuid = one("SELECT uuid FROM nomp_crypt.tenant WHERE id = '$school'");
+
+	return join ' ', sort map { $_->{state} }
+	  grep { join(' ', values %{ $_->{tag} }) =~ /\Q$uuid\E/ }
+	  double_keys($folder);
+}
+
+sub key_of
+{
+	my ($school) = @_;
+	my $uuid = one("SELECT uuid FROM nomp_crypt.tenant WHERE id = '$school'");
+	my ($key) =
+	  grep { join(' ', values %{ $_->{tag} }) =~ /\Q$uuid\E/ }
+	  double_keys($folder);
+
+	return $key->{id};
+}
+
+sub days_pass
+{
+	my ($days) = @_;
+
+	double_says($folder, 'advance', seconds => $days * 86400);
+	return;
+}
+
+sub erased_ok
+{
+	my ($school, $what) = @_;
+
+	is(case_of($school, 'e.state'),
+		'destroyed', "$what: the case is at its end");
+	is(school_reads($node, $school), 'NC001', "$what: erased");
+	is(states($school), '', "$what: the service has none of its keys");
+	is( one("SELECT count(*) FROM nomp_crypt.kek k JOIN nomp_crypt.tenant t ON t.uuid = k.tenant"
+			  . " WHERE t.id = '$school' AND k.state <> 'destroyed'"),
+		'0',
+		"$what: no key is on record");
+	return;
+}
+
+# ---- as it should go ----
+
+my ($state, $said) = erase('plain');
+
+is($state, '', 'an erasure is asked for');
+like(
+	$said,
+	qr/NOTICE: .*the keystore will destroy the last key of the tenant at \d{4}-/,
+	'and says when it will be done');
+is(case_of('plain', 'e.state'), 'pending', 'the case is pending');
+is( case_of(
+		'plain',
+		"e.pending_until BETWEEN now() + interval '6 days 23 hours' AND now() + interval '7 days 1 hour'"
+	),
+	't',
+	'for a week');
+is(states('plain'), 'PendingDeletion', 'and so is the key');
+is( case_of(
+		'plain',
+		"(SELECT string_agg(concat_ws(' ', k.value ->> 'disabled', k.value -> 'pending' -> 0 ->> 'state',"
+		  . " (k.value -> 'pending' -> 0 ->> 'reference') LIKE 'arn:aws:kms:eu-north-1:%'), ',')"
+		  . ' FROM jsonb_each(e.keystores) k)'),
+	'1 pending t',
+	'what was seen is on record: disabled, pending, under which name');
+is(school_reads($node, 'plain'), 'NC002', 'the school is not readable');
+is(one("SELECT severity FROM nomp_crypt.health() WHERE name = 'erasures'"),
+	'ok', 'a case that is pending is no trouble');
+($state, $said) = erase('plain');
+is($state, '', 'the call can be repeated');
+is(case_of('plain', 'e.state'), 'pending', 'and the case is still pending');
+is(code_of("resubmit_erasure('plain')"), '55000', 'nothing was cancelled');
+is(code_of("resubmit_erasure('living')"), '42704', 'nor is there a case');
+is(school_reads($node, 'living'), 'Anna i living', 'another school reads');
+
+$node->restart;
+is(school_reads($node, 'plain'), 'NC002', 'after a restart it is as before');
+days_pass(6);
+erase('plain');
+is(case_of('plain', 'e.state'), 'pending', 'a day before, too');
+days_pass(2);
+is(case_of('plain', 'e.state'), 'pending', 'nothing happens by itself');
+is(code_of("erase_tenant('plain', 'agreement_ended', 'PUB-1')"),
+	'', 'after that date the call ends it');
+erased_ok('plain', 'a week later');
+is( case_of('plain', "keys_destroyed = keys_seen AND pending_until IS NULL"),
+	't',
+	'every key that was seen was seen to be gone');
+
+# ---- the setting ----
+
+is( sqlstate($node, "ALTER SYSTEM SET nomp_crypt.key_deletion_window = '6d'"),
+	'22023',
+	'no window is shorter than a week');
+is( sqlstate(
+		$node, "ALTER SYSTEM SET nomp_crypt.key_deletion_window = '31d'"),
+	'22023',
+	'nor longer than thirty days');
+one("ALTER SYSTEM SET nomp_crypt.key_deletion_window = '697h'");
+$node->reload;
+
+# ---- somebody cancels it ----
+
+is(code_of("erase_tenant('saved', 'agreement_ended', 'PUB-1')"),
+	'', 'the next erasure');
+is(case_of('saved', "e.pending_until > now() + interval '29 days 1 hour'"),
+	't', 'the window is rounded up to days');
+one('ALTER SYSTEM RESET nomp_crypt.key_deletion_window');
+$node->reload;
+double_says(
+	$folder, 'call',
+	action => 'CancelKeyDeletion',
+	KeyId => key_of('saved'));
+($state, $said) = erase('saved');
+is($state, '', 'its destruction was cancelled: the call fails not');
+like(
+	$said,
+	qr/WARNING: .*the destruction of key nomp_crypt:\S+ of an erased tenant was cancelled in the keystore/,
+	'but warns');
+is(case_of('saved', 'e.state'), 'pending', 'the case is where it was');
+is( case_of(
+		'saved', 'e.voided_at IS NOT NULL AND cardinality(e.voided_keys) = 1'
+	),
+	't',
+	'and says since when it is void, and for which key');
+is(states('saved'), 'Disabled', 'the key is as it was left');
+is(school_reads($node, 'saved'), 'NC002', 'the school is not readable');
+is( one("SELECT severity || ': ' || detail FROM nomp_crypt.health() WHERE name = 'erasures'"
+	),
+	"critical: the destruction of keys of 1 tenants under erasure was cancelled in the keystore: 'saved'",
+	'health() says so');
+is( one("SELECT count(*) FROM nomp_crypt.audit WHERE act = 'erase_voided' AND tenant = 'saved'"
+	),
+	'1',
+	'it is on the audit record');
+double_says(
+	$folder, 'call',
+	action => 'EnableKey',
+	KeyId => key_of('saved'));
+($state, $said) = erase('saved');
+like($said, qr/WARNING: .*was cancelled/, 'each call says it again');
+is(states('saved'), 'Enabled', 'and leaves the key alone');
+is( one("SELECT count(*) FROM nomp_crypt.audit WHERE act = 'erase_voided' AND tenant = 'saved'"
+	),
+	'1',
+	'once on record');
+days_pass(40);
+erase('saved');
+is(case_of('saved', 'e.state'), 'pending', 'time alone decides nothing');
+($state, $said) = called("resubmit_erasure('saved')");
+is($state, '', 'somebody decides');
+is(states('saved'), 'PendingDeletion', 'the service is asked again');
+is( case_of(
+		'saved',
+		"e.state || ' ' || (e.voided_at IS NULL) || ' ' || (SELECT jsonb_array_length(k.value -> 'cancelled') FROM jsonb_each(e.keystores) k)"
+	),
+	'pending true 1',
+	'the try that was cancelled stays on record');
+days_pass(8);
+is(code_of("erase_tenant('saved', 'agreement_ended', 'PUB-1')"),
+	'', 'and after a week');
+erased_ok('saved', 'cancelled once');
+
+# twice, and a resubmission that is interrupted
+erase('twice');
+for my $time (1, 2)
+{
+	double_says(
+		$folder, 'call',
+		action => 'CancelKeyDeletion',
+		KeyId => key_of('twice'));
+	erase('twice');
+	is(case_of('twice', 'e.voided_at IS NOT NULL'), 't', "cancelled: $time");
+	one("SELECT nomp_crypt._erase_resubmit('twice')");
+	crash($node);
+	$node->start;
+	is(states('twice'), 'Disabled', 'a crash before the service is asked');
+	is(code_of("resubmit_erasure('twice')"), '', 'the call goes on');
+	is(states('twice'), 'PendingDeletion', 'and asks it');
+}
+is( case_of(
+		'twice',
+		"(SELECT jsonb_array_length(k.value -> 'cancelled') FROM jsonb_each(e.keystores) k)"
+	),
+	'2',
+	'both are on record');
+days_pass(8);
+erase('twice');
+erased_ok('twice', 'cancelled twice');
+
+# ---- gone without having been witnessed pending ----
+
+{
+	my $request =
+	  one("SELECT nomp_crypt._erase_request('early', 'school_closed', NULL)");
+
+	one("SELECT nomp_crypt._erase_$_('$request')")
+	  for qw(fence disable submit);
+	double_says($folder, 'delete', key => key_of('early'));
+	is(code_of("erase_tenant('early', 'agreement_ended', 'PUB-1')"),
+		'NC003', 'a key that was never pending is not believed to be gone');
+	is(case_of('early', 'e.state'),
+		'submitted', 'and the case stays where it is');
+	one("UPDATE nomp_crypt.erasure SET submitted_at = submitted_at - interval '8 days'"
+		  . " WHERE case_id = '$request'");
+	is(code_of("erase_tenant('early', 'agreement_ended', 'PUB-1')"),
+		'', 'but if a call may have asked for it a week ago');
+	erased_ok('early', 'asked for by a call that was lost');
+}
+
+# ---- interrupted between any two steps, or within one ----
+
+{
+	my %cases;
+	my $step = sub {
+		my ($school, @names) = @_;
+		one("SELECT nomp_crypt._erase_$_('$cases{$school}')") for @names;
+	};
+	my $session;
+
+	for my $school (@crash_schools)
+	{
+		$cases{$school} =
+		  one(
+			"SELECT nomp_crypt._erase_request('$school', 'school_closed', NULL)"
+		  );
+		$step->($school, 'fence');
+	}
+	$step->('crash_disabled', 'disable');
+	$step->("crash_$_", 'disable', 'submit') for qw(submitted scheduling);
+	$step->("crash_$_", @steps) for qw(pending gone settled);
+
+	# the service is asked, and the transaction that knows it is lost
+	$session = $node->background_psql('postgres', on_error_stop => 0);
+	$session->query_safe('SET client_min_messages = warning; BEGIN');
+	$session->query_safe(
+		"SELECT nomp_crypt._erase_destroy('$cases{crash_scheduling}')");
+	crash($node);
+	$session->{run}->finish;
+	$node->start;
+	is(states('crash_scheduling'),
+		'PendingDeletion', 'the service was asked before the crash');
+	is(case_of('crash_scheduling', 'e.state'),
+		'submitted', 'which nobody knows');
+
+	for my $school (grep { !/gone|settled/ } @crash_schools)
+	{
+		is(school_reads($node, $school), 'NC002', "$school: not readable");
+		is(code_of("erase_tenant('$school', 'agreement_ended', 'PUB-1')"),
+			'', "$school: the call goes on");
+		is(case_of($school, 'e.state'), 'pending', "$school: pending");
+		is(states($school), 'PendingDeletion', "$school: its key, too");
+	}
+	days_pass(8);
+	# seen to be gone, and the transaction that knows it is lost
+	$session = $node->background_psql('postgres', on_error_stop => 0);
+	$session->query_safe('SET client_min_messages = warning; BEGIN');
+	$session->query_safe(
+		"SELECT nomp_crypt._erase_destroy('$cases{crash_gone}')");
+	$step->('crash_settled', 'destroy');
+	crash($node);
+	$session->{run}->finish;
+	$node->start;
+	is(case_of('crash_gone', 'e.state'),
+		'pending', 'what was seen is forgotten');
+
+	for my $school (@crash_schools)
+	{
+		is(code_of("erase_tenant('$school', 'agreement_ended', 'PUB-1')"),
+			'', "$school: the call ends it");
+		erased_ok($school, $school);
+	}
+}
+
+# ---- a case that is pending, in a restored dump ----
+
+{
+	my $dump = PostgreSQL::Test::Utils::tempdir() . '/dump';
+
+	is(code_of("erase_tenant('dumped', 'agreement_ended', 'PUB-1')"),
+		'', 'an erasure is pending');
+	$node->command_ok(
+		[ 'pg_dump', '-Fc', '-f', $dump, $node->connstr('postgres') ],
+		'a dump of it');
+	one('CREATE DATABASE restored');
+	$node->command_ok(
+		[ 'pg_restore', '-d', $node->connstr('restored'), $dump ],
+		'is restored');
+	days_pass(8);
+	is( $node->safe_psql(
+			'restored', "SELECT nomp_crypt.adopt_keystore() IS NOT NULL"),
+		't',
+		'that database may destroy');
+	is( sqlstate(
+			$node,
+			"CALL nomp_crypt.erase_tenant('dumped', 'agreement_ended', 'PUB-1')",
+			dbname => 'restored'),
+		'',
+		'there the call ends it');
+	is( $node->safe_psql(
+			'restored',
+			"SELECT e.state FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant WHERE t.id = 'dumped'"
+		),
+		'destroyed',
+		'by what was witnessed before the dump');
+	is(code_of("erase_tenant('dumped', 'agreement_ended', 'PUB-1')"),
+		'', 'and here');
+	erased_ok('dumped', 'dumped');
+}
+
+# ---- suspension ----
+
+is(code_of("suspend_tenant('paused')"), '', 'a school is suspended');
+is(states('paused'), 'Disabled', 'its key is disabled');
+double_says(
+	$folder, 'call',
+	action => 'ScheduleKeyDeletion',
+	KeyId => key_of('paused'),
+	PendingWindowInDays => 7);
+($state, $said) = called("resume_tenant('paused')");
+is($state, 'NC004', 'somebody scheduled its deletion: it cannot be resumed');
+like(
+	$said,
+	qr/key nomp_crypt:\S+ of tenant "paused" will be destroyed by its keystore at \d{4}-.*Cancel the destruction/s,
+	'and the error says why, and what to do');
+double_says(
+	$folder, 'call',
+	action => 'CancelKeyDeletion',
+	KeyId => key_of('paused'));
+is(code_of("resume_tenant('paused')"), '', 'cancelled, it can be');
+is(school_reads($node, 'paused'), 'Anna i paused', 'and reads');
+double_says(
+	$folder, 'call',
+	action => 'ScheduleKeyDeletion',
+	KeyId => key_of('paused'),
+	PendingWindowInDays => 7);
+$node->restart;
+is(school_reads($node, 'paused'),
+	'NC002', 'a key that is pending opens nothing');
+double_says(
+	$folder, 'call',
+	action => 'CancelKeyDeletion',
+	KeyId => key_of('paused'));
+double_says(
+	$folder, 'call',
+	action => 'EnableKey',
+	KeyId => key_of('paused'));
+
+# ---- the end of a key that no backup needs ----
+
+{
+	my $kek =
+		"FROM nomp_crypt.kek k JOIN nomp_crypt.tenant t ON t.uuid = k.tenant"
+	  . " WHERE t.id = 'retired' AND k.generation = 1";
+	my $old = key_of('retired');
+
+	one("SELECT nomp_crypt.rewrap_tenant('retired')");
+	($state, $said) = called('destroy_expired_keks()');
+	is($state, '', 'keys that no backup needs are ended');
+	like(
+		$said,
+		qr/keys destroyed that no backup needs any more: 0; their keystore will destroy: 1/,
+		'none is gone yet');
+	is( one("SELECT k.state || ' ' || (k.pending_until > now() + interval '6 days') $kek"
+		),
+		'retired true',
+		'until when is on record');
+	is(states('retired'), 'Enabled PendingDeletion', 'only the old key');
+	is( one("SELECT severity FROM nomp_crypt.health() WHERE name = 'old_keks'"
+		),
+		'ok',
+		'that is no trouble');
+	is(code_of("suspend_tenant('retired')"), '',
+		'such a school is suspended');
+	is(code_of("resume_tenant('retired')"), '', 'and resumed, beside it');
+	double_says(
+		$folder, 'call',
+		action => 'CancelKeyDeletion',
+		KeyId => $old);
+	one("ALTER SYSTEM SET nomp_crypt.backup_retention = '1d'");
+	$node->reload;
+	one("UPDATE nomp_crypt.kek SET retired_at = retired_at - interval '2 days', destroy_after = destroy_after - interval '2 days' WHERE state = 'retired'"
+	);
+	($state, $said) = called('destroy_expired_keks()');
+	like(
+		$said,
+		qr/WARNING: .*the destruction of key \S+:1 was cancelled in the keystore/,
+		'a cancellation is said');
+	is( one("SELECT k.state || ' ' || (k.pending_until IS NULL) || ' ' || (k.destroy_after > now() + interval '23 hours') $kek"
+		),
+		'retired true true',
+		'and the key is kept for as long again');
+	is(states('retired'), 'Disabled Enabled', 'nothing else happens to it');
+	one("UPDATE nomp_crypt.kek SET destroy_after = now() - interval '1 hour' WHERE state = 'retired'"
+	);
+	is(code_of('destroy_expired_keks()'), '', 'then it is ended again');
+	is(states('retired'), 'Enabled PendingDeletion', 'as before');
+	days_pass(8);
+	($state, $said) = called('destroy_expired_keks()');
+	like(
+		$said,
+		qr/keys destroyed that no backup needs any more: 1$/m,
+		'and counts when it is gone');
+	is( one("SELECT k.state || ' ' || (k.pending_until IS NULL) $kek"),
+		'destroyed true',
+		'and is on record so');
+	is(school_reads($node, 'retired'), 'Anna i retired', 'the school reads');
+}
+
+is( school_reads($node, 'living'),
+	'Anna i living',
+	'through all of this another school was left alone');
+is( one("SELECT concat_ws(' ', destroys_at_once, credentials, lasting_credentials) FROM nomp_crypt.keystore_status()"
+	),
+	'f shared file t',
+	'what kind of keystore it is is shown');
+like(
+	one("SELECT severity || ': ' || detail FROM nomp_crypt.health() WHERE name = 'credentials'"
+	),
+	qr/^warning: the key service's credentials do not expire/,
+	'and health() warns of credentials that do not expire');
+$node->stop;
+done_testing();
