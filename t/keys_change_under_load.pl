@@ -400,7 +400,7 @@ sub rewrapped_ok
 			'twins',
 			"INSERT INTO pupil VALUES (100, 'twins', 'Anna i twins', '')"));
 	$heir->safe_psql('postgres', 'SELECT nomp_crypt.adopt_keystore()');
-	is( sqlstate($heir, "SELECT nomp_crypt.rewrap_tenant('twins')"),
+	is(sqlstate($heir, "SELECT nomp_crypt.rewrap_tenant('twins')"),
 		'55000', 'no KEK is made before the register knows of those');
 	copy("$dir/register-primary/register", "$dir/register-standby/register")
 	  or die $!;

@@ -114,7 +114,8 @@ $standby->stop;
 # ---- the data directory is moved ----
 
 # the standby was the primary for a while, and has put that on record
-copy("$dir/register-standby/register", "$dir/register-@{[ $node->name ]}/register")
+copy("$dir/register-standby/register",
+	"$dir/register-@{[ $node->name ]}/register")
   or die $!;
 $node->start;
 $node->safe_psql('postgres', 'SELECT * FROM nomp_crypt.reconcile()');
