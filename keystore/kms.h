@@ -25,6 +25,7 @@
 #define ACCOUNT_LEN			12
 #define KMS_MAX_THREADS		16	/* that one request starts for its calls */
 #define KMS_MAX_BLOB		(KS_MAX_WRAPPED - 3)
+#define KMS_FIRST_PAUSE		0.05	/* seconds, then kms_longer */
 #define KMS_MIN_DAYS		7
 #define KMS_MAX_DAYS		30
 
@@ -161,6 +162,7 @@ extern void kms_set_patience(uint32_t milliseconds);
 extern double kms_now(void);
 extern double kms_time_left(void);
 extern bool kms_pause(double seconds);
+extern double kms_longer(double pause);
 extern KsStatus kms_call(Keystore *ks, AwsRole role, const char *action, json_t *body,
 						 AwsReply *reply, KsFailure *why);
 extern bool kms_error_is(const AwsReply *reply, const char *name);

@@ -13,6 +13,7 @@
 #include "kms.h"
 
 #define DEFAULT_PATIENCE	10000	/* milliseconds */
+#define LONGEST_PAUSE		1.0 /* seconds */
 #define MAX_MARGIN			500 /* kept for the answer to arrive in time */
 
 static _Thread_local double deadline;
@@ -54,6 +55,13 @@ kms_pause(double seconds)
 	while (nanosleep(&t, &t) != 0)
 		;
 	return true;
+}
+
+/* The pause after that one: twice as long, within bounds. */
+double
+kms_longer(double pause)
+{
+	return 2 * pause < LONGEST_PAUSE ? 2 * pause : LONGEST_PAUSE;
 }
 
 /* Call; KS_REFUSED leaves reply->error for the caller to interpret. */

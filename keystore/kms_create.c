@@ -17,16 +17,8 @@
 #include "kms.h"
 
 #define CREATE_PAUSE	0.2		/* five a second is the account's quota */
-#define FIRST_PAUSE		0.05	/* seconds, then twice as long */
-#define LONGEST_PAUSE	1.0
 #define SETUP_LOOKS		2
 #define MARK_LEN		20
-
-static double
-longer(double pause)
-{
-	return 2 * pause < LONGEST_PAUSE ? 2 * pause : LONGEST_PAUSE;
-}
 
 /* Wait for this thread's turn to make a key. */
 static KsStatus
@@ -82,7 +74,7 @@ static KsStatus
 wait_until_seen(Keystore *ks, KmsKind kind, KmsKey *key, KsFailure *why)
 {
 	const KmsKey made = *key;
-	double		pause = FIRST_PAUSE;
+	double		pause = KMS_FIRST_PAUSE;
 	KmsSight	sight;
 	KsStatus	status;
 
@@ -102,7 +94,7 @@ wait_until_seen(Keystore *ks, KmsKind kind, KmsKey *key, KsFailure *why)
 		}
 		if (status != KS_OK && status != KS_KEY_ABSENT)
 			return status;
-		pause = longer(pause);
+		pause = kms_longer(pause);
 	} while (kms_pause(pause));
 	return ks_fail(why, KS_NETWORK, "the service does not show the new key %s in time", made.arn);
 }
@@ -146,11 +138,11 @@ kms_make_key(Keystore *ks, const char *label, const char *inst, const char *scho
 static KsStatus
 wait_until_healthy(Keystore *ks, const char *inst, KsFailure *why)
 {
-	double		pause = FIRST_PAUSE;
+	double		pause = KMS_FIRST_PAUSE;
 	KsStatus	status;
 
 	while ((status = kms_prove_healthy(ks, inst, why)) == KS_MODULE_ERROR && kms_pause(pause))
-		pause = longer(pause);
+		pause = kms_longer(pause);
 	return status;
 }
 
@@ -219,13 +211,13 @@ static KsStatus
 wrap_new(Keystore *ks, const KmsKey *kek, const KsLabel *label, KsNewKey *key, KsFailure *why)
 {
 	const KmsPlace place = {label->inst, label->tenant, key->aad};
-	double		pause = FIRST_PAUSE;
+	double		pause = KMS_FIRST_PAUSE;
 	KsStatus	status;
 
 	while ((status = kms_wrap_key(ks, kek, &place, true, key, why)) == KS_KEY_ABSENT ||
 		   status == KS_KEY_DISABLED)
 	{
-		pause = longer(pause);
+		pause = kms_longer(pause);
 		if (!kms_pause(pause))
 			return ks_fail(why, KS_NETWORK, "the service does not use the new key %s in time", kek->arn);
 	}
@@ -266,7 +258,7 @@ KsStatus
 kms_take_off_mark(Keystore *ks, const char *inst, KmsKey *key, KsFailure *why)
 {
 	const KmsKey was = *key;
-	double		pause = FIRST_PAUSE;
+	double		pause = KMS_FIRST_PAUSE;
 	AwsReply	reply;
 	KsStatus	status = directory_read(ks, was.arn, key, why);
 
@@ -292,7 +284,7 @@ kms_take_off_mark(Keystore *ks, const char *inst, KmsKey *key, KsFailure *why)
 		status = directory_read(ks, was.arn, key, why);
 		if (status != KS_OK || !key->provisional)
 			return status;
-		pause = longer(pause);
+		pause = kms_longer(pause);
 		if (!kms_pause(pause))
 			return ks_fail(why, KS_NETWORK, "the service does not show in time that %s is lasting", was.arn);
 	}

@@ -14,8 +14,6 @@
 
 #include "kms.h"
 
-#define FIRST_PAUSE		0.05	/* seconds, then twice as long */
-#define LONGEST_PAUSE	1.0
 
 static void
 add_seen(KsSeen *seen, const KmsFound *found)
@@ -104,7 +102,7 @@ static KsStatus
 wait_for_state(Keystore *ks, const char *arn, KsKeyState wanted, KmsSight *sight,
 			   KsFailure *why)
 {
-	double		pause = FIRST_PAUSE;
+	double		pause = KMS_FIRST_PAUSE;
 
 	for (;;)
 	{
@@ -115,7 +113,7 @@ wait_for_state(Keystore *ks, const char *arn, KsKeyState wanted, KmsSight *sight
 			return status;
 		if (!kms_pause(pause))
 			return ks_fail(why, KS_NETWORK, "the service does not show the new state of %s in time", arn);
-		pause = 2 * pause < LONGEST_PAUSE ? 2 * pause : LONGEST_PAUSE;
+		pause = kms_longer(pause);
 	}
 }
 
@@ -245,14 +243,29 @@ kms_destroy(Keystore *ks, const char *inst, const char *tenant, const char *seri
 	return status;
 }
 
+/* Ask for the end of a KEK's keys that were found, and look at what is left. */
+static KsStatus
+end_keks(Keystore *ks, const KsLabel *label, KmsFounds *founds, unsigned days, KsSeen *seen,
+		 KsFailure *why)
+{
+	KmsFounds	after = {0};
+	size_t		left = 0;
+	KsStatus	status = schedule(ks, founds, days, seen, &left, why);
+
+	if (status == KS_OK)
+		status = look_for_kek(ks, label, &after, why);
+	if (status == KS_OK)
+		status = count_pending(&after, left, seen, why);
+	kms_free_founds(&after);
+	return status;
+}
+
 KsStatus
 kms_destroy_kek(Keystore *ks, const KsLabel *label, const char *serial, unsigned days,
 				bool *destroyed, uint64_t *until, KsFailure *why)
 {
 	KmsFounds	founds = {0};
-	KmsFounds	after = {0};
 	KsSeen		seen = {0};
-	size_t		left = 0;
 	KsStatus	status = kms_begin(ks, label->inst, why);
 
 	if (status == KS_OK)
@@ -260,15 +273,10 @@ kms_destroy_kek(Keystore *ks, const KsLabel *label, const char *serial, unsigned
 	if (status == KS_OK)
 		status = look_for_kek(ks, label, &founds, why);
 	if (status == KS_OK)
-		status = schedule(ks, &founds, days, &seen, &left, why);
-	if (status == KS_OK)
-		status = look_for_kek(ks, label, &after, why);
-	if (status == KS_OK)
-		status = count_pending(&after, left, &seen, why);
+		status = end_keks(ks, label, &founds, days, &seen, why);
 	*destroyed = seen.n > 0;
 	*until = seen.until;
 	kms_free_founds(&founds);
-	kms_free_founds(&after);
 	return status;
 }
 
@@ -290,9 +298,7 @@ KsStatus
 kms_remove(Keystore *ks, const KsLabel *label, uint64_t seconds, bool *removed, KsFailure *why)
 {
 	KmsFounds	founds = {0};
-	KmsFounds	after = {0};
 	KsSeen		seen = {0};
-	size_t		left = 0;
 	KsStatus	status = kms_begin(ks, label->inst, why);
 
 	if (status == KS_OK)
@@ -303,14 +309,9 @@ kms_remove(Keystore *ks, const KsLabel *label, uint64_t seconds, bool *removed, 
 			status = check_removable(label, seconds, &founds.items[i], why);
 	}
 	if (status == KS_OK)
-		status = schedule(ks, &founds, KMS_MIN_DAYS, &seen, &left, why);
-	if (status == KS_OK)
-		status = look_for_kek(ks, label, &after, why);
-	if (status == KS_OK)
-		status = count_pending(&after, left, &seen, why);
+		status = end_keks(ks, label, &founds, KMS_MIN_DAYS, &seen, why);
 	*removed = seen.n > 0;
 	kms_free_founds(&founds);
-	kms_free_founds(&after);
 	return status;
 }
 

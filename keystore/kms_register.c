@@ -12,8 +12,6 @@
 
 #include "kms.h"
 
-#define FIRST_PAUSE		0.05	/* seconds, then twice as long */
-#define LONGEST_PAUSE	1.0
 #define MAX_DER			80		/* of a signature on P-256 */
 #define TAG_CHARS		"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 +-=._:/@"
 
@@ -61,11 +59,11 @@ get_public_key(Keystore *ks, const char *arn, KsRegisterKey *out, KsFailure *why
 static KsStatus
 get_new_public_key(Keystore *ks, const char *arn, KsRegisterKey *out, KsFailure *why)
 {
-	double		pause = FIRST_PAUSE;
+	double		pause = KMS_FIRST_PAUSE;
 	KsStatus	status;
 
 	while ((status = get_public_key(ks, arn, out, why)) == KS_MODULE_ERROR && kms_pause(pause))
-		pause = 2 * pause < LONGEST_PAUSE ? 2 * pause : LONGEST_PAUSE;
+		pause = kms_longer(pause);
 	return status;
 }
 
@@ -180,7 +178,7 @@ static KsStatus
 wait_for_head(Keystore *ks, const char *head, KmsKey *canary, KsFailure *why)
 {
 	const KmsKey was = *canary;
-	double		pause = FIRST_PAUSE;
+	double		pause = KMS_FIRST_PAUSE;
 
 	for (;;)
 	{
@@ -190,7 +188,7 @@ wait_for_head(Keystore *ks, const char *head, KmsKey *canary, KsFailure *why)
 			return status;
 		if (!kms_pause(pause))
 			return ks_fail(why, KS_NETWORK, "the service does not show the register's new head in time");
-		pause = 2 * pause < LONGEST_PAUSE ? 2 * pause : LONGEST_PAUSE;
+		pause = kms_longer(pause);
 	}
 }
 
