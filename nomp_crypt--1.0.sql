@@ -1749,23 +1749,73 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._register_kek(text, uuid, int) FROM PUBLIC;
 
--- Before the point of no return: the register is whole, all of it, and every
--- key that it knows of this school has been seen now, or its end is on record.
--- A database restored from before a key was replaced knows less. Then the
--- fence is put on record. Raises 55000, NC003, NC004.
+-- What the register says of a school, verified: the table's records, and what
+-- the file has beyond them. Raises NC004.
+CREATE FUNCTION nomp_crypt._register_of(school uuid, OUT number bigint, OUT at timestamptz, OUT type text,
+	OUT data jsonb) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT r.number, r.at, r.type, r.data
+	FROM (SELECT g.jws FROM nomp_crypt.register g WHERE g.school = $1
+		  UNION SELECT l.jws FROM nomp_crypt._register_lines(
+			(SELECT coalesce(max(g.number), 0) FROM nomp_crypt.register g)) l) g, nomp_crypt._record(g.jws) r
+	WHERE r.school = $1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_of(uuid) FROM PUBLIC;
+
+-- What stops an erasure by the register, whatever the tables say: a backup was
+-- restored, or a row was changed by hand. Raises 55000, NC004.
+CREATE FUNCTION nomp_crypt._register_allows(c nomp_crypt.erasure) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	needed int := greatest(c.approvals_needed, current_setting('nomp_crypt.erasure_approvals')::int);
+	given int;
+	r record;
+BEGIN
+	SELECT o.* INTO r FROM nomp_crypt._register_of(c.tenant) o
+	WHERE o.type = 'hold' AND NOT EXISTS (SELECT FROM nomp_crypt._register_of(c.tenant) x
+		WHERE x.type = 'released' AND x.data ->> 'reference' = o.data ->> 'reference' AND x.number > o.number)
+	ORDER BY o.number LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'tenant "%" is under legal hold %, by record % of the register',
+			nomp_crypt._erase_tenant_id(c.case_id), r.data ->> 'reference', r.number
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'This database does not know of it: it was restored from a backup. SELECT * FROM nomp_crypt.reconcile();';
+	END IF;
+	SELECT o.* INTO r FROM nomp_crypt._register_of(c.tenant) o
+	WHERE o.type = 'withdrawn' AND o.data ->> 'case' = c.case_id::text LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'erasure case % of tenant "%" was withdrawn, by record % of the register',
+			c.case_id, nomp_crypt._erase_tenant_id(c.case_id), r.number
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'This database does not know of it: it was restored from a backup. SELECT * FROM nomp_crypt.reconcile();';
+	END IF;
+	SELECT coalesce(max((o.data ->> 'given')::int), 0) INTO given FROM nomp_crypt._register_of(c.tenant) o
+	WHERE o.type = 'approved' AND o.data ->> 'case' = c.case_id::text;
+	IF given < needed THEN
+		RAISE EXCEPTION '% of % approvals of the erasure of tenant "%" are not on record in the register',
+			needed - given, needed, nomp_crypt._erase_tenant_id(c.case_id)
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Rows of nomp_crypt.erasure_approval that were not made by nomp_crypt.approve_erasure() do not count. Withdraw the request and begin again.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_allows(nomp_crypt.erasure) FROM PUBLIC;
+
+-- Before the point of no return: the register is whole, all of it, says
+-- nothing against it, and every key that it knows of this school has been seen
+-- now, or its end is on record. A database restored from before a key was
+-- replaced knows less. Then the fence is put on record. Raises 55000, NC003,
+-- NC004.
 CREATE FUNCTION nomp_crypt._register_fence(c nomp_crypt.erasure, seen jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
 	missing record;
-	now record;
 BEGIN
 	PERFORM nomp_crypt._register_require(true);
-	SELECT * INTO now FROM nomp_crypt._register_look(false);
-	-- what the file has and the table has not counts, too
+	PERFORM nomp_crypt._register_allows(c);
 	SELECT r.data ->> 'key' AS key, r.data ->> 'serial' AS serial INTO missing
-	FROM (SELECT g.jws FROM nomp_crypt.register g WHERE g.school = c.tenant
-		  UNION SELECT l.jws FROM nomp_crypt._register_lines(now.in_table) l) g, nomp_crypt._record(g.jws) r
-	WHERE r.type IN ('born', 'moved') AND r.school = c.tenant
+	FROM nomp_crypt._register_of(c.tenant) r
+	WHERE r.type IN ('born', 'moved')
 		AND NOT EXISTS (SELECT FROM jsonb_each(_register_fence.seen) s, jsonb_array_elements_text(s.value -> 'seen') l
 			WHERE l = r.data ->> 'key' OR starts_with(l, (r.data ->> 'key') || ':provisional@'))
 		AND NOT EXISTS (SELECT FROM nomp_crypt.register e, nomp_crypt._record(e.jws) x
@@ -1937,6 +1987,26 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_committed(uuid) FROM PUBLIC;
 
+-- End a school's requested case, that one or whichever it is: the school is as
+-- it was before. Returns it, NULL if there is none.
+CREATE FUNCTION nomp_crypt._erase_withdraw(school uuid, case_id uuid) RETURNS nomp_crypt.erasure
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure;
+BEGIN
+	UPDATE nomp_crypt.erasure e SET state = 'withdrawn'
+	WHERE e.tenant = _erase_withdraw.school AND e.state = 'requested'
+		AND e.case_id = coalesce(_erase_withdraw.case_id, e.case_id)
+	RETURNING e.* INTO c;
+	-- a school that was suspended before the request stays so
+	UPDATE nomp_crypt.tenant t SET state = 'active'
+	WHERE t.uuid = c.tenant AND t.state = 'suspended' AND t.suspended_at IS NULL;
+	RETURN c;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_withdraw(uuid, uuid) FROM PUBLIC;
+
 -- Take a request back during its grace period: the school is as it was before.
 -- Raises 42704, 55000 after the fence.
 CREATE FUNCTION nomp_crypt.withdraw_erasure(id text) RETURNS void
@@ -1947,16 +2017,12 @@ DECLARE
 	c nomp_crypt.erasure;
 BEGIN
 	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
-	UPDATE nomp_crypt.erasure e SET state = 'withdrawn' WHERE e.tenant = target AND e.state = 'requested'
-	RETURNING e.* INTO c;
-	IF NOT FOUND THEN
+	c := nomp_crypt._erase_withdraw(target, NULL);
+	IF c.case_id IS NULL THEN
 		RAISE EXCEPTION 'tenant "%" has no erasure that could be withdrawn', withdraw_erasure.id
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'See nomp_crypt.erasure; from the fence on an erasure is final.';
 	END IF;
-	-- a school that was suspended before the request stays so
-	UPDATE nomp_crypt.tenant t SET state = 'active'
-	WHERE t.uuid = target AND t.state = 'suspended' AND t.suspended_at IS NULL;
 	PERFORM nomp_crypt._audit_case('withdraw_erasure', c);
 	PERFORM nomp_crypt._register_append('withdrawn', jsonb_build_object('school', c.tenant, 'case', c.case_id));
 END
@@ -2373,6 +2439,20 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	JOIN nomp_crypt.kek k ON k.label = r.record -> 'data' ->> 'key' AND k.tenant = r.school
 	WHERE r.type = 'expired' AND k.state <> 'destroyed'
 	UNION ALL
+	-- the last word on each hold counts
+	SELECT h.school, h.type, h.record
+	FROM (SELECT DISTINCT ON (r.school, r.record -> 'data' ->> 'reference') r.* FROM r
+		  WHERE r.type IN ('hold', 'released')
+		  ORDER BY r.school, r.record -> 'data' ->> 'reference', r.number DESC) h
+	JOIN nomp_crypt.tenant t ON t.uuid = h.school
+	WHERE (h.type = 'released' OR t.state IN ('active', 'suspended'))
+		AND (h.type = 'hold') <> EXISTS (SELECT FROM nomp_crypt.legal_hold l WHERE l.tenant = h.school
+			AND l.reference = h.record -> 'data' ->> 'reference' AND l.released_at IS NULL)
+	UNION ALL
+	SELECT r.school, 'withdrawn', r.record FROM r
+	JOIN nomp_crypt.erasure e ON e.tenant = r.school AND e.case_id::text = r.record -> 'data' ->> 'case'
+	WHERE r.type = 'withdrawn' AND e.state = 'requested'
+	UNION ALL
 	SELECT r.school, 'missing', r.record FROM r
 	WHERE r.type = 'born' AND NOT EXISTS (SELECT FROM nomp_crypt.tenant t WHERE t.uuid = r.school)
 		AND NOT EXISTS (SELECT FROM r d WHERE d.school = r.school AND (d.type = 'destroyed'
@@ -2382,9 +2462,11 @@ REVOKE ALL ON FUNCTION nomp_crypt._reconcile_due() FROM PUBLIC;
 
 -- After a restore: make this database say what the register says, record by
 -- record, each verified. What was erased since the backup is erased, what was
--- fenced is fenced, keys that were made since are known. A row for each thing
--- done, and for each school that was made since and is not here. Harmless when
--- repeated. Raises 55000 if the register is in trouble, NC004.
+-- fenced is fenced, what was withdrawn is withdrawn, holds are what they were,
+-- keys that were made since are known. Approvals must be given again, and so
+-- must word of the data's return. A row for each thing done, and for each school
+-- that was made since and is not here. Harmless when repeated. Raises 55000 if
+-- the register is in trouble, NC004.
 CREATE FUNCTION nomp_crypt.reconcile(OUT tenant text, OUT school uuid, OUT action text, OUT since timestamptz,
 	OUT detail text) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -2439,6 +2521,19 @@ BEGIN
 			UPDATE nomp_crypt.kek e SET state = 'destroyed', destroyed_at = rec.at WHERE e.uuid = k.uuid;
 			detail := format('%s: generation %s%s', detail, rec.data ->> 'generation',
 				CASE WHEN k.needed THEN '; this backup is older than nomp_crypt.backup_retention, its values do not open' END);
+		WHEN 'hold' THEN
+			action := 'held';
+			INSERT INTO nomp_crypt.legal_hold (tenant, reference, placed_at)
+			VALUES (rec.school, rec.data ->> 'reference', rec.at) ON CONFLICT DO NOTHING;
+			detail := format('%s: legal hold %s', detail, rec.data ->> 'reference');
+		WHEN 'released' THEN
+			action := 'released';
+			UPDATE nomp_crypt.legal_hold l SET released_at = rec.at
+			WHERE l.tenant = rec.school AND l.reference = rec.data ->> 'reference' AND l.released_at IS NULL;
+			detail := format('%s: legal hold %s', detail, rec.data ->> 'reference');
+		WHEN 'withdrawn' THEN
+			action := 'withdrawn';
+			PERFORM nomp_crypt._erase_withdraw(rec.school, (rec.data ->> 'case')::uuid);
 		WHEN 'missing' THEN
 			action := 'missing';
 			detail := detail || '; made since this backup, or its making failed';
@@ -2504,7 +2599,7 @@ CREATE TABLE nomp_crypt.legal_hold (
 	uuid		uuid PRIMARY KEY DEFAULT gen_random_uuid(),
 	tenant		uuid NOT NULL,
 	reference	text NOT NULL CHECK (reference ~ '^[A-Za-z0-9._/-]{1,64}$'),
-	placed_by	name NOT NULL,
+	placed_by	name,			-- NULL: reconcile() has it from the register, which does not say who
 	placed_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
 	released_by	name,
 	released_at	timestamptz
@@ -2547,7 +2642,7 @@ BEGIN
 	kind := 'hold';
 	FOR h IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = c.tenant AND l.released_at IS NULL
 			 ORDER BY l.placed_at LOOP
-		missing := format('the release of legal hold %s, placed at %s by %s', h.reference, h.placed_at, h.placed_by);
+		missing := format('the release of legal hold %s, placed at %s%s', h.reference, h.placed_at, ' by ' || h.placed_by);
 		RETURN NEXT;
 	END LOOP;
 	given := ARRAY(SELECT a.role::text FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id ORDER BY a.approved_at);
@@ -2736,7 +2831,7 @@ REVOKE ALL ON PROCEDURE nomp_crypt.run_due_erasures() FROM PUBLIC;
 -- Approve a requested case: by its number, by the number of an agreement's
 -- cases, or by the agreement, which means all of its cases that are requested
 -- now. Returns how many cases that is. Nobody approves twice, or what he has
--- asked for, under whatever role of his. Raises 42704, 55000.
+-- asked for, under whatever role of his. Raises 42704, 55000, NC004.
 CREATE FUNCTION nomp_crypt.approve_erasure(case_or_agreement text) RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -2766,6 +2861,9 @@ BEGIN
 		INSERT INTO nomp_crypt.erasure_approval (case_id, role, actors)
 		VALUES (c.case_id, nomp_crypt._acting_role(), mine);
 		PERFORM nomp_crypt._audit_case('approve_erasure', c, jsonb_build_object('actors', to_jsonb(mine)));
+		PERFORM nomp_crypt._register_append('approved', jsonb_build_object('school', c.tenant, 'case', c.case_id,
+			'given', (SELECT count(*) FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id),
+			'needed', greatest(c.approvals_needed, current_setting('nomp_crypt.erasure_approvals')::int)));
 		approved := approved + 1;
 	END LOOP;
 	IF approved = 0 AND earlier IS NOT NULL THEN
@@ -2821,7 +2919,7 @@ REVOKE ALL ON FUNCTION nomp_crypt._require_reference(text) FROM PUBLIC;
 
 -- The school must not be erased until the hold is released; several can be in
 -- force, by their references. It can be read as before. Harmless when
--- repeated. Raises 22023, 42704, 55000.
+-- repeated. Raises 22023, 42704, 55000, and NC004 if that cannot be signed.
 CREATE FUNCTION nomp_crypt.hold_tenant(id text, reference text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -2834,12 +2932,14 @@ BEGIN
 	IF FOUND THEN
 		PERFORM nomp_crypt._audit('hold_tenant', hold_tenant.id,
 			jsonb_build_object('uuid', target, 'reference', hold_tenant.reference));
+		PERFORM nomp_crypt._register_append('hold', jsonb_build_object('school', target,
+			'reference', hold_tenant.reference));
 	END IF;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.hold_tenant(text, text) FROM PUBLIC;
 
--- Raises 42704, also if no such hold is in force.
+-- Raises 42704, also if no such hold is in force, 55000, NC004.
 CREATE FUNCTION nomp_crypt.release_hold(id text, reference text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -2853,13 +2953,15 @@ BEGIN
 	END IF;
 	PERFORM nomp_crypt._audit('release_hold', release_hold.id,
 		jsonb_build_object('uuid', target, 'reference', release_hold.reference));
+	PERFORM nomp_crypt._register_append('released', jsonb_build_object('school', target,
+		'reference', release_hold.reference));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.release_hold(text, text) FROM PUBLIC;
 
 -- The school's data was given to the controller, in an export with that
 -- manifest (scripts/export-tenant prints its sum), or 'not wanted'. Before the
--- fence, also before the request. Raises 22023, 42704, 55000.
+-- fence, also before the request. Raises 22023, 42704, 55000, NC004.
 CREATE FUNCTION nomp_crypt.data_returned(id text, manifest_sha256 text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -2874,6 +2976,8 @@ BEGIN
 	VALUES (target, sum, nomp_crypt._acting_role());
 	PERFORM nomp_crypt._audit('data_returned', data_returned.id,
 		jsonb_build_object('uuid', target, 'manifest', data_returned.manifest_sha256));
+	PERFORM nomp_crypt._register_append('returned', jsonb_build_object('school', target,
+		'wanted', sum IS NOT NULL, 'manifest_sha256', sum));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.data_returned(text, text) FROM PUBLIC;
@@ -4554,7 +4658,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
 		"deks": "Data keys", "version": "Version %s (%s)", "values": "values", "index": "search", "closed": "closed for writing", "key_erased": "destroyed", "key_active": "in use",
 		"columns": "Encrypted columns", "column_since": "encrypted on disk since %s", "column_unknown": "since when is not known",
 		"rights": "Who may read", "all": "in all schools", "granted": "%s: %s, granted %s by %s", "decrypt": "read", "encrypt": "write", "search": "search", "load": "store ciphertext", "none": "nobody",
-		"erasure": "Erasure", "requested": "asked for %s by %s (%s)", "next": "Next", "holds": "Legal holds", "hold": "%s, since %s", "returned": "Data returned"}$$::jsonb
+		"erasure": "Erasure", "requested": "asked for %s by %s (%s)", "next": "Next", "holds": "Legal holds", "hold": "%s, since %s", "by_register": "by the register", "returned": "Data returned"}$$::jsonb
 	WHEN 'sv' THEN $${
 		"tenant": "Skola", "id": "Id", "name": "Namn", "agreement": "Avtal", "state": "Tillst\u00e5nd", "since": "Upplagd",
 		"active": "i bruk", "suspended": "sp\u00e4rrad: ingen kan l\u00e4sa uppgifterna", "fenced": "h\u00e5ller p\u00e5 att raderas: ingen kan l\u00e4sa uppgifterna", "erased": "raderad: ingen kan n\u00e5gonsin mer l\u00e4sa uppgifterna",
@@ -4563,7 +4667,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
 		"deks": "Datanycklar", "version": "Version %s (%s)", "values": "uppgifter", "index": "s\u00f6kning", "closed": "anv\u00e4nds inte l\u00e4ngre f\u00f6r skrivning", "key_erased": "f\u00f6rst\u00f6rd", "key_active": "i bruk",
 		"columns": "Krypterade kolumner", "column_since": "krypterad p\u00e5 disk sedan %s", "column_unknown": "sedan n\u00e4r \u00e4r inte k\u00e4nt",
 		"rights": "Vem som f\u00e5r l\u00e4sa", "all": "i alla skolor", "granted": "%s: %s, gavs %s av %s", "decrypt": "l\u00e4sa", "encrypt": "skriva", "search": "s\u00f6ka", "load": "lagra chiffertext", "none": "ingen",
-		"erasure": "Radering", "requested": "beg\u00e4rd %s av %s (%s)", "next": "N\u00e4sta steg", "holds": "R\u00e4ttsliga sp\u00e4rrar mot radering", "hold": "%s, sedan %s", "returned": "Uppgifterna \u00e5terl\u00e4mnade"}$$::jsonb
+		"erasure": "Radering", "requested": "beg\u00e4rd %s av %s (%s)", "next": "N\u00e4sta steg", "holds": "R\u00e4ttsliga sp\u00e4rrar mot radering", "hold": "%s, sedan %s", "by_register": "enligt registret", "returned": "Uppgifterna \u00e5terl\u00e4mnade"}$$::jsonb
 	END
 $do$;
 REVOKE ALL ON FUNCTION nomp_crypt._report_words(text) FROM PUBLIC;
@@ -4641,7 +4745,7 @@ BEGIN
 	section := w ->> 'holds';
 	FOR r IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = t.uuid AND l.released_at IS NULL ORDER BY l.placed_at LOOP
 		item := r.reference;
-		value := format(w ->> 'hold', r.placed_by, r.placed_at);
+		value := format(w ->> 'hold', coalesce(r.placed_by, w ->> 'by_register'), r.placed_at);
 		RETURN NEXT;
 	END LOOP;
 	section := w ->> 'erasure';
@@ -5344,9 +5448,20 @@ BEGIN
 				UNION ALL
 				SELECT 'no_node_has_a_key_in_memory', c.lease_acknowledged_by, c.lease_acknowledged_at
 				WHERE c.lease_acknowledged_at IS NOT NULL) a(statement, role, at)), '[]'),
-		'approvals', (SELECT jsonb_agg(jsonb_build_object('role', a.role, 'at', a.approved_at) ORDER BY a.approved_at)
-			FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id),
-		'returned', (SELECT jsonb_build_object('manifest_sha256', r.manifest_sha256, 'role', r.recorded_by, 'at', r.recorded_at)
+		'approvals', (SELECT jsonb_agg(jsonb_build_object('role', a.role, 'at', a.approved_at, 'record', (
+				SELECT max(o.number) FROM nomp_crypt._register_of(c.tenant) o WHERE o.type = 'approved'
+				AND o.data ->> 'case' = c.case_id::text AND (o.data ->> 'given')::int = a.given)) ORDER BY a.given)
+			FROM (SELECT p.*, row_number() OVER (ORDER BY p.approved_at) AS given
+				FROM nomp_crypt.erasure_approval p WHERE p.case_id = c.case_id) a),
+		'holds', (SELECT jsonb_agg(jsonb_build_object('placed_at', h.at, 'placed_record', h.number,
+				'released_at', x.at, 'released_record', x.number) ORDER BY h.number)
+			FROM nomp_crypt._register_of(c.tenant) h
+			LEFT JOIN LATERAL (SELECT o.* FROM nomp_crypt._register_of(c.tenant) o WHERE o.type = 'released'
+				AND o.data ->> 'reference' = h.data ->> 'reference' AND o.number > h.number ORDER BY o.number LIMIT 1) x ON true
+			WHERE h.type = 'hold'),
+		'returned', (SELECT jsonb_build_object('manifest_sha256', r.manifest_sha256, 'role', r.recorded_by, 'at', r.recorded_at,
+				'record', (SELECT max(o.number) FROM nomp_crypt._register_of(c.tenant) o WHERE o.type = 'returned'
+					AND o.data ->> 'manifest_sha256' IS NOT DISTINCT FROM r.manifest_sha256))
 			FROM nomp_crypt.data_return r WHERE r.tenant = c.tenant ORDER BY r.recorded_at DESC LIMIT 1),
 		'nodes', jsonb_build_object('asked', '["this_server"]' || coalesce((SELECT jsonb_agg(a ->> 'node' ORDER BY a ->> 'node')
 				FROM jsonb_array_elements(c.verification -> 'nodes') a
@@ -5515,6 +5630,7 @@ BEGIN
 "number": "Record in the register", "issued": "Issued", "installation": "Installation",
 "agreement_ended": "the agreement has ended", "controller_request": "the controller asked for it", "school_closed": "the school was closed", "test": "a test",
 "timeline": "What was done, and when", "requested_at": "Requested; the school became unreadable", "fenced_at": "Point of no return", "submitted_at": "Destruction ordered", "destroyed_at": "Keys destroyed, and not seen any more", "verified_at": "Verified again",
+"before": "What had to be settled before", "approved": "Approved by role {role}", "held": "Legal hold placed", "released": "Legal hold released", "returned": "Data returned to the controller, manifest with SHA-256 {sum}", "not_wanted": "The controller did not want the data returned",
 "method": "How", "method_text": "Each school has key-encryption keys of its own in the keystore, which never leave it. They encrypt the keys that encrypt the school's values (AES-256). Every one of them was destroyed: cryptographic erasure as in NIST SP 800-88.",
 "keys": "Keys that the school ever had", "label": "Key", "keystore": "Keystore", "made": "Made", "end": "End", "destroyed": "destroyed", "expired": "destroyed earlier, after it was replaced", "removed": "removed, it was never used",
 "observed": "What the system observed",
@@ -5539,6 +5655,7 @@ BEGIN
 "number": "Post i registret", "issued": "Utf\u00e4rdat", "installation": "Installation",
 "agreement_ended": "avtalet har upph\u00f6rt", "controller_request": "den personuppgiftsansvarige beg\u00e4rde det", "school_closed": "skolan har lagts ned", "test": "ett prov",
 "timeline": "Vad som gjordes, och n\u00e4r", "requested_at": "Beg\u00e4rd; skolan blev ol\u00e4sbar", "fenced_at": "D\u00e4refter o\u00e5terkallelig", "submitted_at": "F\u00f6rst\u00f6ringen best\u00e4lld", "destroyed_at": "Nycklarna f\u00f6rst\u00f6rda, och inte l\u00e4ngre sedda", "verified_at": "Kontrollerat igen",
+"before": "Vad som f\u00f6rst var tvunget att klaras ut", "approved": "Godk\u00e4nd av rollen {role}", "held": "R\u00e4ttslig sp\u00e4rr mot radering satt", "released": "R\u00e4ttslig sp\u00e4rr h\u00e4vd", "returned": "Uppgifterna \u00e5terl\u00e4mnade till den personuppgiftsansvarige, manifest med SHA-256 {sum}", "not_wanted": "Den personuppgiftsansvarige ville inte ha uppgifterna tillbaka",
 "method": "Hur", "method_text": "Varje skola har egna nyckelkrypteringsnycklar i nyckelf\u00f6rvaringen, som aldrig l\u00e4mnar den. De krypterar de nycklar som krypterar skolans uppgifter (AES-256). Alla har f\u00f6rst\u00f6rts: kryptografisk radering enligt NIST SP 800-88.",
 "keys": "Nycklar som skolan n\u00e5gonsin har haft", "label": "Nyckel", "keystore": "Nyckelf\u00f6rvaring", "made": "Skapad", "end": "Slut", "destroyed": "f\u00f6rst\u00f6rd", "expired": "f\u00f6rst\u00f6rd tidigare, sedan den ersatts", "removed": "borttagen, anv\u00e4ndes aldrig",
 "observed": "Vad systemet observerade",
@@ -5636,6 +5753,15 @@ BEGIN
 		|| (SELECT string_agg(nomp_crypt._html_row(w ->> e.step, to_char((d -> 'timeline' ->> e.step)::timestamptz, day)), '' ORDER BY e.n)
 			FROM unnest('{requested_at,fenced_at,submitted_at,destroyed_at,verified_at}'::text[]) WITH ORDINALITY e(step, n)
 			WHERE d -> 'timeline' ? e.step) || E'</table>\n'
+		|| coalesce('<h2>' || nomp_crypt._html(w ->> 'before') || E'</h2>\n<table>' || (
+			SELECT string_agg(nomp_crypt._html_row(b.what, to_char(b.at::timestamptz, day)), '' ORDER BY b.at::timestamptz)
+			FROM (SELECT replace(w ->> 'approved', '{role}', a ->> 'role'), a ->> 'at' FROM jsonb_array_elements(d -> 'approvals') a
+				UNION ALL SELECT w ->> 'held', h ->> 'placed_at' FROM jsonb_array_elements(d -> 'holds') h
+				UNION ALL SELECT w ->> 'released', h ->> 'released_at' FROM jsonb_array_elements(d -> 'holds') h
+				UNION ALL SELECT CASE WHEN d -> 'returned' ? 'manifest_sha256'
+					THEN replace(w ->> 'returned', '{sum}', d #>> '{returned,manifest_sha256}') ELSE w ->> 'not_wanted' END,
+					d #>> '{returned,at}') b(what, at)
+			WHERE b.at IS NOT NULL) || E'</table>\n', '')
 		|| '<h2>' || nomp_crypt._html(w ->> 'method') || E'</h2>\n<p>' || nomp_crypt._html(w ->> 'method_text') || E'</p>\n'
 		|| '<h2>' || nomp_crypt._html(w ->> 'keys') || E'</h2>\n<table>'
 		|| nomp_crypt._html_row(w ->> 'label', w ->> 'keystore', w ->> 'made', w ->> 'end')
