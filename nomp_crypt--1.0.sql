@@ -7111,7 +7111,17 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 	('function_uses_decrypted', 'info', 'a guess from its text: the function decrypts and writes',
 	 'Look at what it writes where.'),
 	('trigger_unseen', 'not_checked', 'the trigger''s function is not in a language that can be read here',
-	 'Look at what it does with the rows.')
+	 'Look at what it does with the rows.'),
+	('personal_numbers', 'error', 'the column is not encrypted and has personal identity numbers in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('email_addresses', 'warning', 'the column is not encrypted and has e-mail addresses in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('phone_numbers', 'warning', 'the column is not encrypted and has phone numbers in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('personal_name', 'warning', 'the column is not encrypted, and has a name as if personal data were in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('rows_unseen', 'not_checked', 'rows were not looked into',
+	 'Give the role SELECT on them, or pg_read_all_data; call this as a role with BYPASSRLS; or call it again.')
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._lint_rules() FROM PUBLIC;
 
@@ -7244,6 +7254,102 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._lint_functions() FROM PUBLIC;
 
+CREATE FUNCTION nomp_crypt._lint_sample(relation oid, "rows" int, OUT column_name name, OUT "values" int, OUT numbers int,
+	OUT shapes int, OUT emails int, OUT phones int, OUT trouble text) RETURNS SETOF record
+LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'nc_lint_sample';
+REVOKE ALL ON FUNCTION nomp_crypt._lint_sample(oid, int) FROM PUBLIC;
+
+-- A name in small letters of ASCII, with "_" between its words; in whatever
+-- encoding, Swedish letters without their rings and dots.
+CREATE FUNCTION nomp_crypt._lint_words(name text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT regexp_replace(lower(regexp_replace(regexp_replace(regexp_replace(regexp_replace(regexp_replace(regexp_replace(
+		encode(convert_to($1, 'UTF8'), 'escape'), '\\303\\20[45]', 'A', 'g'), '\\303\\24[45]', 'a', 'g'), '\\303\\226', 'O', 'g'),
+		'\\303\\266', 'o', 'g'), '\\303\\251', 'e', 'g'), '([a-z0-9])([A-Z])', '\1_\2', 'g')), '[^a-z0-9]+', '_', 'g')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_words(text) FROM PUBLIC;
+
+-- What a column of that name, category of types and table holds, in Swedish
+-- and English; NULL if nothing personal by its name.
+CREATE FUNCTION nomp_crypt._lint_personal(table_name text, column_name text, category "char") RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT p.what FROM nomp_crypt._lint_words($2) w(words), replace(w.words, '_', '') j(joined), (VALUES
+		('personal identity numbers', 'SN', '', 'personn(umme)?r|persnr|(^|_)pnr(_|$)|personal_?(identity_?)?(number|no$|id$)|samordningsn(umme)?r'
+			'|(^|_)ssn(_|$)|social_?security|national_?id|identity_?number|fodelsen(umme)?r'),
+		('names', 'S', '', '(for|efter|mellan|tilltals|full|smek|barn|elev|person|kontakt)_?namn|(first|last|middle|given|family|full|maiden|nick|pupil|student|contact)_?name|surname'),
+		('names', 'S', 'elev|pupil|student|person|guardian|vardnadshavare|foralder|parent|teacher|larare|user|anvandare|kontakt|contact|employee|anstalld|barn|child|member|medlem',
+			'^(name|namn)$'),
+		('e-mail addresses', 'S', '', '(e_?mail|e_?post|mejl|mail)_?(add?ress)?_?[0-9]?$'),
+		('addresses', 'S', '', 'add?ress[0-9]?$|(^|_)(street|gata)|zip_?code|post_?(code|n(umme)?r|ort)|postal_?code'),
+		('phone numbers', 'SN', '', '(telefon|phone|mobil|mobile|tfn|telnr|cell)_?(n(umme)?r|number|no)?_?[0-9]?$'),
+		('dates of birth', 'SDN', '', 'fodelse_?(d(atum|ag)|ar)|(^|_)fodd(_|$)|birth_?(da(te|y)|year)|date_?of_?birth|(^|_)dob(_|$)|(^|_)born(_|$)'),
+		('next of kin', 'S', '', 'vardnadshavare|malsman|guardian|next_?of_?kin|anhorig|foralder'),
+		('health, belief or origin', 'S', '', 'diagnos|allerg|sjukdom|funktionsned|handikapp|disabilit|religion|modersmal|ethnicit|nationalit|medborgarskap|sarskilt_?stod')
+	) p(what, categories, tables, pattern)
+	WHERE strpos(p.categories, $3::text) > 0 AND w.words ~ p.pattern AND (p.tables = '' OR nomp_crypt._lint_words($1) ~ p.tables)
+		AND j.joined !~ '(ip|mac|web|url|host|server)add?ress$' LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_personal(text, text, "char") FROM PUBLIC;
+
+-- Columns in clear with personal data, by what is in some of their values or by
+-- their names. Of a partitioned table, the largest partition is looked into.
+CREATE FUNCTION nomp_crypt._lint_columns(sample_rows int, OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	t record;
+	s record;
+	found text[] := '{}';
+	unseen jsonb := '{}';
+BEGIN
+	FOR t IN SELECT DISTINCT ON (p.root) c.oid, p.root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+			LATERAL (SELECT CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid ELSE c.oid END) p(root)
+		WHERE sample_rows > 0 AND c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
+			AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'nomp_crypt')
+		ORDER BY p.root, c.relpages DESC LOOP
+		BEGIN
+			FOR s IN SELECT v.*, a.attnum FROM nomp_crypt._lint_sample(t.oid, sample_rows) v
+				LEFT JOIN pg_attribute a ON a.attrelid = t.root AND a.attname = v.column_name LOOP
+				IF s.trouble IS NOT NULL THEN
+					unseen := unseen || jsonb_build_object(s.trouble, coalesce(unseen -> s.trouble, '[]') || to_jsonb(nomp_crypt._table_name(t.oid)));
+					CONTINUE;
+				END IF;
+				object := nomp_crypt._lint_object('pg_class'::regclass, t.root, s.attnum);
+				relations := ARRAY[t.root];
+				FOR rule, detail IN SELECT r.rule, format('%s of %s values that were looked at', r.n, s.values)
+					FROM (VALUES ('personal_numbers', s.numbers, s.numbers * 2 >= s.shapes), ('email_addresses', s.emails, true),
+						('phone_numbers', s.phones, s.phones * 20 >= s.values)) r(rule, n, enough)
+					WHERE r.n > 0 AND r.enough LOOP
+					found := found || object;
+					RETURN NEXT;
+				END LOOP;
+			END LOOP;
+		EXCEPTION WHEN OTHERS THEN
+			unseen := unseen || jsonb_build_object('error', coalesce(unseen -> 'error', '[]') || to_jsonb(nomp_crypt._table_name(t.oid)));
+		END;
+	END LOOP;
+	rule := 'rows_unseen';
+	relations := NULL;
+	FOR object, detail IN SELECT 'rows: ' || w.why, (SELECT string_agg(n, ', ' ORDER BY o) FROM jsonb_array_elements_text(u.value) WITH ORDINALITY x(n, o) WHERE o <= 10)
+			|| CASE WHEN jsonb_array_length(u.value) > 10 THEN format(' and %s more', jsonb_array_length(u.value) - 10) ELSE '' END
+		FROM jsonb_each(unseen) u JOIN (VALUES ('right', 'SELECT is missing'), ('policy', 'row-level security applies'), ('locked', 'the table is locked'),
+			('access method', 'the access method cannot read by block'), ('error', 'they could not be read')) w(trouble, why) ON w.trouble = u.key LOOP
+		RETURN NEXT;
+	END LOOP;
+	RETURN QUERY SELECT 'personal_name', i.name, p.what, ARRAY[c.oid]
+	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
+	JOIN pg_type y ON y.oid = a.atttypid, LATERAL nomp_crypt._lint_personal(c.relname, a.attname, y.typcategory) p(what),
+		LATERAL nomp_crypt._lint_object('pg_class'::regclass, c.oid, a.attnum) i(name)
+	WHERE c.relkind IN ('r', 'p', 'm', 'f') AND NOT c.relispartition AND c.relpersistence <> 't'
+		AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'nomp_crypt')
+		AND a.attnum > 0 AND NOT a.attisdropped AND a.attinhcount = 0 AND p.what IS NOT NULL
+		AND NOT nomp_crypt._holds_values(a.atttypid) AND i.name <> ALL (found)
+		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e');
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_columns(int) FROM PUBLIC;
+
 -- All findings, each with the relations that it is about.
 CREATE FUNCTION nomp_crypt._lint(sample_rows int, OUT severity text, OUT rule text, OUT object text, OUT why text,
 	OUT advice text, OUT relations oid[]) RETURNS SETOF record
@@ -7252,7 +7358,8 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 		concat_ws(': ', r.why, f.detail) || coalesce('; accepted by ' || quote_ident(a.role) || ' on ' || a.at::date || ': ' || a.reason, ''),
 		r.advice, f.relations
 	FROM (SELECT * FROM nomp_crypt._lint_definitions()
-		UNION ALL SELECT * FROM nomp_crypt._lint_functions()) f
+		UNION ALL SELECT * FROM nomp_crypt._lint_functions()
+		UNION ALL SELECT * FROM nomp_crypt._lint_columns($1)) f
 	JOIN nomp_crypt._lint_rules() r ON r.rule = f.rule
 	LEFT JOIN nomp_crypt.lint_accepted a ON a.rule = f.rule AND a.object = f.object
 $$;

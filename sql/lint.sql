@@ -137,6 +137,90 @@ CREATE FUNCTION li.writes() RETURNS void LANGUAGE sql AS 'INSERT INTO li.copy (n
 SELECT * FROM findings;
 DROP FUNCTION li.exports(), li.in_c();
 DROP PROCEDURE li.casts();
+DROP TABLE li.log, li.other;
+SELECT * FROM findings;
+
+-- plain columns by their names, in Swedish and English
+SELECT of_table || '.' || name AS "column", category AS type, nomp_crypt._lint_personal(of_table, name, category::"char") AS holds FROM (VALUES
+	('x', 'personnummer', 'S'), ('x', 'Personnr', 'N'), ('x', 'pnr', 'S'), ('x', 'elev_pnr', 'S'), ('x', 'ssn', 'S'), ('x', 'guardianSSN', 'S'),
+	('x', U&'f\00F6delsenummer', 'S'), ('x', 'samordningsnummer', 'S'), ('x', 'social_security_no', 'S'), ('x', U&'f\00F6rnamn', 'S'), ('x', 'fornamn', 'S'), ('x', 'Efternamn', 'S'),
+	('x', 'firstName', 'S'), ('x', 'last_name', 'S'), ('x', 'surname', 'S'), ('x', 'elevnamn', 'S'), ('elev', 'namn', 'S'), ('app_users', 'name', 'S'), (U&'V\00C5RDNADSHAVARE', 'namn', 'S'),
+	('x', 'adress', 'S'), ('x', 'hemadress', 'S'), ('x', 'postalAddress', 'S'), ('x', 'gatuadress', 'S'), ('x', 'postnummer', 'S'), ('x', 'zip_code', 'S'),
+	('x', 'epost', 'S'), ('x', 'e-post', 'S'), ('x', 'email', 'S'), ('x', 'contact_email2', 'S'), ('x', 'e_mail_address', 'S'), ('x', 'mejladress', 'S'),
+	('x', 'telefon', 'S'), ('x', 'phone_number', 'S'), ('x', 'mobilnr', 'N'), ('x', 'tfn', 'S'), ('x', U&'v\00E5rdnadshavare', 'S'), ('x', U&'\00C5lder', 'N'),
+	('x', U&'F\00D6DELSEDATUM', 'D'), ('x', 'fodelsedag', 'D'), ('x', 'birth_date', 'D'), ('x', 'dateOfBirth', 'S'), ('x', 'dob', 'D'), ('x', U&'f\00F6dd', 'D'),
+	('x', 'diagnos', 'S'), ('x', 'allergies', 'S'), ('x', 'religion', 'S'),
+	('school', 'name', 'S'), ('pupil', 'file_name', 'S'), ('x', 'namn', 'S'), ('x', 'ip_address', 'S'), ('x', 'web_adress', 'S'), ('x', 'email_sent_at', 'D'), ('x', 'email_verified', 'B'), ('x', 'phone', 'B'),
+	('x', 'dob', 'B'), ('x', 'personnel', 'S'), ('x', 'session', 'S'), ('x', 'dashboard', 'S'), ('x', 'adobe', 'S'), ('x', 'thumbnail', 'S'), ('x', 'unborn', 'S'),
+	('x', 'id', 'N'), ('x', 'telephony', 'S'), ('x', 'automobile_model', 'S'), ('x', 'a\b', 'S'), ('x', '', 'S')) n(of_table, name, category);
+CREATE TABLE li.named (id int, personnummer text, email text DEFAULT '', "förnamn" varchar(40), born encrypted(date), phone encrypted(text), fodelsedatum date);
+CREATE TABLE li.parted (id int, pnr text, efternamn text) PARTITION BY RANGE (id);
+CREATE TABLE li.parted_1 PARTITION OF li.parted FOR VALUES FROM (0) TO (10);
+CREATE TABLE li.parted_2 PARTITION OF li.parted FOR VALUES FROM (10) TO (1000);
+CREATE TABLE li.child () INHERITS (li.named);
+SELECT * FROM findings;
+DROP TABLE li.child;
+ALTER TABLE li.named DROP COLUMN personnummer, DROP COLUMN fodelsedatum, ALTER COLUMN email TYPE encrypted(text), ALTER COLUMN "förnamn" TYPE encrypted(text);
+DROP TABLE li.parted;
+SELECT * FROM findings;
+
+-- and by what is in them: counted, never shown
+CREATE VIEW sampled AS SELECT severity, rule, object, substr(why, strpos(why, ': ') + 2) AS detail FROM nomp_crypt.lint() WHERE object ~ '\mli\.' OR why ~ '\mli\.';
+CREATE DOMAIN li.short AS varchar(20) CHECK (VALUE <> 'x');
+CREATE TABLE li.sample (id int PRIMARY KEY, a text, b li.short, c jsonb, d bigint, e text[], f char(20), g xml, h numeric, i bytea, j text, k encrypted(text));
+SELECT * FROM sampled;
+INSERT INTO li.sample SELECT i, 'Elev 20121212-1212', '121212-1212', '{"pnr": "201212121212"}', 201212121212, '{x,201212121212}', '121212-1212', '<p>121212-1212</p>',
+	1212121212, '121212-1212', repeat('x', 3000) || ' 121212-1212' FROM generate_series(1, 100) i;
+SELECT * FROM sampled;
+-- how many rows are looked at, at most
+SELECT DISTINCT regexp_replace(why, '.*: ', '') AS looked_at FROM nomp_crypt.lint(10) WHERE object ~ '\mli\.sample' AND rule = 'personal_numbers' ORDER BY 1;
+-- one in many is found, what only has the shape is not, nor what is one by chance
+TRUNCATE li.sample;
+INSERT INTO li.sample (id, a, b, d) SELECT i, CASE i WHEN 77 THEN 'see 121212-1212' ELSE 'nothing' END, to_char(timestamp '2024-01-01' + i * interval '1 day 7 minutes', 'YYYYMMDDHH24MI'),
+	5560360793 + i FROM generate_series(1, 300) i;
+SELECT * FROM sampled;
+TRUNCATE li.sample;
+INSERT INTO li.sample (id, a, b, c, j) SELECT i, 'anna' || i || '@example.se', '070-123 45 ' || i + 10, '{"mobile": "+46701234567"}', CASE i WHEN 1 THEN '0701234567' ELSE 'x' END FROM generate_series(1, 50) i;
+SELECT * FROM sampled;
+TRUNCATE li.sample;
+-- the rows of a large table are taken from all of it
+INSERT INTO li.sample (id, a) SELECT i, CASE WHEN i > 15000 THEN 'ring 121212-1212' ELSE repeat('x', 100) END FROM generate_series(1, 20000) i;
+SELECT severity, rule, object, detail ~ '^\d\d\d of \d+ values' AS detail FROM sampled;
+TRUNCATE li.sample;
+-- partitions: the largest one stands for all; a materialized view; one never filled
+CREATE TABLE li.parted (id int, x text) PARTITION BY RANGE (id);
+CREATE TABLE li.parted_1 PARTITION OF li.parted FOR VALUES FROM (0) TO (10);
+CREATE TABLE li.parted_2 (x text, gone int, id int);
+ALTER TABLE li.parted_2 DROP COLUMN gone;
+ALTER TABLE li.parted ATTACH PARTITION li.parted_2 FOR VALUES FROM (10) TO (1000);
+INSERT INTO li.parted SELECT i, '121212-1212' FROM generate_series(20, 900) i;
+VACUUM li.parted;
+CREATE MATERIALIZED VIEW li.seen AS SELECT x FROM li.parted LIMIT 5;
+CREATE MATERIALIZED VIEW li.unseen AS SELECT x FROM li.parted WITH NO DATA;
+SELECT * FROM sampled;
+-- what a role may not read is not looked into, and said to be so
+CREATE ROLE regress_looks IN ROLE pg_monitor;
+GRANT SELECT ON sampled TO regress_looks;
+GRANT USAGE ON SCHEMA li TO regress_looks;
+CREATE FUNCTION li.never() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''a policy ran''; END';
+CREATE TABLE li.hidden (x text);
+ALTER TABLE li.hidden ENABLE ROW LEVEL SECURITY;
+CREATE POLICY never ON li.hidden USING (li.never());
+INSERT INTO li.hidden VALUES ('121212-1212');
+GRANT SELECT ON li.hidden TO regress_looks;
+GRANT SELECT (x) ON li.parted_2 TO regress_looks;
+CREATE FUNCTION looked() RETURNS TABLE (severity text, rule text, object text, detail text) LANGUAGE sql AS $$
+	SELECT l.severity, l.rule, l.object, substr(l.why, strpos(l.why, ': ') + 2) FROM nomp_crypt.lint() l WHERE l.object ~ '\mli\.' OR l.why ~ '\mli\.'
+$$;
+REVOKE ALL ON ALL TABLES IN SCHEMA public FROM regress_looks;
+SET ROLE regress_looks;
+SELECT severity, rule, object, detail ~ 'li\.(seen|sample|named)' AS unseen FROM looked();
+RESET ROLE;
+DROP TABLE li.parted, li.hidden, li.sample CASCADE;
+DROP FUNCTION looked();
+DROP VIEW sampled;
+DROP OWNED BY regress_looks;
+DROP ROLE regress_looks;
 SELECT * FROM findings;
 
 -- what somebody has accepted is shown as that
