@@ -4110,15 +4110,13 @@ BEGIN
 		END LOOP;
 	END IF;
 	column_name := NULL;
-	IF to_regprocedure('nomp_crypt.lint()') IS NOT NULL THEN
-		EXECUTE 'SELECT count(*) FROM nomp_crypt.lint()' INTO amount;
-		IF amount > 0 THEN
-			object := 'definitions';
-			detail := 'places where values may be in clear: see nomp_crypt.lint()';
-			RETURN NEXT;
-		END IF;
-		amount := NULL;
-	END IF;
+	FOR object, amount, detail IN SELECT p.name, count(*), 'findings of nomp_crypt.lint(): ' || string_agg(DISTINCT l.rule, ', ')
+		FROM nomp_crypt._lint(0) l, jsonb_to_recordset(found_in) p(name text, column_name name)
+		WHERE p.column_name IS NULL AND to_regclass(p.name)::oid = ANY (l.relations) AND l.severity IN ('error', 'warning', 'info')
+		GROUP BY 1 ORDER BY 1 LOOP
+		RETURN NEXT;
+	END LOOP;
+	amount := NULL;
 	others := ARRAY(SELECT o FROM nomp_crypt._other_databases() o WHERE o IS NOT NULL ORDER BY 1);
 	IF cardinality(others) > 0 THEN
 		object := 'databases ' || array_to_string(others, ', ');
@@ -7193,6 +7191,341 @@ CREATE FUNCTION nomp_crypt.encrypt_column_preview(table_name regclass, column_na
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_encrypt_column_preview';
 
 -- ---------------------------------------------------------------------------
+-- lint(): where values may be in clear, beside the encrypted columns. Reads
+-- catalogs, settings and samples; decrypts nothing, writes nothing. For
+-- superusers, administrators and members of pg_monitor.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION nomp_crypt._keeps_decrypted(tree pg_node_tree, whole boolean) RETURNS boolean
+LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'nc_keeps_decrypted';
+REVOKE ALL ON FUNCTION nomp_crypt._keeps_decrypted(pg_node_tree, boolean) FROM PUBLIC;
+
+-- Findings that somebody has accepted, by whom and why.
+CREATE TABLE nomp_crypt.lint_accepted (
+	rule	text NOT NULL,
+	object	text NOT NULL,
+	reason	text NOT NULL CHECK (reason <> ''),
+	role	name NOT NULL,
+	at		timestamptz NOT NULL DEFAULT now(),
+	PRIMARY KEY (rule, object)
+);
+COMMENT ON TABLE nomp_crypt.lint_accepted IS 'findings of nomp_crypt.lint() that somebody has accepted';
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.lint_accepted', '');
+
+-- The rules. docs/lint.md explains each.
+CREATE FUNCTION nomp_crypt._lint_rules(OUT rule text, OUT severity text, OUT why text, OUT advice text) RETURNS SETOF record
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	VALUES
+	('index_on_decrypted', 'error', 'the index keeps what is inside encrypted values',
+	 'Drop it. A searchable column finds equal values by fingerprint.'),
+	('statistics_on_decrypted', 'error', 'ANALYZE keeps samples of what is inside encrypted values',
+	 'Drop the statistics object.'),
+	('generated_from_decrypted', 'error', 'the column keeps what is inside encrypted values',
+	 'Drop it, or make it an encrypted column.'),
+	('view_of_decrypted', 'error', 'the materialized view keeps what is inside encrypted values',
+	 'Make it a view, or keep the columns encrypted in it.'),
+	('rule_writes_decrypted', 'error', 'the rule writes what is inside encrypted values',
+	 'Drop it, or let it write to encrypted columns.'),
+	('function_writes_decrypted', 'warning', 'the function writes what is inside encrypted values',
+	 'Let it write to encrypted columns.'),
+	('trigger_serialises_rows', 'warning', 'a guess from its text: the trigger turns rows into text, which decrypts them inside a tenant',
+	 'Name the columns that it needs, and keep them in encrypted columns.'),
+	('trigger_uses_decrypted', 'warning', 'a guess from its text: the trigger passes on what is inside encrypted values',
+	 'Pass the encrypted value on as it is, into an encrypted column.'),
+	('trigger_copies_rows', 'warning', 'a guess from its text: the trigger copies rows into a table whose columns of the same names are not encrypted',
+	 'Make these columns encrypted ones.'),
+	('function_uses_decrypted', 'info', 'a guess from its text: the function decrypts and writes',
+	 'Look at what it writes where.'),
+	('trigger_unseen', 'not_checked', 'the trigger''s function is not in a language that can be read here',
+	 'Look at what it does with the rows.'),
+	('personal_numbers', 'error', 'the column is not encrypted and has personal identity numbers in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('email_addresses', 'warning', 'the column is not encrypted and has e-mail addresses in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('phone_numbers', 'warning', 'the column is not encrypted and has phone numbers in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('personal_name', 'warning', 'the column is not encrypted, and has a name as if personal data were in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('rows_unseen', 'not_checked', 'rows were not looked into',
+	 'Give the role SELECT on them, or pg_read_all_data; call this as a role with BYPASSRLS; or call it again.')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_rules() FROM PUBLIC;
+
+-- The same name in every session, whatever its language and search_path.
+CREATE FUNCTION nomp_crypt._lint_object(class regclass, id oid, sub int) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT o.type || ' ' || o.identity FROM pg_identify_object($1, $2, $3) o
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_object(regclass, oid, int) FROM PUBLIC;
+
+-- The tables with encrypted columns that a view or rule is over, through views.
+CREATE FUNCTION nomp_crypt._lint_sources(relation oid) RETURNS oid[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	WITH RECURSIVE s AS (
+		SELECT $1 AS oid
+		UNION
+		SELECT d.refobjid FROM s JOIN pg_rewrite r ON r.ev_class = s.oid
+		JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass)
+	SELECT array_agg(s.oid) FROM s WHERE EXISTS (
+		SELECT FROM pg_attribute a WHERE a.attrelid = s.oid AND a.attnum > 0 AND NOT a.attisdropped
+			AND nomp_crypt._holds_values(a.atttypid))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_sources(oid) FROM PUBLIC;
+
+-- What the catalogs know to keep decrypted values.
+CREATE FUNCTION nomp_crypt._lint_definitions(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT 'index_on_decrypted', nomp_crypt._lint_object('pg_class'::regclass, i.indexrelid, 0), NULL::text, ARRAY[i.indrelid]
+	FROM pg_index i WHERE nomp_crypt._keeps_decrypted(i.indexprs, true)
+	UNION ALL
+	SELECT 'statistics_on_decrypted', nomp_crypt._lint_object('pg_statistic_ext'::regclass, s.oid, 0), NULL, ARRAY[s.stxrelid]
+	FROM pg_statistic_ext s WHERE nomp_crypt._keeps_decrypted(s.stxexprs, true)
+	UNION ALL
+	SELECT 'generated_from_decrypted', nomp_crypt._lint_object('pg_class'::regclass, d.adrelid, d.adnum), NULL, ARRAY[d.adrelid]
+	FROM pg_attrdef d JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+	WHERE a.attgenerated = 's' AND nomp_crypt._keeps_decrypted(d.adbin, true)
+	UNION ALL
+	SELECT 'view_of_decrypted', nomp_crypt._lint_object('pg_class'::regclass, c.oid, 0), NULL, nomp_crypt._lint_sources(c.oid)
+	FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class
+	WHERE c.relkind = 'm' AND nomp_crypt._keeps_decrypted(r.ev_action, true)
+	UNION ALL
+	SELECT 'rule_writes_decrypted', nomp_crypt._lint_object('pg_rewrite'::regclass, r.oid, 0), NULL, nomp_crypt._lint_sources(r.ev_class)
+	FROM pg_rewrite r WHERE r.ev_type <> '1' AND nomp_crypt._keeps_decrypted(r.ev_action, false)
+	UNION ALL
+	SELECT 'function_writes_decrypted', nomp_crypt._lint_object('pg_proc'::regclass, p.oid, 0), NULL,
+		ARRAY(SELECT DISTINCT d.refobjid FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+			AND d.refclassid = 'pg_class'::regclass)
+	FROM pg_proc p WHERE nomp_crypt._keeps_decrypted(p.prosqlbody, false)
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_definitions() FROM PUBLIC;
+
+-- A function's text without its comments.
+CREATE FUNCTION nomp_crypt._lint_text(source text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+	SELECT regexp_replace($1, '/\*.*?\*/|--[^\n]*', ' ', 'g')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_text(text) FROM PUBLIC;
+
+-- What a text seems to do with encrypted columns of these names: patterns,
+-- where "row" is NEW or OLD in a trigger.
+CREATE FUNCTION nomp_crypt._lint_pattern(what text, names name[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT format(CASE $1
+		-- to_jsonb(NEW), hstore(OLD.*), format('%s', NEW), NEW::text, RAISE LOG '%', NEW
+		WHEN 'serialise' THEN
+			'\m(?:to_jsonb?|row_to_json|array_to_json|jsonb?_(?:build_(?:object|array)|agg|object_agg)|hstore|format|concat|concat_ws|'
+			'quote_literal|quote_nullable|xmlforest|pg_notify)\s*\((?:(?:[^();]|\([^()]*\))*,)?\s*(?:new|old)\M\s*(?:\.\s*\*)?\s*[,)]'
+			'|\m(?:new|old)\M\s*(?:\.\s*\*)?\s*\)?\s*::|\mcast\s*\(\s*(?:new|old)\s+as\M'
+			'|\mraise\s+(?:debug|log|info|notice|warning)\M[^;]*,\s*(?:new|old)\M\s*(?:\.\s*\*)?\s*[,;]'
+		-- the same of a field: nomp_crypt.decrypt(NEW.name), NEW.name::text, ...
+		WHEN 'field' THEN
+			'\m(?:to_jsonb?|array_to_json|jsonb?_(?:build_(?:object|array)|agg|object_agg)|hstore|format|concat|concat_ws|'
+			'quote_literal|quote_nullable|xmlforest|pg_notify|decrypt|try_decrypt)\s*\((?:(?:[^();]|\([^()]*\))*,)?\s*(?:new|old)\s*\.\s*"?(?:%1$s)(?!\w)'
+			'|\m(?:new|old)\s*\.\s*"?(?:%1$s)(?!\w)"?\s*\)?\s*::|\mcast\s*\(\s*(?:new|old)\s*\.\s*"?(?:%1$s)"?\s+as\M'
+			'|\mraise\s+(?:debug|log|info|notice|warning)\M[^;]*,\s*(?:new|old)\s*\.\s*"?(?:%1$s)(?!\w)'
+		-- outside triggers
+		WHEN 'decrypt' THEN '\mnomp_crypt\s*\.\s*(?:try_)?decrypt\s*\(|(?:%1$s)(?!\w)"?\s*::\s*(?:text|varchar|date|jsonb?)\M'
+		WHEN 'write' THEN
+			'\minsert\s+into\M|\mupdate\s+[^;]*\mset\M|\mmerge\s+into\M|\mcopy\M[^;]*\mto\M|\mcreate\s+(?:unlogged\s+)?table\M'
+			'|\mselect\M[^;]*\minto\s+(?:unlogged\s+)?table\M|\mraise\s+(?:debug|log|info|notice|warning)\M|\mnotify\M|\mpg_notify\M|\mdblink'
+		END, (SELECT string_agg(regexp_replace(n, '([!-/:-@\[-^`{-~ ])', '\\\1', 'g'), '|') FROM unnest($2) n))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_pattern(text, name[]) FROM PUBLIC;
+
+-- What functions seem to do, by their text; and triggers whose text is not to
+-- be had.
+CREATE FUNCTION nomp_crypt._lint_functions(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH encrypted AS (
+		SELECT a.attrelid AS oid, c.relname, quote_ident(n.nspname) AS schema, array_agg(a.attname) AS names
+		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
+		GROUP BY 1, 2, 3),
+	written AS MATERIALIZED (	-- by others than us
+		SELECT p.oid, p.prorettype, quote_ident(n.nspname) AS schema, l.lanname, nomp_crypt._lint_text(p.prosrc) AS source
+		FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang JOIN pg_namespace n ON n.oid = p.pronamespace
+		WHERE p.prokind IN ('f', 'p') AND p.prosqlbody IS NULL AND l.lanname <> 'internal'
+			AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+			AND NOT EXISTS (SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'nomp_crypt'
+				WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass)),
+	fired AS (
+		SELECT t.oid, t.tgrelid, w.lanname, w.source,
+			(regexp_match(w.source, nomp_crypt._lint_pattern('serialise', NULL), 'i'))[1] AS serialised,
+			(regexp_match(w.source, nomp_crypt._lint_pattern('field', e.names), 'i'))[1] AS field,
+			(SELECT string_agg(DISTINCT m[1], ', ') FROM regexp_matches(w.source,
+					'\minsert\s+into\s+((?:\w+|"[^"]+")(?:\.(?:\w+|"[^"]+"))?)[^;]*?(?:(?:values\s*\(|select)[^;]*?\m(?:new|old)\s*\)?\s*\.\s*\*)', 'gi') m
+				WHERE NOT EXISTS (SELECT FROM encrypted x WHERE x.names @> e.names AND x.oid IN (to_regclass(m[1]),
+					CASE WHEN m[1] !~ '\.' THEN to_regclass(e.schema || '.' || m[1]) END,
+					CASE WHEN m[1] !~ '\.' THEN to_regclass(w.schema || '.' || m[1]) END))) AS copied
+		FROM pg_trigger t JOIN encrypted e ON e.oid = t.tgrelid JOIN written w ON w.oid = t.tgfoid
+		WHERE NOT t.tgisinternal AND t.tgparentid = 0),
+	writes AS MATERIALIZED (
+		SELECT w.* FROM written w
+		WHERE w.lanname <> 'c' AND w.prorettype <> 'trigger'::regtype AND w.source ~* nomp_crypt._lint_pattern('write', NULL))
+	SELECT r.rule, nomp_crypt._lint_object('pg_trigger'::regclass, f.oid, 0), r.detail, ARRAY[f.tgrelid]
+	FROM fired f, LATERAL (
+		SELECT CASE WHEN f.lanname = 'c' THEN 'trigger_unseen'
+				WHEN f.serialised IS NOT NULL THEN 'trigger_serialises_rows'
+				WHEN f.field IS NOT NULL AND f.source ~* nomp_crypt._lint_pattern('write', NULL) THEN 'trigger_uses_decrypted'
+				WHEN f.copied IS NOT NULL THEN 'trigger_copies_rows' END AS rule,
+			left(regexp_replace(coalesce(f.serialised, f.field, f.copied), '\s+', ' ', 'g'), 100) AS detail) r
+	WHERE r.rule IS NOT NULL
+	UNION ALL
+	SELECT 'function_uses_decrypted', nomp_crypt._lint_object('pg_proc'::regclass, w.oid, 0), NULL, array_agg(e.oid)
+	FROM writes w LEFT JOIN encrypted e ON strpos(lower(w.source), lower(e.relname)) > 0
+	WHERE w.source ~* nomp_crypt._lint_pattern('decrypt', coalesce(e.names, '{nomp_crypt}'))
+	GROUP BY w.oid
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_functions() FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._lint_sample(relation oid, "rows" int, OUT column_name name, OUT "values" int, OUT numbers int,
+	OUT shapes int, OUT emails int, OUT phones int, OUT trouble text) RETURNS SETOF record
+LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'nc_lint_sample';
+REVOKE ALL ON FUNCTION nomp_crypt._lint_sample(oid, int) FROM PUBLIC;
+
+-- A name in small letters of ASCII, with "_" between its words; in whatever
+-- encoding, Swedish letters without their rings and dots.
+CREATE FUNCTION nomp_crypt._lint_words(name text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT regexp_replace(lower(regexp_replace(regexp_replace(regexp_replace(regexp_replace(regexp_replace(regexp_replace(
+		encode(convert_to($1, 'UTF8'), 'escape'), '\\303\\20[45]', 'A', 'g'), '\\303\\24[45]', 'a', 'g'), '\\303\\226', 'O', 'g'),
+		'\\303\\266', 'o', 'g'), '\\303\\251', 'e', 'g'), '([a-z0-9])([A-Z])', '\1_\2', 'g')), '[^a-z0-9]+', '_', 'g')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_words(text) FROM PUBLIC;
+
+-- What a column of that name, category of types and table holds, in Swedish
+-- and English; NULL if nothing personal by its name.
+CREATE FUNCTION nomp_crypt._lint_personal(table_name text, column_name text, category "char") RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT p.what FROM nomp_crypt._lint_words($2) w(words), replace(w.words, '_', '') j(joined), (VALUES
+		('personal identity numbers', 'SN', '', 'personn(umme)?r|persnr|(^|_)pnr(_|$)|personal_?(identity_?)?(number|no$|id$)|samordningsn(umme)?r'
+			'|(^|_)ssn(_|$)|social_?security|national_?id|identity_?number|fodelsen(umme)?r'),
+		('names', 'S', '', '(for|efter|mellan|tilltals|full|smek|barn|elev|person|kontakt)_?namn|(first|last|middle|given|family|full|maiden|nick|pupil|student|contact)_?name|surname'),
+		('names', 'S', 'elev|pupil|student|person|guardian|vardnadshavare|foralder|parent|teacher|larare|user|anvandare|kontakt|contact|employee|anstalld|barn|child|member|medlem',
+			'^(name|namn)$'),
+		('e-mail addresses', 'S', '', '(e_?mail|e_?post|mejl|mail)_?(add?ress)?_?[0-9]?$'),
+		('addresses', 'S', '', 'add?ress[0-9]?$|(^|_)(street|gata)|zip_?code|post_?(code|n(umme)?r|ort)|postal_?code'),
+		('phone numbers', 'SN', '', '(telefon|phone|mobil|mobile|tfn|telnr|cell)_?(n(umme)?r|number|no)?_?[0-9]?$'),
+		('dates of birth', 'SDN', '', 'fodelse_?(d(atum|ag)|ar)|(^|_)fodd(_|$)|birth_?(da(te|y)|year)|date_?of_?birth|(^|_)dob(_|$)|(^|_)born(_|$)'),
+		('next of kin', 'S', '', 'vardnadshavare|malsman|guardian|next_?of_?kin|anhorig|foralder'),
+		('health, belief or origin', 'S', '', 'diagnos|allerg|sjukdom|funktionsned|handikapp|disabilit|religion|modersmal|ethnicit|nationalit|medborgarskap|sarskilt_?stod')
+	) p(what, categories, tables, pattern)
+	WHERE strpos(p.categories, $3::text) > 0 AND w.words ~ p.pattern AND (p.tables = '' OR nomp_crypt._lint_words($1) ~ p.tables)
+		AND j.joined !~ '(ip|mac|web|url|host|server)add?ress$' LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_personal(text, text, "char") FROM PUBLIC;
+
+-- Columns in clear with personal data, by what is in some of their values or by
+-- their names. Of a partitioned table, the largest partition is looked into.
+CREATE FUNCTION nomp_crypt._lint_columns(sample_rows int, OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	t record;
+	s record;
+	found text[] := '{}';
+	unseen jsonb := '{}';
+BEGIN
+	FOR t IN SELECT DISTINCT ON (p.root) c.oid, p.root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+			LATERAL (SELECT CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid ELSE c.oid END) p(root)
+		WHERE sample_rows > 0 AND c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
+			AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'nomp_crypt')
+		ORDER BY p.root, c.relpages DESC LOOP
+		BEGIN
+			FOR s IN SELECT v.*, a.attnum FROM nomp_crypt._lint_sample(t.oid, sample_rows) v
+				LEFT JOIN pg_attribute a ON a.attrelid = t.root AND a.attname = v.column_name LOOP
+				IF s.trouble IS NOT NULL THEN
+					unseen := unseen || jsonb_build_object(s.trouble, coalesce(unseen -> s.trouble, '[]') || to_jsonb(nomp_crypt._table_name(t.oid)));
+					CONTINUE;
+				END IF;
+				object := nomp_crypt._lint_object('pg_class'::regclass, t.root, s.attnum);
+				relations := ARRAY[t.root];
+				FOR rule, detail IN SELECT r.rule, format('%s of %s values that were looked at', r.n, s.values)
+					FROM (VALUES ('personal_numbers', s.numbers, s.numbers * 2 >= s.shapes), ('email_addresses', s.emails, true),
+						('phone_numbers', s.phones, s.phones * 20 >= s.values)) r(rule, n, enough)
+					WHERE r.n > 0 AND r.enough LOOP
+					found := found || object;
+					RETURN NEXT;
+				END LOOP;
+			END LOOP;
+		EXCEPTION WHEN OTHERS THEN
+			unseen := unseen || jsonb_build_object('error', coalesce(unseen -> 'error', '[]') || to_jsonb(nomp_crypt._table_name(t.oid)));
+		END;
+	END LOOP;
+	rule := 'rows_unseen';
+	relations := NULL;
+	FOR object, detail IN SELECT 'rows: ' || w.why, (SELECT string_agg(n, ', ' ORDER BY o) FROM jsonb_array_elements_text(u.value) WITH ORDINALITY x(n, o) WHERE o <= 10)
+			|| CASE WHEN jsonb_array_length(u.value) > 10 THEN format(' and %s more', jsonb_array_length(u.value) - 10) ELSE '' END
+		FROM jsonb_each(unseen) u JOIN (VALUES ('right', 'SELECT is missing'), ('policy', 'row-level security applies'), ('locked', 'the table is locked'),
+			('access method', 'the access method cannot read by block'), ('error', 'they could not be read')) w(trouble, why) ON w.trouble = u.key LOOP
+		RETURN NEXT;
+	END LOOP;
+	RETURN QUERY SELECT 'personal_name', i.name, p.what, ARRAY[c.oid]
+	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
+	JOIN pg_type y ON y.oid = a.atttypid, LATERAL nomp_crypt._lint_personal(c.relname, a.attname, y.typcategory) p(what),
+		LATERAL nomp_crypt._lint_object('pg_class'::regclass, c.oid, a.attnum) i(name)
+	WHERE c.relkind IN ('r', 'p', 'm', 'f') AND NOT c.relispartition AND c.relpersistence <> 't'
+		AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'nomp_crypt')
+		AND a.attnum > 0 AND NOT a.attisdropped AND a.attinhcount = 0 AND p.what IS NOT NULL
+		AND NOT nomp_crypt._holds_values(a.atttypid) AND i.name <> ALL (found)
+		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e');
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_columns(int) FROM PUBLIC;
+
+-- All findings, each with the relations that it is about.
+CREATE FUNCTION nomp_crypt._lint(sample_rows int, OUT severity text, OUT rule text, OUT object text, OUT why text,
+	OUT advice text, OUT relations oid[]) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN a.rule IS NULL THEN r.severity ELSE 'accepted' END, f.rule, f.object,
+		concat_ws(': ', r.why, f.detail) || coalesce('; accepted by ' || quote_ident(a.role) || ' on ' || a.at::date || ': ' || a.reason, ''),
+		r.advice, f.relations
+	FROM (SELECT * FROM nomp_crypt._lint_definitions()
+		UNION ALL SELECT * FROM nomp_crypt._lint_functions()
+		UNION ALL SELECT * FROM nomp_crypt._lint_columns($1)) f
+	JOIN nomp_crypt._lint_rules() r ON r.rule = f.rule
+	LEFT JOIN nomp_crypt.lint_accepted a ON a.rule = f.rule AND a.object = f.object
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint(int) FROM PUBLIC;
+
+-- Where values may be in clear, the worst first. Reads up to that many rows of
+-- each table, as the caller may; none with 0.
+CREATE FUNCTION nomp_crypt.lint(sample_rows int DEFAULT 1000, OUT severity text, OUT rule text, OUT object text,
+	OUT why text, OUT advice text) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT l.severity, l.rule, l.object, l.why, l.advice FROM nomp_crypt._lint($1) l
+	ORDER BY array_position('{error,warning,info,not_checked,accepted}', l.severity), l.rule COLLATE "C", l.object COLLATE "C"
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.lint(int) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION nomp_crypt.lint(int) TO pg_monitor;
+
+-- Put on record that a finding is known and stays; without a reason, that it
+-- is not accepted any more. Raises 22023, 42704.
+CREATE FUNCTION nomp_crypt.accept_lint(rule text, object text, reason text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	IF accept_lint.rule IS NULL OR accept_lint.object IS NULL OR accept_lint.reason = '' THEN
+		RAISE EXCEPTION 'rule and object must be given, and a reason or null' USING ERRCODE = 'invalid_parameter_value';
+	ELSIF NOT EXISTS (SELECT FROM nomp_crypt._lint_rules() r WHERE r.rule = accept_lint.rule) THEN
+		RAISE EXCEPTION 'there is no rule "%"', accept_lint.rule USING ERRCODE = 'undefined_object';
+	END IF;
+	DELETE FROM nomp_crypt.lint_accepted a WHERE a.rule = accept_lint.rule AND a.object = accept_lint.object;
+	IF NOT FOUND AND accept_lint.reason IS NULL THEN
+		RAISE EXCEPTION 'rule "%" is not accepted for "%"', accept_lint.rule, accept_lint.object USING ERRCODE = 'undefined_object';
+	END IF;
+	INSERT INTO nomp_crypt.lint_accepted (rule, object, reason, role)
+	SELECT accept_lint.rule, accept_lint.object, accept_lint.reason, nomp_crypt._acting_role() WHERE accept_lint.reason IS NOT NULL;
+	PERFORM nomp_crypt._audit('accept_lint', NULL, jsonb_build_object('rule', accept_lint.rule, 'object', accept_lint.object,
+		'reason', accept_lint.reason));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.accept_lint(text, text, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Administrators
 -- ---------------------------------------------------------------------------
 
@@ -7219,7 +7552,7 @@ BEGIN
 						   'repair_register', 'register_archived', 'reconcile', '_register_follow',
 						   'attest_erasure', 'certificate', 'verify_certificate', 'certificate_html')
 			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')
-			 OR p.proname IN ('_column_past', '_backup_retention')
+			 OR p.proname IN ('_column_past', '_backup_retention', 'lint', 'accept_lint')
 			 OR p.proname IN ('erase_agreement', 'run_due_erasures', 'approve_erasure', 'hold_tenant', 'release_hold',
 							  'data_returned', '_erase_open', '_erase_refuse', '_erase_tenant_id', '_erase_next',
 							  '_erase_next_of', '_erase_group', '_erase_request_agreement', '_erase_group_waits',
