@@ -28,7 +28,8 @@ SELECT d.adrelid::regclass, pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d JO
 WHERE c.relnamespace = 'nomp_crypt'::regnamespace AND pg_get_expr(d.adbin, d.adrelid) ~ 'nextval|oid|txid|pg_current_xact';
 
 -- every table can be replicated logically: a primary key, and dumped with the rest;
--- but not which schools were busy in one cluster, which nobody need restore
+-- but not which schools were busy in one cluster, and what ends with a transaction
+-- or a call that is repeated, which nobody need restore
 SELECT c.relname FROM pg_class c
 WHERE c.relnamespace = 'nomp_crypt'::regnamespace AND c.relkind = 'r'
 	AND (NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
