@@ -1749,23 +1749,73 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._register_kek(text, uuid, int) FROM PUBLIC;
 
--- Before the point of no return: the register is whole, all of it, and every
--- key that it knows of this school has been seen now, or its end is on record.
--- A database restored from before a key was replaced knows less. Then the
--- fence is put on record. Raises 55000, NC003, NC004.
+-- What the register says of a school, verified: the table's records, and what
+-- the file has beyond them. Raises NC004.
+CREATE FUNCTION nomp_crypt._register_of(school uuid, OUT number bigint, OUT at timestamptz, OUT type text,
+	OUT data jsonb) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT r.number, r.at, r.type, r.data
+	FROM (SELECT g.jws FROM nomp_crypt.register g WHERE g.school = $1
+		  UNION SELECT l.jws FROM nomp_crypt._register_lines(
+			(SELECT coalesce(max(g.number), 0) FROM nomp_crypt.register g)) l) g, nomp_crypt._record(g.jws) r
+	WHERE r.school = $1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_of(uuid) FROM PUBLIC;
+
+-- What stops an erasure by the register, whatever the tables say: a backup was
+-- restored, or a row was changed by hand. Raises 55000, NC004.
+CREATE FUNCTION nomp_crypt._register_allows(c nomp_crypt.erasure) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	needed int := greatest(c.approvals_needed, current_setting('nomp_crypt.erasure_approvals')::int);
+	given int;
+	r record;
+BEGIN
+	SELECT o.* INTO r FROM nomp_crypt._register_of(c.tenant) o
+	WHERE o.type = 'hold' AND NOT EXISTS (SELECT FROM nomp_crypt._register_of(c.tenant) x
+		WHERE x.type = 'released' AND x.data ->> 'reference' = o.data ->> 'reference' AND x.number > o.number)
+	ORDER BY o.number LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'tenant "%" is under legal hold %, by record % of the register',
+			nomp_crypt._erase_tenant_id(c.case_id), r.data ->> 'reference', r.number
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'This database does not know of it: it was restored from a backup. SELECT * FROM nomp_crypt.reconcile();';
+	END IF;
+	SELECT o.* INTO r FROM nomp_crypt._register_of(c.tenant) o
+	WHERE o.type = 'withdrawn' AND o.data ->> 'case' = c.case_id::text LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'erasure case % of tenant "%" was withdrawn, by record % of the register',
+			c.case_id, nomp_crypt._erase_tenant_id(c.case_id), r.number
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'This database does not know of it: it was restored from a backup. SELECT * FROM nomp_crypt.reconcile();';
+	END IF;
+	SELECT coalesce(max((o.data ->> 'given')::int), 0) INTO given FROM nomp_crypt._register_of(c.tenant) o
+	WHERE o.type = 'approved' AND o.data ->> 'case' = c.case_id::text;
+	IF given < needed THEN
+		RAISE EXCEPTION '% of % approvals of the erasure of tenant "%" are not on record in the register',
+			needed - given, needed, nomp_crypt._erase_tenant_id(c.case_id)
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Rows of nomp_crypt.erasure_approval that were not made by nomp_crypt.approve_erasure() do not count. Withdraw the request and begin again.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_allows(nomp_crypt.erasure) FROM PUBLIC;
+
+-- Before the point of no return: the register is whole, all of it, says
+-- nothing against it, and every key that it knows of this school has been seen
+-- now, or its end is on record. A database restored from before a key was
+-- replaced knows less. Then the fence is put on record. Raises 55000, NC003,
+-- NC004.
 CREATE FUNCTION nomp_crypt._register_fence(c nomp_crypt.erasure, seen jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
 	missing record;
-	now record;
 BEGIN
 	PERFORM nomp_crypt._register_require(true);
-	SELECT * INTO now FROM nomp_crypt._register_look(false);
-	-- what the file has and the table has not counts, too
+	PERFORM nomp_crypt._register_allows(c);
 	SELECT r.data ->> 'key' AS key, r.data ->> 'serial' AS serial INTO missing
-	FROM (SELECT g.jws FROM nomp_crypt.register g WHERE g.school = c.tenant
-		  UNION SELECT l.jws FROM nomp_crypt._register_lines(now.in_table) l) g, nomp_crypt._record(g.jws) r
-	WHERE r.type IN ('born', 'moved') AND r.school = c.tenant
+	FROM nomp_crypt._register_of(c.tenant) r
+	WHERE r.type IN ('born', 'moved')
 		AND NOT EXISTS (SELECT FROM jsonb_each(_register_fence.seen) s, jsonb_array_elements_text(s.value -> 'seen') l
 			WHERE l = r.data ->> 'key' OR starts_with(l, (r.data ->> 'key') || ':provisional@'))
 		AND NOT EXISTS (SELECT FROM nomp_crypt.register e, nomp_crypt._record(e.jws) x
@@ -1937,6 +1987,26 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_committed(uuid) FROM PUBLIC;
 
+-- End a school's requested case, that one or whichever it is: the school is as
+-- it was before. Returns it, NULL if there is none.
+CREATE FUNCTION nomp_crypt._erase_withdraw(school uuid, case_id uuid) RETURNS nomp_crypt.erasure
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure;
+BEGIN
+	UPDATE nomp_crypt.erasure e SET state = 'withdrawn'
+	WHERE e.tenant = _erase_withdraw.school AND e.state = 'requested'
+		AND e.case_id = coalesce(_erase_withdraw.case_id, e.case_id)
+	RETURNING e.* INTO c;
+	-- a school that was suspended before the request stays so
+	UPDATE nomp_crypt.tenant t SET state = 'active'
+	WHERE t.uuid = c.tenant AND t.state = 'suspended' AND t.suspended_at IS NULL;
+	RETURN c;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_withdraw(uuid, uuid) FROM PUBLIC;
+
 -- Take a request back during its grace period: the school is as it was before.
 -- Raises 42704, 55000 after the fence.
 CREATE FUNCTION nomp_crypt.withdraw_erasure(id text) RETURNS void
@@ -1947,16 +2017,12 @@ DECLARE
 	c nomp_crypt.erasure;
 BEGIN
 	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
-	UPDATE nomp_crypt.erasure e SET state = 'withdrawn' WHERE e.tenant = target AND e.state = 'requested'
-	RETURNING e.* INTO c;
-	IF NOT FOUND THEN
+	c := nomp_crypt._erase_withdraw(target, NULL);
+	IF c.case_id IS NULL THEN
 		RAISE EXCEPTION 'tenant "%" has no erasure that could be withdrawn', withdraw_erasure.id
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'See nomp_crypt.erasure; from the fence on an erasure is final.';
 	END IF;
-	-- a school that was suspended before the request stays so
-	UPDATE nomp_crypt.tenant t SET state = 'active'
-	WHERE t.uuid = target AND t.state = 'suspended' AND t.suspended_at IS NULL;
 	PERFORM nomp_crypt._audit_case('withdraw_erasure', c);
 	PERFORM nomp_crypt._register_append('withdrawn', jsonb_build_object('school', c.tenant, 'case', c.case_id));
 END
@@ -2373,6 +2439,20 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	JOIN nomp_crypt.kek k ON k.label = r.record -> 'data' ->> 'key' AND k.tenant = r.school
 	WHERE r.type = 'expired' AND k.state <> 'destroyed'
 	UNION ALL
+	-- the last word on each hold counts
+	SELECT h.school, h.type, h.record
+	FROM (SELECT DISTINCT ON (r.school, r.record -> 'data' ->> 'reference') r.* FROM r
+		  WHERE r.type IN ('hold', 'released')
+		  ORDER BY r.school, r.record -> 'data' ->> 'reference', r.number DESC) h
+	JOIN nomp_crypt.tenant t ON t.uuid = h.school
+	WHERE (h.type = 'released' OR t.state IN ('active', 'suspended'))
+		AND (h.type = 'hold') <> EXISTS (SELECT FROM nomp_crypt.legal_hold l WHERE l.tenant = h.school
+			AND l.reference = h.record -> 'data' ->> 'reference' AND l.released_at IS NULL)
+	UNION ALL
+	SELECT r.school, 'withdrawn', r.record FROM r
+	JOIN nomp_crypt.erasure e ON e.tenant = r.school AND e.case_id::text = r.record -> 'data' ->> 'case'
+	WHERE r.type = 'withdrawn' AND e.state = 'requested'
+	UNION ALL
 	SELECT r.school, 'missing', r.record FROM r
 	WHERE r.type = 'born' AND NOT EXISTS (SELECT FROM nomp_crypt.tenant t WHERE t.uuid = r.school)
 		AND NOT EXISTS (SELECT FROM r d WHERE d.school = r.school AND (d.type = 'destroyed'
@@ -2382,9 +2462,11 @@ REVOKE ALL ON FUNCTION nomp_crypt._reconcile_due() FROM PUBLIC;
 
 -- After a restore: make this database say what the register says, record by
 -- record, each verified. What was erased since the backup is erased, what was
--- fenced is fenced, keys that were made since are known. A row for each thing
--- done, and for each school that was made since and is not here. Harmless when
--- repeated. Raises 55000 if the register is in trouble, NC004.
+-- fenced is fenced, what was withdrawn is withdrawn, holds are what they were,
+-- keys that were made since are known. Approvals must be given again, and so
+-- must word of the data's return. A row for each thing done, and for each school
+-- that was made since and is not here. Harmless when repeated. Raises 55000 if
+-- the register is in trouble, NC004.
 CREATE FUNCTION nomp_crypt.reconcile(OUT tenant text, OUT school uuid, OUT action text, OUT since timestamptz,
 	OUT detail text) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -2439,6 +2521,19 @@ BEGIN
 			UPDATE nomp_crypt.kek e SET state = 'destroyed', destroyed_at = rec.at WHERE e.uuid = k.uuid;
 			detail := format('%s: generation %s%s', detail, rec.data ->> 'generation',
 				CASE WHEN k.needed THEN '; this backup is older than nomp_crypt.backup_retention, its values do not open' END);
+		WHEN 'hold' THEN
+			action := 'held';
+			INSERT INTO nomp_crypt.legal_hold (tenant, reference, placed_at)
+			VALUES (rec.school, rec.data ->> 'reference', rec.at) ON CONFLICT DO NOTHING;
+			detail := format('%s: legal hold %s', detail, rec.data ->> 'reference');
+		WHEN 'released' THEN
+			action := 'released';
+			UPDATE nomp_crypt.legal_hold l SET released_at = rec.at
+			WHERE l.tenant = rec.school AND l.reference = rec.data ->> 'reference' AND l.released_at IS NULL;
+			detail := format('%s: legal hold %s', detail, rec.data ->> 'reference');
+		WHEN 'withdrawn' THEN
+			action := 'withdrawn';
+			PERFORM nomp_crypt._erase_withdraw(rec.school, (rec.data ->> 'case')::uuid);
 		WHEN 'missing' THEN
 			action := 'missing';
 			detail := detail || '; made since this backup, or its making failed';
@@ -2504,7 +2599,7 @@ CREATE TABLE nomp_crypt.legal_hold (
 	uuid		uuid PRIMARY KEY DEFAULT gen_random_uuid(),
 	tenant		uuid NOT NULL,
 	reference	text NOT NULL CHECK (reference ~ '^[A-Za-z0-9._/-]{1,64}$'),
-	placed_by	name NOT NULL,
+	placed_by	name,			-- NULL: reconcile() has it from the register, which does not say who
 	placed_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
 	released_by	name,
 	released_at	timestamptz
@@ -2547,7 +2642,7 @@ BEGIN
 	kind := 'hold';
 	FOR h IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = c.tenant AND l.released_at IS NULL
 			 ORDER BY l.placed_at LOOP
-		missing := format('the release of legal hold %s, placed at %s by %s', h.reference, h.placed_at, h.placed_by);
+		missing := format('the release of legal hold %s, placed at %s%s', h.reference, h.placed_at, ' by ' || h.placed_by);
 		RETURN NEXT;
 	END LOOP;
 	given := ARRAY(SELECT a.role::text FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id ORDER BY a.approved_at);
@@ -2736,7 +2831,7 @@ REVOKE ALL ON PROCEDURE nomp_crypt.run_due_erasures() FROM PUBLIC;
 -- Approve a requested case: by its number, by the number of an agreement's
 -- cases, or by the agreement, which means all of its cases that are requested
 -- now. Returns how many cases that is. Nobody approves twice, or what he has
--- asked for, under whatever role of his. Raises 42704, 55000.
+-- asked for, under whatever role of his. Raises 42704, 55000, NC004.
 CREATE FUNCTION nomp_crypt.approve_erasure(case_or_agreement text) RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -2766,6 +2861,9 @@ BEGIN
 		INSERT INTO nomp_crypt.erasure_approval (case_id, role, actors)
 		VALUES (c.case_id, nomp_crypt._acting_role(), mine);
 		PERFORM nomp_crypt._audit_case('approve_erasure', c, jsonb_build_object('actors', to_jsonb(mine)));
+		PERFORM nomp_crypt._register_append('approved', jsonb_build_object('school', c.tenant, 'case', c.case_id,
+			'given', (SELECT count(*) FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id),
+			'needed', greatest(c.approvals_needed, current_setting('nomp_crypt.erasure_approvals')::int)));
 		approved := approved + 1;
 	END LOOP;
 	IF approved = 0 AND earlier IS NOT NULL THEN
@@ -2821,7 +2919,7 @@ REVOKE ALL ON FUNCTION nomp_crypt._require_reference(text) FROM PUBLIC;
 
 -- The school must not be erased until the hold is released; several can be in
 -- force, by their references. It can be read as before. Harmless when
--- repeated. Raises 22023, 42704, 55000.
+-- repeated. Raises 22023, 42704, 55000, and NC004 if that cannot be signed.
 CREATE FUNCTION nomp_crypt.hold_tenant(id text, reference text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -2834,12 +2932,14 @@ BEGIN
 	IF FOUND THEN
 		PERFORM nomp_crypt._audit('hold_tenant', hold_tenant.id,
 			jsonb_build_object('uuid', target, 'reference', hold_tenant.reference));
+		PERFORM nomp_crypt._register_append('hold', jsonb_build_object('school', target,
+			'reference', hold_tenant.reference));
 	END IF;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.hold_tenant(text, text) FROM PUBLIC;
 
--- Raises 42704, also if no such hold is in force.
+-- Raises 42704, also if no such hold is in force, 55000, NC004.
 CREATE FUNCTION nomp_crypt.release_hold(id text, reference text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -2853,13 +2953,15 @@ BEGIN
 	END IF;
 	PERFORM nomp_crypt._audit('release_hold', release_hold.id,
 		jsonb_build_object('uuid', target, 'reference', release_hold.reference));
+	PERFORM nomp_crypt._register_append('released', jsonb_build_object('school', target,
+		'reference', release_hold.reference));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.release_hold(text, text) FROM PUBLIC;
 
 -- The school's data was given to the controller, in an export with that
 -- manifest (scripts/export-tenant prints its sum), or 'not wanted'. Before the
--- fence, also before the request. Raises 22023, 42704, 55000.
+-- fence, also before the request. Raises 22023, 42704, 55000, NC004.
 CREATE FUNCTION nomp_crypt.data_returned(id text, manifest_sha256 text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -2874,6 +2976,8 @@ BEGIN
 	VALUES (target, sum, nomp_crypt._acting_role());
 	PERFORM nomp_crypt._audit('data_returned', data_returned.id,
 		jsonb_build_object('uuid', target, 'manifest', data_returned.manifest_sha256));
+	PERFORM nomp_crypt._register_append('returned', jsonb_build_object('school', target,
+		'wanted', sum IS NOT NULL, 'manifest_sha256', sum));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.data_returned(text, text) FROM PUBLIC;
@@ -4552,7 +4656,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
 		"deks": "Data keys", "version": "Version %s (%s)", "values": "values", "index": "search", "closed": "closed for writing", "key_erased": "destroyed", "key_active": "in use",
 		"columns": "Encrypted columns", "column_since": "encrypted on disk since %s", "column_unknown": "since when is not known",
 		"rights": "Who may read", "all": "in all schools", "granted": "%s: %s, granted %s by %s", "decrypt": "read", "encrypt": "write", "search": "search", "load": "store ciphertext", "none": "nobody",
-		"erasure": "Erasure", "requested": "asked for %s by %s (%s)", "next": "Next", "holds": "Legal holds", "hold": "%s, since %s", "returned": "Data returned"}$$::jsonb
+		"erasure": "Erasure", "requested": "asked for %s by %s (%s)", "next": "Next", "holds": "Legal holds", "hold": "%s, since %s", "by_register": "by the register", "returned": "Data returned"}$$::jsonb
 	WHEN 'sv' THEN $${
 		"tenant": "Skola", "id": "Id", "name": "Namn", "agreement": "Avtal", "state": "Tillst\u00e5nd", "since": "Upplagd",
 		"active": "i bruk", "suspended": "sp\u00e4rrad: ingen kan l\u00e4sa uppgifterna", "fenced": "h\u00e5ller p\u00e5 att raderas: ingen kan l\u00e4sa uppgifterna", "erased": "raderad: ingen kan n\u00e5gonsin mer l\u00e4sa uppgifterna",
@@ -4561,7 +4665,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
 		"deks": "Datanycklar", "version": "Version %s (%s)", "values": "uppgifter", "index": "s\u00f6kning", "closed": "anv\u00e4nds inte l\u00e4ngre f\u00f6r skrivning", "key_erased": "f\u00f6rst\u00f6rd", "key_active": "i bruk",
 		"columns": "Krypterade kolumner", "column_since": "krypterad p\u00e5 disk sedan %s", "column_unknown": "sedan n\u00e4r \u00e4r inte k\u00e4nt",
 		"rights": "Vem som f\u00e5r l\u00e4sa", "all": "i alla skolor", "granted": "%s: %s, gavs %s av %s", "decrypt": "l\u00e4sa", "encrypt": "skriva", "search": "s\u00f6ka", "load": "lagra chiffertext", "none": "ingen",
-		"erasure": "Radering", "requested": "beg\u00e4rd %s av %s (%s)", "next": "N\u00e4sta steg", "holds": "R\u00e4ttsliga sp\u00e4rrar mot radering", "hold": "%s, sedan %s", "returned": "Uppgifterna \u00e5terl\u00e4mnade"}$$::jsonb
+		"erasure": "Radering", "requested": "beg\u00e4rd %s av %s (%s)", "next": "N\u00e4sta steg", "holds": "R\u00e4ttsliga sp\u00e4rrar mot radering", "hold": "%s, sedan %s", "by_register": "enligt registret", "returned": "Uppgifterna \u00e5terl\u00e4mnade"}$$::jsonb
 	END
 $do$;
 REVOKE ALL ON FUNCTION nomp_crypt._report_words(text) FROM PUBLIC;
@@ -4639,7 +4743,7 @@ BEGIN
 	section := w ->> 'holds';
 	FOR r IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = t.uuid AND l.released_at IS NULL ORDER BY l.placed_at LOOP
 		item := r.reference;
-		value := format(w ->> 'hold', r.placed_by, r.placed_at);
+		value := format(w ->> 'hold', coalesce(r.placed_by, w ->> 'by_register'), r.placed_at);
 		RETURN NEXT;
 	END LOOP;
 	section := w ->> 'erasure';
@@ -5369,9 +5473,20 @@ BEGIN
 				UNION ALL
 				SELECT 'no_node_has_a_key_in_memory', c.lease_acknowledged_by, c.lease_acknowledged_at
 				WHERE c.lease_acknowledged_at IS NOT NULL) a(statement, role, at)), '[]'),
-		'approvals', (SELECT jsonb_agg(jsonb_build_object('role', a.role, 'at', a.approved_at) ORDER BY a.approved_at)
-			FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id),
-		'returned', (SELECT jsonb_build_object('manifest_sha256', r.manifest_sha256, 'role', r.recorded_by, 'at', r.recorded_at)
+		'approvals', (SELECT jsonb_agg(jsonb_build_object('role', a.role, 'at', a.approved_at, 'record', (
+				SELECT max(o.number) FROM nomp_crypt._register_of(c.tenant) o WHERE o.type = 'approved'
+				AND o.data ->> 'case' = c.case_id::text AND (o.data ->> 'given')::int = a.given)) ORDER BY a.given)
+			FROM (SELECT p.*, row_number() OVER (ORDER BY p.approved_at) AS given
+				FROM nomp_crypt.erasure_approval p WHERE p.case_id = c.case_id) a),
+		'holds', (SELECT jsonb_agg(jsonb_build_object('placed_at', h.at, 'placed_record', h.number,
+				'released_at', x.at, 'released_record', x.number) ORDER BY h.number)
+			FROM nomp_crypt._register_of(c.tenant) h
+			LEFT JOIN LATERAL (SELECT o.* FROM nomp_crypt._register_of(c.tenant) o WHERE o.type = 'released'
+				AND o.data ->> 'reference' = h.data ->> 'reference' AND o.number > h.number ORDER BY o.number LIMIT 1) x ON true
+			WHERE h.type = 'hold'),
+		'returned', (SELECT jsonb_build_object('manifest_sha256', r.manifest_sha256, 'role', r.recorded_by, 'at', r.recorded_at,
+				'record', (SELECT max(o.number) FROM nomp_crypt._register_of(c.tenant) o WHERE o.type = 'returned'
+					AND o.data ->> 'manifest_sha256' IS NOT DISTINCT FROM r.manifest_sha256))
 			FROM nomp_crypt.data_return r WHERE r.tenant = c.tenant ORDER BY r.recorded_at DESC LIMIT 1),
 		'nodes', jsonb_build_object('asked', '["this_server"]' || coalesce((SELECT jsonb_agg(a ->> 'node' ORDER BY a ->> 'node')
 				FROM jsonb_array_elements(c.verification -> 'nodes') a
@@ -5540,6 +5655,7 @@ BEGIN
 "number": "Record in the register", "issued": "Issued", "installation": "Installation",
 "agreement_ended": "the agreement has ended", "controller_request": "the controller asked for it", "school_closed": "the school was closed", "test": "a test",
 "timeline": "What was done, and when", "requested_at": "Requested; the school became unreadable", "fenced_at": "Point of no return", "submitted_at": "Destruction ordered", "destroyed_at": "Keys destroyed, and not seen any more", "verified_at": "Verified again",
+"before": "What had to be settled before", "approved": "Approved by role {role}", "held": "Legal hold placed", "released": "Legal hold released", "returned": "Data returned to the controller, manifest with SHA-256 {sum}", "not_wanted": "The controller did not want the data returned",
 "method": "How", "method_text": "Each school has key-encryption keys of its own in the keystore, which never leave it. They encrypt the keys that encrypt the school's values (AES-256). Every one of them was destroyed: cryptographic erasure as in NIST SP 800-88.",
 "keys": "Keys that the school ever had", "label": "Key", "keystore": "Keystore", "made": "Made", "end": "End", "destroyed": "destroyed", "expired": "destroyed earlier, after it was replaced", "removed": "removed, it was never used",
 "observed": "What the system observed",
@@ -5564,6 +5680,7 @@ BEGIN
 "number": "Post i registret", "issued": "Utf\u00e4rdat", "installation": "Installation",
 "agreement_ended": "avtalet har upph\u00f6rt", "controller_request": "den personuppgiftsansvarige beg\u00e4rde det", "school_closed": "skolan har lagts ned", "test": "ett prov",
 "timeline": "Vad som gjordes, och n\u00e4r", "requested_at": "Beg\u00e4rd; skolan blev ol\u00e4sbar", "fenced_at": "D\u00e4refter o\u00e5terkallelig", "submitted_at": "F\u00f6rst\u00f6ringen best\u00e4lld", "destroyed_at": "Nycklarna f\u00f6rst\u00f6rda, och inte l\u00e4ngre sedda", "verified_at": "Kontrollerat igen",
+"before": "Vad som f\u00f6rst var tvunget att klaras ut", "approved": "Godk\u00e4nd av rollen {role}", "held": "R\u00e4ttslig sp\u00e4rr mot radering satt", "released": "R\u00e4ttslig sp\u00e4rr h\u00e4vd", "returned": "Uppgifterna \u00e5terl\u00e4mnade till den personuppgiftsansvarige, manifest med SHA-256 {sum}", "not_wanted": "Den personuppgiftsansvarige ville inte ha uppgifterna tillbaka",
 "method": "Hur", "method_text": "Varje skola har egna nyckelkrypteringsnycklar i nyckelf\u00f6rvaringen, som aldrig l\u00e4mnar den. De krypterar de nycklar som krypterar skolans uppgifter (AES-256). Alla har f\u00f6rst\u00f6rts: kryptografisk radering enligt NIST SP 800-88.",
 "keys": "Nycklar som skolan n\u00e5gonsin har haft", "label": "Nyckel", "keystore": "Nyckelf\u00f6rvaring", "made": "Skapad", "end": "Slut", "destroyed": "f\u00f6rst\u00f6rd", "expired": "f\u00f6rst\u00f6rd tidigare, sedan den ersatts", "removed": "borttagen, anv\u00e4ndes aldrig",
 "observed": "Vad systemet observerade",
@@ -5661,6 +5778,15 @@ BEGIN
 		|| (SELECT string_agg(nomp_crypt._html_row(w ->> e.step, to_char((d -> 'timeline' ->> e.step)::timestamptz, day)), '' ORDER BY e.n)
 			FROM unnest('{requested_at,fenced_at,submitted_at,destroyed_at,verified_at}'::text[]) WITH ORDINALITY e(step, n)
 			WHERE d -> 'timeline' ? e.step) || E'</table>\n'
+		|| coalesce('<h2>' || nomp_crypt._html(w ->> 'before') || E'</h2>\n<table>' || (
+			SELECT string_agg(nomp_crypt._html_row(b.what, to_char(b.at::timestamptz, day)), '' ORDER BY b.at::timestamptz)
+			FROM (SELECT replace(w ->> 'approved', '{role}', a ->> 'role'), a ->> 'at' FROM jsonb_array_elements(d -> 'approvals') a
+				UNION ALL SELECT w ->> 'held', h ->> 'placed_at' FROM jsonb_array_elements(d -> 'holds') h
+				UNION ALL SELECT w ->> 'released', h ->> 'released_at' FROM jsonb_array_elements(d -> 'holds') h
+				UNION ALL SELECT CASE WHEN d -> 'returned' ? 'manifest_sha256'
+					THEN replace(w ->> 'returned', '{sum}', d #>> '{returned,manifest_sha256}') ELSE w ->> 'not_wanted' END,
+					d #>> '{returned,at}') b(what, at)
+			WHERE b.at IS NOT NULL) || E'</table>\n', '')
 		|| '<h2>' || nomp_crypt._html(w ->> 'method') || E'</h2>\n<p>' || nomp_crypt._html(w ->> 'method_text') || E'</p>\n'
 		|| '<h2>' || nomp_crypt._html(w ->> 'keys') || E'</h2>\n<table>'
 		|| nomp_crypt._html_row(w ->> 'label', w ->> 'keystore', w ->> 'made', w ->> 'end')
@@ -7589,6 +7715,696 @@ BEGIN
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.accept_lint(text, text, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Staging: a copy of production, at a place that cannot reach production's
+-- keystore, becomes an installation of its own with made-up values. No original
+-- is read: there is no key for them here, and where there is one it is refused.
+-- ---------------------------------------------------------------------------
+
+-- The originals' keys by id, and whose they were; empty but between
+-- begin_staging and the end of replace_values.
+CREATE TABLE nomp_crypt.original_key (
+	key_id			bytea PRIMARY KEY,
+	tenant			text NOT NULL,
+	installation	uuid NOT NULL
+);
+COMMENT ON TABLE nomp_crypt.original_key IS 'keys of another installation, whose values replace_values replaces';
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.original_key', '');
+
+-- Equal originals get equal values, by these numbers: each identity that a
+-- searchable column has, among those of its kind.
+CREATE TABLE nomp_crypt.made_up_number (
+	kind		text NOT NULL,
+	identity	bytea NOT NULL,
+	number		bigint NOT NULL,
+	PRIMARY KEY (kind, identity)
+);
+COMMENT ON TABLE nomp_crypt.made_up_number IS 'numbers of made-up values, while replace_values is under way';
+
+CREATE FUNCTION nomp_crypt._value_key(value @extschema@.encrypted) RETURNS bytea
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_value_key';
+CREATE FUNCTION nomp_crypt._value_identity(value @extschema@.encrypted) RETURNS bytea
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_value_identity';
+CREATE FUNCTION nomp_crypt._staging_expression(column_name text, expression text,
+	OUT relation regclass, OUT name name, OUT made text)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_staging_expression';
+
+-- Raises unless no keystore in the settings is that installation's: each must
+-- answer, and have no canary of it. Raises 55000, NC004.
+CREATE FUNCTION nomp_crypt._require_unreachable(originals uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	store record;
+	stores int := 0;
+BEGIN
+	FOR store IN SELECT * FROM nomp_crypt._keystores(originals) LOOP
+		stores := stores + 1;
+		IF store.canary THEN
+			RAISE EXCEPTION 'the keys of the originals can be reached here'
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				DETAIL = format('Keystore "%s" is that of installation %s.', store.token, originals),
+				HINT = 'Values are replaced in a copy only, at a place that cannot reach production''s keystore.';
+		ELSIF store.canary IS NULL THEN
+			RAISE EXCEPTION 'the keystore is unavailable: %', store.state
+				USING ERRCODE = 'NC004', HINT = 'It must answer that the keys of the originals are not in it. See nomp_crypt.keystore_status().';
+		END IF;
+	END LOOP;
+	IF stores = 0 THEN
+		RAISE EXCEPTION 'the keystore is unavailable: none is configured' USING ERRCODE = 'NC004',
+			HINT = 'Give staging a keystore of its own: nomp_crypt.keystore.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._require_unreachable(uuid) FROM PUBLIC;
+
+-- The first step: this database leaves the installation that it is a copy of,
+-- with all keys, cases and records of that, and founds one of its own, or joins
+-- this server's. Does nothing in one that has. Raises 25006, 55000, NC004.
+CREATE FUNCTION nomp_crypt._begin_staging() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	originals uuid;
+	mine uuid;
+	reg record;
+	school uuid;
+	loaded int;
+BEGIN
+	PERFORM nomp_crypt._lock_keystore(true);
+	SELECT uuid INTO originals FROM nomp_crypt.installation;
+	SELECT * INTO reg FROM nomp_crypt._register_read();
+	IF originals IS NULL THEN
+		RAISE EXCEPTION 'this database is a copy of no installation'
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Restore a dump or backup of production first, with the keys'' rows in it.';
+	ELSIF reg.installation = originals AND EXISTS (SELECT FROM nomp_crypt.original_key o WHERE o.installation <> originals) THEN
+		RETURN;
+	ELSIF reg.installation = originals THEN
+		RAISE EXCEPTION 'this server belongs to installation %, and so do the values', originals
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = 'The register directory names it: this is production, or a machine that was cloned with it.',
+			HINT = 'Staging needs an empty nomp_crypt.register_directory and a keystore of its own.';
+	END IF;
+	PERFORM nomp_crypt._require_unreachable(originals);
+	-- its canary may be gone, and its keys not
+	FOR school IN SELECT t.uuid FROM nomp_crypt.tenant t WHERE t.state = 'active' ORDER BY t.created_at DESC LIMIT 3 LOOP
+		BEGIN
+			loaded := nomp_crypt._load_keys(school);
+		EXCEPTION WHEN SQLSTATE 'NC003' OR SQLSTATE 'NC004' THEN
+			loaded := 0;
+		END;
+		IF loaded > 0 THEN
+			RAISE EXCEPTION 'the keys of the originals can be reached here' USING ERRCODE = 'object_not_in_prerequisite_state';
+		END IF;
+	END LOOP;
+	IF EXISTS (SELECT FROM nomp_crypt._keyring_uses() u JOIN nomp_crypt.tenant t ON t.uuid = u.tenant) THEN
+		RAISE EXCEPTION 'keys of the originals are in this server''s memory'
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Restart the server with staging''s own keystore.';
+	END IF;
+	INSERT INTO nomp_crypt.original_key (key_id, tenant, installation)
+	SELECT k.key_id, t.id, originals FROM nomp_crypt.tenant_key k JOIN nomp_crypt.tenant t ON t.uuid = k.tenant
+	ON CONFLICT DO NOTHING;
+	DELETE FROM nomp_crypt.tenant_key;
+	DELETE FROM nomp_crypt.kek;
+	DELETE FROM nomp_crypt.tenant;
+	DELETE FROM nomp_crypt.tenant_right r WHERE r.tenant <> '00000000-0000-0000-0000-000000000000';
+	DELETE FROM nomp_crypt.erasure;
+	DELETE FROM nomp_crypt.erasure_approval;
+	DELETE FROM nomp_crypt.legal_hold;
+	DELETE FROM nomp_crypt.data_return;
+	DELETE FROM nomp_crypt.attestation;
+	DELETE FROM nomp_crypt.busy;
+	-- the other installation's chain: here a new one begins
+	ALTER TABLE nomp_crypt.register DISABLE TRIGGER append_only;
+	ALTER TABLE nomp_crypt.register DISABLE TRIGGER append_only_rows;
+	DELETE FROM nomp_crypt.register;
+	ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only;
+	ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only_rows;
+	DELETE FROM nomp_crypt.installation;
+	mine := nomp_crypt._require_owner();
+	PERFORM nomp_crypt._audit('begin_staging', NULL, jsonb_build_object('originals', originals, 'installation', mine));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._begin_staging() FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._original_tenants() RETURNS SETOF text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT DISTINCT o.tenant FROM nomp_crypt.original_key o ORDER BY 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._original_tenants() FROM PUBLIC;
+
+-- A restored copy of production becomes staging: an installation of its own,
+-- and in it a new school, with new keys, for each that has a key in the copy.
+-- From then on no original can be read here, whatever keystore is configured:
+-- their wrapped keys are gone. Interrupted, it is repeated. Raises 55000, NC004.
+-- It commits, so its search_path is the caller's: every name is qualified.
+CREATE PROCEDURE nomp_crypt.begin_staging()
+LANGUAGE plpgsql AS $$
+DECLARE
+	ids pg_catalog.text[];
+BEGIN
+	PERFORM nomp_crypt._begin_staging();
+	COMMIT;
+	ids := ARRAY(SELECT nomp_crypt._original_tenants());
+	CALL nomp_crypt.create_tenants(ids);
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.begin_staging() FROM PUBLIC;
+
+-- Ten digits and a check digit after a date on which nobody was born who was
+-- ever given a number: they have been given since 1947.
+CREATE FUNCTION nomp_crypt._made_up_personnummer(number bigint) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	days CONSTANT int := date '1840-01-01' - date '1800-01-01';
+	born date := date '1800-01-01' + (number % days)::int;
+	digits text := to_char(born, 'YYMMDD') || lpad((1 + number / days)::text, 3, '0');
+	total int;
+BEGIN
+	SELECT sum(CASE WHEN d > 9 THEN d - 9 ELSE d END) INTO total
+	FROM generate_series(1, 9) i, LATERAL (SELECT substr(digits, i, 1)::int * (1 + i % 2)) x(d);
+	RETURN to_char(born, 'YYYYMMDD') || '-' || substr(digits, 7) || (10 - total % 10) % 10;
+END
+$$;
+
+-- A made-up text of that kind, the same for the same number: "name",
+-- "given name", "surname", "personnummer", "email", "phone", "street",
+-- "postcode", "city", "digits", "text". Others for other numbers, up to where
+-- the kind ends (54000). Raises 22023 for other kinds.
+CREATE FUNCTION nomp_crypt.made_up(kind text, number bigint) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	given CONSTANT text[] := '{Anna,Erik,Maria,Lars,Karin,Anders,Sara,Johan,Emma,Per,Lena,Nils,Eva,Karl,Ida,Olof,Elsa,Hugo,Alva,Axel,
+		Maja,Oskar,Ebba,Gustav,Klara,Viktor,Signe,Emil,Linnea,Anton,Stina,Filip,Agnes,Jonas,Sofia,Mats,Ellen,Simon,Tilda,Adam,
+		Amir,Fatima,Leila,Omar,Yasmin,Ali,Zahra,Hassan,Mira,Noah,Selma,Isak,Nora,Vera,Sixten,Ingrid,Alma,Love,Elin,David}';
+	surname CONSTANT text[] := '{Andersson,Johansson,Karlsson,Nilsson,Eriksson,Larsson,Olsson,Persson,Svensson,Gustafsson,
+		Pettersson,Jonsson,Jansson,Hansson,Bengtsson,Carlsson,Petersson,Lindberg,Magnusson,Lindgren,Axelsson,Berg,Lund,Holm,
+		Lindqvist,Mattsson,Eklund,Sandberg,Hedlund,Nordin,Ali,Mohamed,Hassan,Ahmed,Lundin,Wallin,Engman,Dahl,Ek,Falk,Strand}';
+	city CONSTANT text[] := '{Exempelby,Provstad,Mallholm,Utkastlund,Skissvik,Modellfors,Testinge,Figurholm}';
+	n CONSTANT bigint := number;
+	first text := given[1 + n % cardinality(given)];
+	last text := surname[1 + n / cardinality(given) % cardinality(surname)];
+	again bigint := n / (cardinality(given) * cardinality(surname));
+BEGIN
+	IF n < 0 THEN
+		RAISE EXCEPTION 'the number of a made-up value must not be negative' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	CASE kind
+		WHEN 'name' THEN RETURN concat_ws(' ', first, last, nullif(again, 0));
+		WHEN 'given name' THEN RETURN concat_ws(' ', first, nullif(n / cardinality(given), 0));
+		WHEN 'surname' THEN
+			RETURN concat_ws(' ', surname[1 + n % cardinality(surname)], nullif(n / cardinality(surname), 0));
+		WHEN 'personnummer' THEN
+			IF n >= 999 * 14609 THEN
+				RAISE EXCEPTION 'there are no more than 14594391 made-up values of kind "personnummer"'
+					USING ERRCODE = 'program_limit_exceeded';
+			END IF;
+			RETURN nomp_crypt._made_up_personnummer(n);
+		WHEN 'email' THEN RETURN lower(format('%s.%s.%s@example.org', first, last, n));
+		WHEN 'phone' THEN RETURN concat_ws(' ', '070-17406' || lpad((5 + n % 95)::text, 2, '0'), nullif(n / 95, 0));
+		WHEN 'street' THEN RETURN 'Exempelgatan ' || 1 + n;
+		WHEN 'postcode' THEN RETURN concat_ws(' ', to_char(10000 + n % 90000, 'FM999 99'), nullif(n / 90000, 0));
+		WHEN 'city' THEN RETURN concat_ws(' ', city[1 + n % cardinality(city)], nullif(n / cardinality(city), 0));
+		WHEN 'digits' THEN RETURN n;
+		WHEN 'text' THEN RETURN 'Text ' || n;
+		ELSE
+			RAISE EXCEPTION 'there is no made-up value of kind "%"', kind USING ERRCODE = 'invalid_parameter_value';
+	END CASE;
+END
+$$;
+
+-- What a column's made-up values shall look like, by its name and the type
+-- inside: a kind of made_up for texts, else the type.
+CREATE FUNCTION nomp_crypt._made_up_kind(column_name text, inner_type text, digits boolean) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	base text := regexp_replace(inner_type, '\([^)]*\)|\[\]', '', 'g');
+	n text := lower(regexp_replace(column_name, '([a-z0-9])([A-Z])', '\1_\2', 'g'));
+	kind text;
+BEGIN
+	IF base NOT IN ('text', 'character varying', 'character') THEN
+		RETURN CASE WHEN base IN ('integer', 'bigint', 'numeric', 'real', 'double precision', 'money') THEN 'number' ELSE base END;
+	END IF;
+	kind := CASE
+		WHEN n ~ '(^|_)(ssn|pnr|person_?n(r|ummer)|personal_?(identity_?)?(id|no|number)|samordnings_?n(r|ummer))(_|$)' THEN 'personnummer'
+		WHEN n ~ '(mail|mejl|e[_-]?post)' THEN 'email'
+		WHEN n ~ '(phone|telefon|mobil|(^|_)tel(_|$))' THEN 'phone'
+		WHEN n ~ '(first|given|f.r|till?tals)_?(name|namn)' THEN 'given name'
+		WHEN n ~ '(last|family|efter)_?(name|namn)|surname' THEN 'surname'
+		WHEN n ~ '(name|namn)' THEN 'name'
+		WHEN n ~ '(street|address|adress|gata|gatu)' THEN 'street'
+		WHEN n ~ '(zip|postal|post_?n(r|ummer)|post_?code)' THEN 'postcode'
+		WHEN n ~ '(^|_)(city|town|ort|post_?ort|stad)(_|$)' THEN 'city'
+		ELSE 'text' END;
+	RETURN CASE WHEN digits AND kind NOT IN ('personnummer', 'phone') THEN 'digits' ELSE kind END;
+END
+$$;
+
+-- A made-up value of the type inside a column, as text. "wide": another one for
+-- every number, as far as the type goes (54000); else one that looks like the
+-- others. "room": how many characters it may have.
+CREATE FUNCTION nomp_crypt._made_up(kind text, number bigint, inner_type text, room int, wide boolean) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	base text := regexp_replace(inner_type, '\([^)]*\)', '');
+	p int := split_part(substring(inner_type FROM '\(([0-9-]+)'), ',', 1);
+	s int := coalesce(substring(inner_type FROM ',(-?[0-9]+)\)')::int, 0);
+	most bigint;
+	n bigint := number;
+	made text;
+BEGIN
+	IF n IS NULL THEN
+		RAISE EXCEPTION 'a value that is to be replaced has no number' USING ERRCODE = 'internal_error';
+	ELSIF right(base, 2) = '[]' THEN
+		RETURN CASE WHEN wide THEN ARRAY[nomp_crypt._made_up(kind, n, left(inner_type, -2), room, wide)]::text ELSE '{}' END;
+	END IF;
+	most := CASE
+		WHEN base = 'boolean' THEN 2
+		WHEN base LIKE 'time%' AND base NOT LIKE 'timestamp%' THEN 86400
+		WHEN base = 'smallint' THEN CASE WHEN wide THEN 32767 ELSE 100 END
+		WHEN base = 'numeric' AND p IS NOT NULL THEN 10 ^ least(p, CASE WHEN wide THEN 18 ELSE 4 END)
+		WHEN NOT wide AND base = 'date' THEN 16 * 365
+		WHEN NOT wide AND base LIKE 'timestamp%' THEN 365 * 86400
+		WHEN NOT wide AND base = 'inet' THEN 256
+		WHEN base = 'date' THEN 1000000
+		WHEN base = 'real' THEN CASE WHEN wide THEN 16777216 ELSE 1000 END
+		WHEN NOT wide THEN CASE kind WHEN 'name' THEN 60 * 41 WHEN 'given name' THEN 60 WHEN 'surname' THEN 41 WHEN 'personnummer' THEN 14594391
+			WHEN 'phone' THEN 95 WHEN 'street' THEN 200 WHEN 'postcode' THEN 90000 WHEN 'city' THEN 8 WHEN 'email' THEN 1000000
+			WHEN 'uuid' THEN 281474976710656 ELSE 1000 END
+		ELSE 2147483647 END;
+	IF wide AND n >= most THEN
+		RAISE EXCEPTION 'there are no more than % made-up values of type % that differ', most, inner_type
+			USING ERRCODE = 'program_limit_exceeded', HINT = 'Give an expression for the column.';
+	END IF;
+	n := n % most;
+	CASE
+		WHEN base IN ('text', 'character varying', 'character') THEN
+			made := nomp_crypt.made_up(kind, n);
+			IF room IS NULL OR length(made) <= room THEN
+				RETURN made;
+			ELSIF kind = 'personnummer' AND room = 12 THEN
+				RETURN translate(made, '-', '');
+			ELSIF kind = 'personnummer' AND room = 11 THEN		-- the sign of somebody who is older than a hundred
+				RETURN translate(substr(made, 3), '-', '+');
+			ELSIF NOT wide THEN
+				RETURN left(made, room);
+			ELSIF length(n::text) > room THEN
+				RAISE EXCEPTION 'there are more values that differ than % characters can hold', room
+					USING ERRCODE = 'program_limit_exceeded', HINT = 'Give an expression for the column.';
+			END IF;
+			RETURN n;
+		WHEN base = 'bytea' THEN RETURN '\x' || lpad(to_hex(n), 16, '0');
+		WHEN base = 'boolean' THEN RETURN n = 1;
+		WHEN base = 'numeric' AND p IS NOT NULL THEN RETURN n / 10::numeric ^ s;
+		WHEN base = 'date' THEN RETURN to_char(CASE WHEN wide THEN date '2000-01-01' ELSE date '2005-01-01' END + n::int, 'YYYY-MM-DD');
+		WHEN base LIKE 'timestamp%' THEN
+			RETURN to_char(timestamp '2024-01-01' + make_interval(secs => n), 'YYYY-MM-DD HH24:MI:SS')
+				|| CASE WHEN base LIKE '%with time zone' THEN '+00' ELSE '' END;
+		WHEN base LIKE 'time%' THEN
+			RETURN (time '00:00' + make_interval(secs => n))::text || CASE WHEN base LIKE '%with time zone' THEN '+00' ELSE '' END;
+		WHEN base LIKE 'interval%' THEN RETURN n || ' hours';
+		WHEN base = 'uuid' THEN RETURN '00000000-0000-4000-8000-' || lpad(to_hex(n), 12, '0');
+		WHEN base = 'inet' THEN RETURN CASE WHEN wide THEN inet '2001:db8::' + n ELSE inet '192.0.2.0' + n END;
+		WHEN base IN ('json', 'jsonb') THEN RETURN CASE WHEN wide THEN format('{"n": %s}', n) ELSE '{}' END;
+		WHEN base LIKE '%range' AND NOT wide THEN RETURN 'empty';
+		WHEN base IN ('int4range', 'int8range', 'numrange') THEN RETURN format('[%s,%s)', n, n + 1);
+		WHEN base = 'daterange' THEN RETURN format('[%s,%s)', date '2000-01-01' + (n % 1000000)::int, date '2000-01-02' + (n % 1000000)::int);
+		WHEN base LIKE '%range' THEN
+			RETURN format('["%1$s","%1$s"]', to_char(timestamp '2024-01-01' + make_interval(secs => n), 'YYYY-MM-DD HH24:MI:SS'));
+		ELSE RETURN n;
+	END CASE;
+END
+$$;
+
+-- The columns that hold values, with what is to be made up for each. Foreign
+-- keys have their kind from the column that they refer to in the end, and no
+-- more room than it has.
+CREATE FUNCTION nomp_crypt._staging_columns(OUT relation regclass, OUT name name, OUT number int2, OUT shape text,
+	OUT modifier int, OUT inner_type text, OUT searchable boolean, OUT referring boolean, OUT kind text, OUT room int) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET datestyle = ISO AS $$
+	WITH RECURSIVE base AS (
+		SELECT c.oid AS relation, c.relkind, a.attname, a.attnum, a.attgenerated, a.atttypid AS type, a.atttypmod AS typmod, false AS elements
+		FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND nomp_crypt._holds_values(a.atttypid)
+		UNION ALL
+		SELECT b.relation, b.relkind, b.attname, b.attnum, b.attgenerated,
+			CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.typelem END,
+			CASE WHEN b.typmod >= 0 THEN b.typmod ELSE t.typtypmod END, b.elements OR t.typtype <> 'd'
+		FROM base b JOIN pg_type t ON t.oid = b.type
+		WHERE t.typtype = 'd' OR (t.typcategory = 'A' AND t.typelem <> 0 AND NOT b.elements)),
+	held AS (
+		SELECT b.*, CASE WHEN t.oid <> '@extschema@.encrypted'::regtype THEN 'composite' WHEN b.elements THEN 'array' ELSE 'value' END AS shape,
+			format_type('@extschema@.encrypted'::regtype, b.typmod) AS declared
+		FROM base b JOIN pg_type t ON t.oid = b.type
+		WHERE NOT (t.typtype = 'd' OR (t.typcategory = 'A' AND t.typelem <> 0 AND NOT b.elements))),
+	reference AS (
+		SELECT n.conrelid, k.here, n.confrelid, k.there
+		FROM pg_constraint n, unnest(n.conkey, n.confkey) k(here, there) WHERE n.contype = 'f'),
+	-- each column's way up; the last on it is its origin
+	way AS (
+		SELECT h.relation, h.attnum, h.relation AS at_relation, h.attnum AS at_number, 0 AS depth FROM held h
+		UNION
+		SELECT w.relation, w.attnum, r.confrelid, r.there, w.depth + 1
+		FROM way w JOIN reference r ON r.conrelid = w.at_relation AND r.here = w.at_number WHERE w.depth < 30),
+	origin AS (
+		SELECT DISTINCT ON (w.relation, w.attnum) w.relation, w.attnum, o.attname, w.depth > 0 AS referring
+		FROM way w JOIN pg_attribute o ON o.attrelid = w.at_relation AND o.attnum = w.at_number
+		ORDER BY w.relation, w.attnum, w.depth DESC, o.attname, w.at_relation),
+	kinds AS (
+		SELECT h.*, o.referring, i.inner_type, h.declared ~ ', searchable' AS searchable, o.attname AS origin,
+			nomp_crypt._made_up_kind(o.attname, i.inner_type, h.declared ~ ', searchable.*digits') AS kind,
+			CASE WHEN i.inner_type ~ '^character' THEN substring(i.inner_type FROM '\(([0-9]+)\)')::int END AS own_room
+		FROM held h JOIN origin o USING (relation, attnum),
+			LATERAL (SELECT CASE WHEN h.shape <> 'composite' THEN nomp_crypt._inner_type(h.typmod) END) i(inner_type)),
+	fitting AS (
+		SELECT k.*, CASE WHEN k.searchable THEN min(k.own_room) OVER (PARTITION BY k.kind, k.origin) ELSE k.own_room END AS room FROM kinds k)
+	SELECT f.relation, f.attname, f.attnum, f.shape, f.typmod, f.inner_type, f.searchable,
+		f.referring OR EXISTS (SELECT FROM reference r WHERE r.confrelid = f.relation AND r.there = f.attnum), f.kind, f.room
+	FROM fitting f WHERE f.relkind = 'r' AND f.attgenerated = '' ORDER BY 1, 3
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_columns() FROM PUBLIC;
+
+-- SQL for "t", a row of the relation: holds its column such a value? "which" is
+-- a condition on its key, "k.id".
+CREATE FUNCTION nomp_crypt._staging_holds(name name, shape text, which text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT format('EXISTS (SELECT FROM %s v(v), LATERAL (SELECT nomp_crypt._value_key(v.v)) k(id) WHERE k.id IS NOT NULL AND %s)',
+		format(CASE shape WHEN 'array' THEN 'unnest(t.%I)' ELSE '(SELECT t.%I)' END, name), which)
+$$;
+
+-- Which kind of number a value has: types with few values count by school.
+CREATE FUNCTION nomp_crypt._staging_kind(kind text, tenant text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN kind ~ '^(boolean|smallint|time with)' THEN kind || ' ' || tenant ELSE kind END
+$$;
+
+-- A number for the rest, by seed, table, column and row.
+CREATE FUNCTION nomp_crypt._staging_number(VARIADIC parts text[]) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT ('x' || left(encode(sha256(convert_to(parts::text, 'UTF8')), 'hex'), 12))::bit(48)::bigint
+$$;
+
+-- Before anything is changed: may values be replaced here, and can all of them
+-- be? Raises 42501, 55000, 0A000, NC004.
+CREATE FUNCTION nomp_crypt._require_staging() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	originals uuid;
+	c record;
+	strangers bigint;
+BEGIN
+	IF (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = nomp_crypt._acting_role()) IS NOT TRUE THEN
+		RAISE EXCEPTION 'must be superuser to replace values' USING ERRCODE = 'insufficient_privilege';
+	ELSIF NOT EXISTS (SELECT FROM nomp_crypt.original_key o, nomp_crypt.installation i WHERE o.installation <> i.uuid) THEN
+		RAISE EXCEPTION 'this database is not staging' USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = 'It has no values of another installation.',
+			HINT = 'In a copy of production, and nowhere else: CALL nomp_crypt.begin_staging();';
+	END IF;
+	PERFORM nomp_crypt._require_owner();
+	FOR originals IN SELECT DISTINCT o.installation FROM nomp_crypt.original_key o LOOP
+		PERFORM nomp_crypt._require_unreachable(originals);
+	END LOOP;
+	FOR c IN SELECT n.table_name, n.column_name FROM nomp_crypt.conversion n WHERE n.state NOT IN ('done', 'cancelled') LOOP
+		RAISE EXCEPTION 'column "%" of % is being converted', c.column_name, c.table_name
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Finish or cancel the conversion first.';
+	END LOOP;
+	FOR c IN SELECT * FROM nomp_crypt._staging_columns() LOOP
+		IF c.shape = 'composite' THEN
+			EXECUTE format('SELECT count(t.%I) FROM ONLY %s t', c.name, c.relation) INTO strangers;
+			IF strangers > 0 THEN
+				RAISE EXCEPTION 'column "%" of % holds values within a composite type', c.name, c.relation
+					USING ERRCODE = 'feature_not_supported', HINT = 'Make it null first.';
+			END IF;
+			CONTINUE;
+		END IF;
+		EXECUTE format('SELECT count(*) FROM ONLY %s t WHERE %s', c.relation, nomp_crypt._staging_holds(c.name, c.shape,
+			'NOT EXISTS (SELECT FROM nomp_crypt.original_key o WHERE o.key_id = k.id) AND NOT EXISTS (SELECT FROM nomp_crypt.tenant_key o WHERE o.key_id = k.id)'))
+		INTO strangers;
+		IF strangers > 0 THEN
+			RAISE EXCEPTION 'column "%" of % has values in % rows under keys that the copy does not know', c.name, c.relation, strangers
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				DETAIL = 'So nobody can say whose they are.', HINT = 'Make them null first.';
+		END IF;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._require_staging() FROM PUBLIC;
+
+-- Expressions by column, "oid.name". Raises 0A000 where equal values must stay equal.
+CREATE FUNCTION nomp_crypt._staging_plan(columns oid[], names name[], made text[]) RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c record;
+BEGIN
+	FOR c IN SELECT s.name, s.relation FROM nomp_crypt._staging_columns() s, unnest(columns, names) u(relation, name)
+			 WHERE s.name = u.name AND s.referring
+				AND u.relation IN (SELECT s.relation UNION SELECT p.relid FROM pg_partition_ancestors(s.relation) p) LOOP
+		RAISE EXCEPTION 'column "%" of % is part of a foreign key', c.name, c.relation
+			USING ERRCODE = 'feature_not_supported', HINT = 'Its values must equal others: leave them to replace_values.';
+	END LOOP;
+	RETURN coalesce((SELECT jsonb_object_agg(u.relation || '.' || u.name, u.made) FROM unnest(columns, names, made) u(relation, name, made)), '{}');
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_plan(oid[], name[], text[]) FROM PUBLIC;
+
+-- Number the identities of all searchable columns, once.
+CREATE FUNCTION nomp_crypt._staging_count(seed text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	sources text;
+BEGIN
+	IF EXISTS (SELECT FROM nomp_crypt.made_up_number) THEN
+		RETURN;
+	END IF;
+	SELECT string_agg(format('SELECT nomp_crypt._staging_kind(%L, o.tenant) AS kind, nomp_crypt._value_identity(v.v) AS identity
+			FROM ONLY %s t, LATERAL %s v(v) JOIN nomp_crypt.original_key o ON o.key_id = nomp_crypt._value_key(v.v)',
+			c.kind, c.relation, format(CASE c.shape WHEN 'array' THEN 'unnest(t.%I)' ELSE '(SELECT t.%I)' END, c.name)), ' UNION ')
+	INTO sources FROM nomp_crypt._staging_columns() c WHERE c.searchable AND c.shape <> 'composite';
+	IF sources IS NOT NULL THEN
+		EXECUTE format('INSERT INTO nomp_crypt.made_up_number (kind, identity, number)
+			SELECT s.kind, s.identity, row_number() OVER (PARTITION BY s.kind ORDER BY sha256(convert_to($1, ''UTF8'') || s.identity)) - 1
+			FROM (%s) s', sources) USING seed;
+		ANALYZE nomp_crypt.made_up_number;
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_count(text) FROM PUBLIC;
+
+-- What names a row of "t" in every copy: its primary key, or the value's own
+-- bytes where there is none.
+CREATE FUNCTION nomp_crypt._staging_row(of_table regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce((SELECT string_agg(format(CASE WHEN nomp_crypt._holds_values(a.atttypid) THEN 'nomp_crypt._value_identity(t.%I)::text'
+			ELSE 't.%I::text' END, a.attname), ', ' ORDER BY a.attnum)
+		FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::int2[])
+		WHERE i.indrelid = $1 AND i.indisprimary), 'nomp_crypt._value_identity(v.v)::text')
+$$;
+
+-- The UPDATE of a relation's rows between two places, $1 and $2; NULL if it
+-- has no such column.
+CREATE FUNCTION nomp_crypt._staging_statement(of_table regclass, seed text, plan jsonb) RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c record;
+	made text;
+	assignments text[] := '{}';
+	conditions text[] := '{}';
+BEGIN
+	FOR c IN SELECT * FROM nomp_crypt._staging_columns() s WHERE s.relation = of_table AND s.shape <> 'composite' LOOP
+		made := coalesce((SELECT plan ->> (r.relid || '.' || c.name) FROM
+				(SELECT of_table::oid, 0 UNION SELECT p.relid::oid, 1 FROM pg_partition_ancestors(of_table) p) r(relid, far)
+				WHERE plan ? (r.relid || '.' || c.name) ORDER BY r.far LIMIT 1),
+			format('nomp_crypt._made_up(%L, %s, %L, %L, %L)', c.kind,
+				CASE WHEN c.searchable THEN
+					format('(SELECT m.number FROM nomp_crypt.made_up_number m WHERE m.kind = nomp_crypt._staging_kind(%L, o.tenant) AND m.identity = nomp_crypt._value_identity(v.v))', c.kind)
+				ELSE format('nomp_crypt._staging_number(%L, %L, %L, %s)', seed,
+					nomp_crypt._table_name(coalesce(pg_partition_root(of_table), of_table)), c.name, nomp_crypt._staging_row(of_table)
+					|| CASE c.shape WHEN 'array' THEN ', v.place::text' ELSE '' END) END,
+				c.inner_type, c.room, c.searchable));
+		made := format('CASE WHEN o.tenant IS NULL THEN v.v ELSE nomp_crypt._encrypt_as((%s)::%s, o.tenant, %s) END', made, c.inner_type, c.modifier);
+		assignments := assignments || format(CASE c.shape
+			WHEN 'array' THEN '%1$I = (SELECT coalesce(array_agg(%2$s ORDER BY v.place), t.%1$I) FROM unnest(t.%1$I) WITH ORDINALITY v(v, place)
+				LEFT JOIN nomp_crypt.original_key o ON o.key_id = nomp_crypt._value_key(v.v))'
+			ELSE '%1$I = (SELECT %2$s FROM (SELECT t.%1$I) v(v)
+				LEFT JOIN nomp_crypt.original_key o ON o.key_id = nomp_crypt._value_key(v.v))' END, c.name, made);
+		conditions := conditions || nomp_crypt._staging_holds(c.name, c.shape,
+			'EXISTS (SELECT FROM nomp_crypt.original_key o WHERE o.key_id = k.id)');
+	END LOOP;
+	RETURN CASE WHEN cardinality(assignments) > 0 THEN
+		format('UPDATE ONLY %s t SET %s WHERE t.ctid >= $1 AND t.ctid < $2 AND (%s)', of_table,
+			array_to_string(assignments, ', '), array_to_string(conditions, ' OR ')) END;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_statement(regclass, text, jsonb) FROM PUBLIC;
+
+-- One batch, with the caller's rights in the schools: only a superuser may,
+-- because no trigger is fired and no foreign key looked at.
+CREATE FUNCTION nomp_crypt._staging_batch(of_table regclass, seed text, plan jsonb, from_block bigint, to_block bigint) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off
+SET session_replication_role = replica SET datestyle = ISO SET timezone = 'UTC' AS $$
+DECLARE
+	changed bigint;
+BEGIN
+	EXECUTE nomp_crypt._staging_statement(of_table, seed, plan)
+	USING format('(%s,0)', from_block)::tid, format('(%s,0)', to_block)::tid;
+	GET DIAGNOSTICS changed = ROW_COUNT;
+	RETURN changed;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_batch(regclass, text, jsonb, bigint, bigint) FROM PUBLIC;
+
+-- Nothing of the originals is left, and every foreign key finds what it refers
+-- to. Raises 55000, 23503.
+CREATE FUNCTION nomp_crypt._staging_verify() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	c record;
+	wrong bigint;
+BEGIN
+	FOR c IN SELECT * FROM nomp_crypt._staging_columns() s WHERE s.shape <> 'composite' LOOP
+		EXECUTE format('SELECT count(*) FROM ONLY %s t WHERE %s', c.relation, nomp_crypt._staging_holds(c.name, c.shape,
+			'EXISTS (SELECT FROM nomp_crypt.original_key o WHERE o.key_id = k.id)')) INTO wrong;
+		IF wrong > 0 THEN
+			RAISE EXCEPTION 'column "%" of % has % originals left', c.name, c.relation, wrong
+				USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Somebody wrote them meanwhile, or a trigger puts them back. Repeat the call.';
+		END IF;
+	END LOOP;
+	FOR c IN SELECT n.conname, n.conrelid::regclass AS child, n.confrelid::regclass AS parent,
+				string_agg(format('p.%I OPERATOR(%I.%s) t.%I', q.attname, s.nspname, o.oprname, a.attname), ' AND ') AS equal,
+				string_agg(format('t.%I IS NOT NULL', a.attname), ' AND ') AS present
+			FROM pg_constraint n, unnest(n.conkey, n.confkey, n.conpfeqop) k(here, there, op)
+			JOIN pg_operator o ON o.oid = k.op JOIN pg_namespace s ON s.oid = o.oprnamespace,
+				pg_attribute a, pg_attribute q
+			WHERE n.contype = 'f' AND n.conparentid = 0 AND n.convalidated AND a.attrelid = n.conrelid AND a.attnum = k.here
+				AND q.attrelid = n.confrelid AND q.attnum = k.there
+			GROUP BY n.oid HAVING bool_or(nomp_crypt._holds_values(a.atttypid)) ORDER BY n.oid LOOP
+		EXECUTE format('SELECT count(*) FROM %s t WHERE %s AND NOT EXISTS (SELECT FROM %s p WHERE %s)',
+			c.child, c.present, c.parent, c.equal) INTO wrong;
+		IF wrong > 0 THEN
+			RAISE EXCEPTION 'foreign key "%" of % is violated by % rows', c.conname, c.child, wrong
+				USING ERRCODE = 'foreign_key_violation', HINT = 'Both sides must have the same type inside, and the same flags.';
+		END IF;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_verify() FROM PUBLIC;
+
+-- Who could still see rows as they were before that transaction.
+CREATE FUNCTION nomp_crypt._staging_seen_by(before xid8) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT s.who FROM (
+		SELECT format('process %s', a.pid), x.xid FROM pg_stat_activity a, unnest(ARRAY[a.backend_xmin, a.backend_xid]) x(xid)
+		WHERE a.pid <> pg_backend_pid()
+		UNION ALL SELECT format('replication slot "%s"', r.slot_name), r.xmin FROM pg_replication_slots r
+		UNION ALL SELECT format('prepared transaction "%s"', p.gid), p.transaction FROM pg_prepared_xacts p) s(who, xid)
+	WHERE s.xid IS NOT NULL AND age(s.xid) > age($1::xid) LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_seen_by(xid8) FROM PUBLIC;
+
+-- Materialized views are made anew; what does not work is for people.
+CREATE FUNCTION nomp_crypt._staging_refresh() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	view regclass;
+BEGIN
+	FOR view IN SELECT c.oid FROM pg_class c WHERE c.relkind = 'm' AND c.relispopulated ORDER BY c.oid LOOP
+		BEGIN
+			EXECUTE format('REFRESH MATERIALIZED VIEW %s', view);
+		EXCEPTION WHEN OTHERS THEN
+			EXECUTE format('REFRESH MATERIALIZED VIEW %s WITH NO DATA', view);
+			RAISE WARNING 'materialized view % could not be made anew, and is empty: %', view, SQLERRM;
+		END;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_refresh() FROM PUBLIC;
+
+-- How many blocks a relation has; or about so many rows of it.
+CREATE FUNCTION nomp_crypt._staging_blocks(of_table regclass, "rows" int) RETURNS bigint
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN $2 IS NULL THEN size.blocks
+		ELSE greatest(1, ($2 / greatest(1, CASE WHEN c.reltuples > 0 THEN c.reltuples / greatest(1, c.relpages) ELSE 100 END))::bigint) END
+	FROM pg_class c, LATERAL (SELECT pg_relation_size(c.oid) / current_setting('block_size')::bigint) size(blocks) WHERE c.oid = $1
+$$;
+
+CREATE FUNCTION nomp_crypt._staging_done(replaced bigint) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	DELETE FROM nomp_crypt.original_key;
+	TRUNCATE nomp_crypt.made_up_number;
+	SELECT nomp_crypt._audit('replace_values', NULL, jsonb_build_object('rows', $1));
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_done(bigint) FROM PUBLIC;
+
+-- Every value of the originals, in all tables of the database, is replaced by a
+-- made-up one of its school, under keys of this installation; equal ones of a
+-- school in searchable columns by equal ones. None is read. "expressions" are
+-- SQL over a table's columns by column, {"pupil.name": "'Elev ' || id"}. Then all of
+-- these tables are written anew. Repeated after an interruption, it goes on.
+-- Raises 22023, 23503, 23505, 42501, 42601, 42703, 54000, 55000, 0A000, NC004.
+-- It commits, so its search_path is the caller's: every name is qualified.
+CREATE PROCEDURE nomp_crypt.replace_values(seed text, expressions jsonb DEFAULT '{}', batch_size int DEFAULT 10000,
+	patience interval DEFAULT '1 hour', INOUT replaced bigint DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+	plan pg_catalog.jsonb;
+	tables pg_catalog.regclass[];
+	of_table pg_catalog.regclass;
+	step pg_catalog.int8;
+	blocks pg_catalog.int8;
+	block pg_catalog.int8;
+	last_change pg_catalog.xid8;
+	deadline pg_catalog.timestamptz;
+	seen_by pg_catalog.text;
+BEGIN
+	IF seed IS NULL OR expressions IS NULL OR (batch_size OPERATOR(pg_catalog.>) 0) IS NOT TRUE OR patience IS NULL THEN
+		RAISE EXCEPTION 'a seed, expressions, a batch size above 0 and patience are needed' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	PERFORM nomp_crypt._progress('replace_values', pg_catalog.current_database(), 'looking at the originals', 'rows', 0, 0);
+	PERFORM nomp_crypt._require_staging();
+	SELECT nomp_crypt._staging_plan(pg_catalog.array_agg(x.relation::pg_catalog.oid), pg_catalog.array_agg(x.name), pg_catalog.array_agg(x.made))
+	INTO plan FROM pg_catalog.jsonb_each_text(expressions) e, nomp_crypt._staging_expression(e.key, e.value) x;
+	PERFORM nomp_crypt._staging_count(seed);
+	COMMIT;
+	replaced := 0;
+	tables := ARRAY(SELECT DISTINCT c.relation FROM nomp_crypt._staging_columns() c ORDER BY 1);
+	FOREACH of_table IN ARRAY tables LOOP
+		blocks := nomp_crypt._staging_blocks(of_table, NULL);
+		step := nomp_crypt._staging_blocks(of_table, batch_size);
+		block := 0;
+		WHILE block OPERATOR(pg_catalog.<) blocks LOOP
+			replaced := replaced OPERATOR(pg_catalog.+) nomp_crypt._staging_batch(of_table, seed, plan, block, block OPERATOR(pg_catalog.+) step);
+			block := block OPERATOR(pg_catalog.+) step;
+			COMMIT;
+			PERFORM nomp_crypt._progress('replace_values', of_table::pg_catalog.text, 'replacing', 'blocks', block, blocks);
+		END LOOP;
+	END LOOP;
+	PERFORM nomp_crypt._staging_verify();
+	last_change := pg_catalog.pg_current_xact_id();
+	COMMIT;
+	deadline := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) patience;
+	PERFORM nomp_crypt._progress('replace_values', pg_catalog.current_database(), 'waiting for old snapshots', 'tables', 0, 0);
+	LOOP
+		seen_by := nomp_crypt._staging_seen_by(last_change);
+		EXIT WHEN seen_by IS NULL;
+		IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) deadline THEN
+			RAISE EXCEPTION 'originals may be left in the tables'' files: % can still see them', seen_by
+				USING ERRCODE = 'object_in_use', HINT = 'End it, and repeat the call.';
+		END IF;
+		PERFORM pg_catalog.pg_sleep(0.5);
+		COMMIT;
+	END LOOP;
+	FOREACH of_table IN ARRAY tables OPERATOR(pg_catalog.||) 'nomp_crypt.tenant_key'::pg_catalog.regclass LOOP
+		CALL nomp_crypt.rewrite_table(of_table, force => true);
+	END LOOP;
+	PERFORM nomp_crypt._staging_refresh();
+	PERFORM nomp_crypt._staging_done(replaced);
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.replace_values(text, jsonb, int, interval, bigint) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Administrators

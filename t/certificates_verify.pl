@@ -30,7 +30,9 @@ SELECT nomp_crypt.create_tenant('s-0180-42', $$Ribersborgs<script>alert("skola")
 SELECT nomp_crypt.create_tenant('other', agreement => 'Anna Andersson, rektor');
 INSERT INTO pupil VALUES (1, 's-0180-42', nomp_crypt.encrypt('Anna Andersson', 's-0180-42'), NULL);
 SELECT nomp_crypt.rewrap_tenant('s-0180-42');
-CREATE ROLE stranger;
+CREATE ROLE stranger; CREATE ROLE dpo LOGIN; SELECT nomp_crypt.grant_admin('dpo');
+SELECT nomp_crypt.hold_tenant('s-0180-42', 'T-77-26'); SELECT nomp_crypt.release_hold('s-0180-42', 'T-77-26');
+SELECT nomp_crypt.data_returned('s-0180-42', repeat('ab', 32));
 SQL
 
 sub one { return $node->safe_psql('postgres', $_[0]) }
@@ -71,6 +73,10 @@ is( one('SELECT number || $$ $$ || hash FROM nomp_crypt.register_key()'),
 one("SELECT nomp_crypt._erase_request('s-0180-42', 'agreement_ended', 'PUB-2024/117')"
 );
 my $case = one('SELECT case_id FROM nomp_crypt.erasure');
+{
+	local $ENV{PGUSER} = 'dpo';
+	one("SELECT nomp_crypt.approve_erasure('$case')");
+}
 is(sqlstate($node, "SELECT nomp_crypt.certificate('$case')"),
 	'55000', 'nothing is certified before the keys are destroyed');
 is(sqlstate($node, 'SELECT nomp_crypt.certificate(gen_random_uuid())'),
@@ -191,13 +197,21 @@ is( run_program(
 	'it is as its schema says, and other things are not');
 unlike(
 	$payload,
-	qr/Anna|Andersson|Ribersborg|alert/,
+	qr/Anna|Andersson|Ribersborg|alert|T-77/,
 	'nothing personal is in it');
 my $data = JSON::PP->new->utf8->decode($payload)->{data};
 is($data->{agreement}, 'PUB-2024/117', 'the agreement is');
 is( join(',', map { "$_->{generation} $_->{end}{how}" } @{ $data->{keys} }),
 	'1 destroyed,2 destroyed',
 	'and every key that the school ever had');
+is( join(' ',
+		map { one("SELECT type FROM nomp_crypt.register WHERE number = $_") }
+		  $data->{holds}[0]{placed_record},
+		$data->{holds}[0]{released_record},
+		$data->{returned}{record},
+		$data->{approvals}[0]{record}),
+	'hold released returned approved',
+	'and what was settled before, with the records that say so');
 ok($data->{keystores}[0]{software},
 	'and that the keystore was software, which proves nothing');
 
@@ -354,6 +368,14 @@ for my $language (qw(sv en))
 		qr/Ribersborgs&lt;script&gt;alert/,
 		"$language: a name is text");
 	like($dom, qr/id="software"/, "$language: software is no HSM");
+	like(
+		$dom,
+		{
+			sv =>
+			  qr/R\x{e4}ttslig sp\x{e4}rr h\x{e4}vd.*(?:ab){32}.*Godk\x{e4}nd av rollen dpo/s,
+			en => qr/Legal hold released.*(?:ab){32}.*Approved by role dpo/s
+		}->{$language},
+		"$language: what was settled before, in its order");
 	like($dom, qr/\Q$uuid\E/, "$language: the school is on it");
 	like($dom, qr/SHA256:$fingerprint/,
 		"$language: so is the key's fingerprint");
