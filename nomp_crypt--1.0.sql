@@ -4829,15 +4829,41 @@ LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_pin_file';
 REVOKE ALL ON FUNCTION nomp_crypt._pin_file() FROM PUBLIC;
 
 -- The server's settings and those of roles and databases: what can be in force
--- somewhere.
-CREATE FUNCTION nomp_crypt._settings_anywhere(OUT name text, OUT value text) RETURNS SETOF record
+-- somewhere. The server's own is not shown where the caller's role or database
+-- has another; it is in the files then.
+CREATE FUNCTION nomp_crypt._settings_anywhere(OUT name text, OUT value text, OUT place text) RETURNS SETOF record
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-	SELECT s.name, s.reset_val FROM pg_settings s
-	UNION
-	SELECT split_part(c, '=', 1), substr(c, strpos(c, '=') + 1)
-	FROM pg_db_role_setting d, unnest(d.setconfig) c
+	SELECT s.name, s.reset_val, 'the server' FROM pg_settings s WHERE s.source NOT IN ('database', 'user', 'database user')
+	UNION ALL
+	SELECT s.name, coalesce((SELECT f.setting FROM pg_file_settings f WHERE f.name = s.name AND f.applied), s.boot_val), 'the server'
+	FROM pg_settings s WHERE s.source IN ('database', 'user', 'database user')
+	UNION ALL
+	SELECT split_part(c, '=', 1), substr(c, strpos(c, '=') + 1), concat_ws(' in ', 'role ' || quote_ident(r.rolname), 'database ' || quote_ident(b.datname))
+	FROM pg_db_role_setting d CROSS JOIN unnest(d.setconfig) c
+	LEFT JOIN pg_roles r ON r.oid = d.setrole LEFT JOIN pg_database b ON b.oid = d.setdatabase
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._settings_anywhere() FROM PUBLIC;
+
+-- Those that let values get into the log, with statements, plans or parameters,
+-- into what is logged of errors, or into the statistics of statements.
+CREATE FUNCTION nomp_crypt._telling_settings(OUT tells text, OUT name text, OUT value text, OUT place text) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT t.tells, s.name, s.value, s.place FROM nomp_crypt._settings_anywhere() s, LATERAL (SELECT CASE
+		WHEN (s.name = 'log_statement' AND s.value IN ('mod', 'all'))
+			OR (s.name IN ('log_min_duration_statement', 'log_min_duration_sample') AND s.value !~ '^\s*-')
+			OR (s.name = 'log_transaction_sample_rate' AND s.value !~ '^[0.]*$')
+			OR (s.name = 'pgaudit.log' AND s.value !~ '^\s*(none)?\s*$') THEN 'statements'
+		WHEN (s.name = 'auto_explain.log_min_duration' AND s.value !~ '^\s*-')
+			OR (s.name IN ('debug_print_parse', 'debug_print_rewritten', 'debug_print_plan')
+				AND s.value IN ('on', 'true', 'yes', '1')) THEN 'plans'
+		WHEN (s.name IN ('log_parameter_max_length', 'auto_explain.log_parameter_max_length') AND s.value <> '0')
+			OR (s.name = 'pgaudit.log_parameter' AND s.value IN ('on', 'true', 'yes', '1')) THEN 'parameters'
+		WHEN (s.name = 'log_parameter_max_length_on_error' AND s.value <> '0')
+			OR (s.name = 'log_min_error_statement' AND s.value NOT IN ('error', 'fatal', 'panic')) THEN 'errors'
+		WHEN s.name = 'pg_stat_statements.track_utility' AND s.value IN ('on', 'true', 'yes', '1') THEN 'statistics' END) t(tells)
+	WHERE t.tells IS NOT NULL
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._telling_settings() FROM PUBLIC;
 
 -- One check of health(); what it needs to know of server and keystore is in
 -- facts, so that the keystore is asked once. Leaves severity NULL if all is well.
@@ -5083,16 +5109,10 @@ BEGIN
 			advice := 'Set ssl = on, with a certificate, and hostssl in pg_hba.conf.';
 		END IF;
 	WHEN 'log' THEN
-		SELECT string_agg(DISTINCT s.name, ', ' ORDER BY s.name) INTO names FROM nomp_crypt._settings_anywhere() s
-		WHERE (s.name = 'log_statement' AND s.value IN ('mod', 'all'))
-			OR (s.name IN ('log_min_duration_statement', 'log_min_duration_sample', 'auto_explain.log_min_duration')
-				AND s.value !~ '^\s*-')
-			OR (s.name = 'log_transaction_sample_rate' AND s.value !~ '^[0.]*$')
-			OR (s.name IN ('debug_print_parse', 'debug_print_rewritten', 'debug_print_plan')
-				AND s.value IN ('on', 'true', 'yes', '1'));
+		SELECT string_agg(DISTINCT t.name, ', ' ORDER BY t.name) INTO names FROM nomp_crypt._telling_settings() t
+		WHERE t.tells IN ('statements', 'plans');
 		IF names IS NOT NULL THEN
-			IF EXISTS (SELECT FROM nomp_crypt._settings_anywhere() s
-				WHERE s.name = 'log_parameter_max_length' AND s.value <> '0') THEN
+			IF EXISTS (SELECT FROM nomp_crypt._telling_settings() t WHERE t.tells = 'parameters') THEN
 				severity := 'warning';
 				detail := 'statements are logged with the values in them and in their parameters: ' || names;
 				advice := 'Switch it off for roles that send personal data, or set log_parameter_max_length = 0 and send values as parameters only.';
@@ -5140,6 +5160,17 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._health_check(text, jsonb, interval, interval) FROM PUBLIC;
 
+-- What is known of server and keystore. Asks the keystore.
+CREATE FUNCTION nomp_crypt._health_facts() RETURNS jsonb
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT (SELECT to_jsonb(f) FROM nomp_crypt._server_facts() f)
+		|| jsonb_build_object('state', coalesce(string_agg(s.state, '; ') FILTER (WHERE s.state <> 'ok'), 'ok'),
+			'canary', bool_and(s.canary), 'software', bool_or(s.software), 'installation', max(s.installation::text),
+			'lasting_credentials', string_agg(DISTINCT s.credentials, ', ') FILTER (WHERE s.lasting_credentials))
+	FROM nomp_crypt.keystore_status() s
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._health_facts() FROM PUBLIC;
+
 -- Is all well? One row per check. Never raises because something is in
 -- trouble; writes nothing, so it runs on standbys. Asks the keystore, which
 -- takes up to nomp_crypt.keystore_timeout while it hangs.
@@ -5152,11 +5183,7 @@ DECLARE
 	register text := current_setting('nomp_crypt.register_directory', true);
 BEGIN
 	BEGIN
-		SELECT to_jsonb(f) INTO facts FROM nomp_crypt._server_facts() f;
-		SELECT facts || jsonb_build_object('state', coalesce(string_agg(s.state, '; ') FILTER (WHERE s.state <> 'ok'), 'ok'),
-			'canary', bool_and(s.canary), 'software', bool_or(s.software), 'installation', max(s.installation::text),
-			'lasting_credentials', string_agg(DISTINCT s.credentials, ', ') FILTER (WHERE s.lasting_credentials))
-		INTO facts FROM nomp_crypt.keystore_status() s;
+		facts := nomp_crypt._health_facts();
 	EXCEPTION WHEN OTHERS THEN
 		-- without the library nothing else can be known
 		name := 'library';
@@ -7247,7 +7274,42 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 	('personal_name', 'warning', 'the column is not encrypted, and has a name as if personal data were in it',
 	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
 	('rows_unseen', 'not_checked', 'rows were not looked into',
-	 'Give the role SELECT on them, or pg_read_all_data; call this as a role with BYPASSRLS; or call it again.')
+	 'Give the role SELECT on them, or pg_read_all_data; call this as a role with BYPASSRLS; or call it again.'),
+	('conversion_unfinished', 'warning', 'the conversion of the column is not finished, and the column is in clear until the swap',
+	 'Unless a session is at it, repeat the call of nomp_crypt.encrypt_column_online, or CALL nomp_crypt.cancel_conversion.'),
+	('conversion_leftover', 'warning', 'a conversion that is not on record has left it behind',
+	 'Drop it.'),
+	('files_not_rewritten', 'warning', 'plain values may be left in the table''s files',
+	 'CALL nomp_crypt.rewrite_table.'),
+	('statistics_not_rewritten', 'warning', 'plain values may be left in pg_statistic',
+	 'CALL nomp_crypt.rewrite_table.'),
+	('column_past_unknown', 'info', 'it is not known since when the column is encrypted',
+	 'CALL nomp_crypt.rewrite_table.'),
+	('backups_with_plaintext', 'info', 'backups and WAL archives from before have plain values',
+	 'Let none of them live longer than nomp_crypt.backup_retention says.'),
+	('slot_keeps_plaintext', 'warning', 'the replication slot keeps WAL from before a column was encrypted',
+	 'Let its consumer catch up, or drop the slot.'),
+	('backups_unseen', 'not_checked', 'columns were in clear once; that backups older than nomp_crypt.backup_retention are gone cannot be seen from here',
+	 'Look at what the backup tool keeps, archives and dumps included; then accept this.'),
+	('logs_statements', 'warning', 'statements are logged, with the values that are written in them',
+	 'Switch it off for roles that send personal data, or send values as parameters only.'),
+	('logs_parameters', 'warning', 'parameters of statements are logged',
+	 'Set it to 0, or off.'),
+	('logs_plans', 'warning', 'plans are logged, with the values that are in them',
+	 'Switch it off for roles that send personal data.'),
+	('logs_failed_statements', 'info', 'outside a tenant, more is logged of statements that fail',
+	 'Set log_min_error_statement to error, and log_parameter_max_length_on_error to 0.'),
+	('keeps_statements', 'info', 'pg_stat_statements keeps utility statements as they were written: CALL, COPY, DO, DECLARE, EXECUTE',
+	 'Set pg_stat_statements.track_utility to off, or let them have no personal data in them.'),
+	('credentials', 'error', NULL, NULL),
+	('memory', 'warning', NULL, NULL),
+	('core_dumps', 'info', NULL, NULL),
+	('swap', 'info', NULL, NULL),
+	('no_tls', 'warning', 'clients send and get values in clear over the network',
+	 'Set ssl = on, with a certificate.'),
+	('hba_without_tls', 'warning', 'the line lets clients connect over the network without encryption',
+	 'Write hostssl for host; or put "hostnossl all all all reject" before it.'),
+	('host_unseen', 'not_checked', 'the check itself failed', 'See what nomp_crypt.health() says.')
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._lint_rules() FROM PUBLIC;
 
@@ -7476,16 +7538,145 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._lint_columns(int) FROM PUBLIC;
 
+-- What conversions have left: themselves, and plain values in files, WAL and
+-- backups.
+CREATE FUNCTION nomp_crypt._lint_conversions(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	RETURN QUERY
+	WITH live AS (
+		SELECT c.*, to_regclass(c.table_name)::oid AS oid FROM nomp_crypt.conversion c WHERE c.state NOT IN ('done', 'cancelled')),
+	called AS (	-- what conversions make has names of this form
+		SELECT 'pg_class'::regclass AS class, c.oid, 0 AS sub, c.relname AS name, NULL::oid AS relation FROM pg_class c WHERE c.relkind = 'S'
+		UNION ALL SELECT 'pg_proc'::regclass, p.oid, 0, p.proname, NULL FROM pg_proc p
+		UNION ALL SELECT 'pg_trigger'::regclass, t.oid, 0, t.tgname, t.tgrelid FROM pg_trigger t WHERE t.tgparentid = 0)
+	SELECT 'conversion_unfinished', format('table column %s.%I', l.table_name, l.column_name),
+		format('state %s since %s, begun by %I', l.state, coalesce(l.swapped_at, l.started_at)::timestamp(0), l.role)
+			|| CASE WHEN l.oid IS NULL THEN '; there is no such table any more' ELSE '' END, ARRAY[l.oid]
+	FROM live l
+	UNION ALL
+	SELECT 'conversion_leftover', nomp_crypt._lint_object(c.class, c.oid, c.sub), NULL, ARRAY[c.relation]
+	FROM called c WHERE c.name ~ '^([~!]?nomp_crypt_[0-9a-f]{8}_(step|missed|tenant)|nomp_crypt_tenant_[0-9a-f]{32})$'
+		AND NOT EXISTS (SELECT FROM live l WHERE strpos(c.name, nomp_crypt._conversion_name(l.uuid, '')) > 0)
+	UNION ALL
+	SELECT 'conversion_leftover', nomp_crypt._lint_object('pg_class'::regclass, a.attrelid, a.attnum), NULL, ARRAY[a.attrelid]
+	FROM pg_description d JOIN pg_attribute a ON a.attrelid = d.objoid AND a.attnum = d.objsubid
+	WHERE d.classoid = 'pg_class'::regclass AND d.objsubid > 0 AND starts_with(d.description, 'made by nomp_crypt.encrypt_column_online')
+		AND a.attinhcount = 0 AND NOT EXISTS (SELECT FROM live l WHERE l.oid = a.attrelid AND l.shadow = a.attname)
+	UNION ALL
+	SELECT r.rule, nomp_crypt._lint_object('pg_class'::regclass, to_regclass(i.table_name), a.attnum),
+		CASE r.rule WHEN 'backups_with_plaintext' THEN 'until ' || i.backups_with_plaintext_until::timestamp(0) END, ARRAY[a.attrelid]
+	FROM nomp_crypt.inventory i JOIN pg_attribute a ON a.attrelid = to_regclass(i.table_name) AND a.attname = i.column_name,
+		LATERAL (SELECT CASE i.state WHEN 'plain values may be left in the table''s files' THEN 'files_not_rewritten'
+			WHEN 'plain values may be left in pg_statistic' THEN 'statistics_not_rewritten'
+			WHEN 'unknown' THEN 'column_past_unknown'
+			ELSE CASE WHEN i.backups_with_plaintext_until > clock_timestamp() THEN 'backups_with_plaintext' END END) r(rule)
+	WHERE r.rule IS NOT NULL
+	UNION ALL
+	SELECT 'backups_unseen', 'backups', NULL, NULL
+	WHERE EXISTS (SELECT FROM nomp_crypt.column_history h WHERE h.event = 'converted');
+	IF NOT pg_is_in_recovery() THEN
+		-- a segment that was last written before then has nothing newer in it
+		RETURN QUERY SELECT 'slot_keeps_plaintext', 'replication slot ' || s.slot_name, format('its oldest segment is of %s', w.at::timestamp(0)), NULL::oid[]
+		FROM pg_replication_slots s,
+			LATERAL (SELECT min(f.modification) AS at FROM pg_ls_waldir() f WHERE substr(f.name, 9) = substr(pg_walfile_name(s.restart_lsn), 9)) w
+		WHERE w.at < (SELECT max(i.encrypted_on_disk_since) FROM nomp_crypt.inventory i WHERE i.state = 'rewritten');
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_conversions() FROM PUBLIC;
+
+-- Settings of the server, roles and databases that let values get elsewhere.
+CREATE FUNCTION nomp_crypt._lint_settings(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH t AS MATERIALIZED (SELECT * FROM nomp_crypt._telling_settings())
+	SELECT 'logs_' || t.tells, t.name || ' of ' || t.place, t.value, NULL::oid[] FROM t
+	WHERE t.tells IN ('statements', 'plans')
+		-- parameters, where statements or plans are logged at all
+		OR (t.name = 'log_parameter_max_length' AND EXISTS (SELECT FROM t x WHERE x.tells = 'statements' AND x.name <> 'pgaudit.log'))
+		OR (t.name = 'auto_explain.log_parameter_max_length' AND EXISTS (SELECT FROM t x WHERE x.name = 'auto_explain.log_min_duration'))
+		OR (t.name = 'pgaudit.log_parameter' AND EXISTS (SELECT FROM t x WHERE x.name = 'pgaudit.log'))
+	UNION ALL
+	SELECT CASE t.tells WHEN 'errors' THEN 'logs_failed_statements' ELSE 'keeps_statements' END, t.name || ' of ' || t.place, t.value, NULL
+	FROM t WHERE t.tells IN ('errors', 'statistics')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_settings() FROM PUBLIC;
+
+-- Does the server listen to other machines?
+CREATE FUNCTION nomp_crypt._listens_outside() RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT EXISTS (SELECT FROM regexp_split_to_table(current_setting('listen_addresses'), ',') a
+		WHERE trim(a) NOT IN ('', 'localhost', '::1') AND trim(a) !~ '^127\.')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._listens_outside() FROM PUBLIC;
+
+-- Lines of pg_hba.conf that let clients in from elsewhere without encryption,
+-- unless a line before them has sent all of those away.
+CREATE FUNCTION nomp_crypt._lint_network(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH line AS (
+		SELECT h.*, concat_ws(' ', h.type, array_to_string(h.database, ','), array_to_string(h.user_name, ','), h.address, h.netmask, h.auth_method) AS text,
+			h.type IN ('host', 'hostnossl', 'hostnogssenc') AS plain,
+			CASE WHEN h.address = 'all' OR h.netmask IN ('0.0.0.0', '::') THEN true ELSE false END AS everywhere
+		FROM pg_hba_file_rules h WHERE h.error IS NULL)
+	SELECT 'no_tls', 'setting ssl', NULL::text, NULL::oid[]
+	WHERE current_setting('ssl') = 'off' AND nomp_crypt._listens_outside()
+	UNION ALL
+	SELECT DISTINCT 'hba_without_tls', 'pg_hba.conf: ' || l.text, NULL, NULL::oid[] FROM line l
+	WHERE l.plain AND l.auth_method <> 'reject' AND nomp_crypt._listens_outside()
+		AND NOT (l.address IN ('samehost', 'localhost') OR (l.address LIKE '127.%' AND l.netmask LIKE '255.%') OR l.address = '::1')
+		AND NOT EXISTS (SELECT FROM line r WHERE r.line_number < l.line_number AND r.plain AND r.auth_method = 'reject'
+			AND r.database = '{all}' AND r.user_name = '{all}' AND r.everywhere
+			AND (r.address = 'all' OR family(r.address::inet) = CASE WHEN l.address LIKE '%:%' THEN 6 ELSE 4 END AND l.address ~ '^[0-9a-f.:]+$'))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_network() FROM PUBLIC;
+
+-- The machine, by what health() finds.
+CREATE FUNCTION nomp_crypt._lint_host(OUT rule text, OUT object text, OUT detail text, OUT severity text, OUT advice text)
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	facts jsonb;
+BEGIN
+	FOR rule, object IN VALUES ('credentials', 'keystore credentials'), ('memory', 'memory with keys'), ('core_dumps', 'core dumps'), ('swap', 'swap space') LOOP
+		BEGIN
+			facts := coalesce(facts, nomp_crypt._health_facts());
+			SELECT replace(c.severity, 'critical', 'error'), c.detail, c.advice INTO severity, detail, advice
+			FROM nomp_crypt._health_check(rule, facts, '1 year', '1 year') c;
+		EXCEPTION WHEN OTHERS THEN
+			severity := 'not_checked';
+			rule := 'host_unseen';
+			detail := NULL;
+			advice := NULL;
+		END;
+		IF severity IS NOT NULL THEN
+			RETURN NEXT;
+		END IF;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_host() FROM PUBLIC;
+
 -- All findings, each with the relations that it is about.
 CREATE FUNCTION nomp_crypt._lint(sample_rows int, OUT severity text, OUT rule text, OUT object text, OUT why text,
 	OUT advice text, OUT relations oid[]) RETURNS SETOF record
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-	SELECT CASE WHEN a.rule IS NULL THEN r.severity ELSE 'accepted' END, f.rule, f.object,
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
+	SELECT CASE WHEN a.rule IS NULL THEN coalesce(f.severity, r.severity) ELSE 'accepted' END, f.rule, f.object,
 		concat_ws(': ', r.why, f.detail) || coalesce('; accepted by ' || quote_ident(a.role) || ' on ' || a.at::date || ': ' || a.reason, ''),
-		r.advice, f.relations
-	FROM (SELECT * FROM nomp_crypt._lint_definitions()
-		UNION ALL SELECT * FROM nomp_crypt._lint_functions()
-		UNION ALL SELECT * FROM nomp_crypt._lint_columns($1)) f
+		coalesce(f.advice, r.advice), f.relations
+	FROM (SELECT c.*, NULL AS severity, NULL AS advice FROM (
+			SELECT * FROM nomp_crypt._lint_definitions()
+			UNION ALL SELECT * FROM nomp_crypt._lint_functions()
+			UNION ALL SELECT * FROM nomp_crypt._lint_columns($1)
+			UNION ALL SELECT * FROM nomp_crypt._lint_conversions()
+			UNION ALL SELECT * FROM nomp_crypt._lint_settings()
+			UNION ALL SELECT * FROM nomp_crypt._lint_network()) c
+		UNION ALL SELECT h.rule, h.object, h.detail, NULL, h.severity, h.advice FROM nomp_crypt._lint_host() h) f
 	JOIN nomp_crypt._lint_rules() r ON r.rule = f.rule
 	LEFT JOIN nomp_crypt.lint_accepted a ON a.rule = f.rule AND a.object = f.object
 $$;
