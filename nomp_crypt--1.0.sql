@@ -5848,7 +5848,8 @@ CREATE TABLE nomp_crypt.column_history (
 	table_name		text NOT NULL,
 	column_name		name NOT NULL,
 	event			text NOT NULL CHECK (event IN ('born', 'converted', 'rewritten', 'statistics', 'gone')),
-	role			name NOT NULL
+	role			name NOT NULL,
+	file			oid						-- that a table was born with, while it was empty
 );
 COMMENT ON TABLE nomp_crypt.column_history IS 'when columns became encrypted, and when what was plain before left the files';
 CREATE INDEX column_history_table_idx ON nomp_crypt.column_history (table_name);
@@ -6439,8 +6440,10 @@ BEGIN
 		UNION SELECT h.table_name, h.column_name, 'gone' FROM relation r JOIN nomp_crypt.column_history h ON h.table_name = r.name
 		WHERE NOT EXISTS (SELECT FROM encrypted e WHERE e.name = r.name AND e.attname = h.column_name)
 			AND nomp_crypt._last_event(h.table_name, h.column_name) <> 'gone')
-	INSERT INTO nomp_crypt.column_history (at, table_name, column_name, event, role)
-	SELECT clock_timestamp(), v.name, v.attname, v.event, nomp_crypt._acting_role() FROM event v ORDER BY v.event;
+	INSERT INTO nomp_crypt.column_history (at, table_name, column_name, event, role, file)
+	SELECT clock_timestamp(), v.name, v.attname, v.event, nomp_crypt._acting_role(),
+		CASE WHEN v.event = 'born' THEN (SELECT pg_relation_filenode(r.oid) FROM relation r WHERE r.name = v.name LIMIT 1) END
+	FROM event v ORDER BY v.event;
 EXCEPTION WHEN OTHERS THEN
 	NULL;
 END
@@ -6511,17 +6514,7 @@ BEGIN
 END
 $$;
 
--- The steps of rewrite_table, for the table's owner: must its files be
--- rewritten, by what is on record? That they were. Raises 42501, 42809.
-CREATE FUNCTION nomp_crypt._needs_rewrite(of_table regclass, force boolean) RETURNS boolean
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-	PERFORM nomp_crypt._require_table_owner(of_table);
-	RETURN force OR EXISTS (SELECT FROM pg_attribute a, LATERAL nomp_crypt._column_past(nomp_crypt._table_name(of_table), a.attname) p
-		WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
-			AND p.known IN ('unknown', 'plain values may be left in the table''s files'));
-END
-$$;
+-- The steps of rewrite_table. That its files were rewritten:
 CREATE FUNCTION nomp_crypt._note_rewrite(of_table regclass) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	INSERT INTO nomp_crypt.column_history (at, table_name, column_name, event, role)
@@ -6532,6 +6525,38 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 	ORDER BY e.event
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._note_rewrite(regclass) FROM PUBLIC;
+-- Has pg_repack given the table the file that it has, and was that one made,
+-- empty, after the last of its columns was plain? Then nothing plain is in it,
+-- for rows are all that was put there. The old file belongs to pg_repack's own
+-- table until that is dropped.
+CREATE FUNCTION nomp_crypt._repacked(of_table regclass) RETURNS boolean
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT to_regclass('repack.table_' || $1::oid) IS NULL AND EXISTS (
+		SELECT FROM nomp_crypt.column_history h
+		WHERE h.table_name = 'repack.table_' || $1::oid AND h.event = 'born' AND h.file = pg_relation_filenode($1)
+			AND h.at > ALL (SELECT p.at FROM nomp_crypt.column_history p
+							WHERE p.table_name = nomp_crypt._table_name($1) AND p.event IN ('converted', 'gone')))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._repacked(regclass) FROM PUBLIC;
+-- For the table's owner: must its files be rewritten, by what is on record?
+-- Raises 42501, 42809.
+CREATE FUNCTION nomp_crypt._needs_rewrite(of_table regclass, force boolean) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._require_table_owner(of_table);
+	IF force THEN
+		RETURN true;
+	ELSIF NOT EXISTS (SELECT FROM pg_attribute a, LATERAL nomp_crypt._column_past(nomp_crypt._table_name(of_table), a.attname) p
+		WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
+			AND p.known IN ('unknown', 'plain values may be left in the table''s files')) THEN
+		RETURN false;
+	ELSIF nomp_crypt._repacked(of_table) THEN
+		PERFORM nomp_crypt._note_rewrite(of_table);
+		RETURN false;
+	END IF;
+	RETURN true;
+END
+$$;
 -- The same for the statistics, of which there is one set for all tables.
 CREATE FUNCTION nomp_crypt._needs_statistics(of_table regclass) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
