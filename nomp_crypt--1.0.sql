@@ -4111,7 +4111,7 @@ BEGIN
 	END IF;
 	column_name := NULL;
 	FOR object, amount, detail IN SELECT p.name, count(*), 'findings of nomp_crypt.lint(): ' || string_agg(DISTINCT l.rule, ', ')
-		FROM nomp_crypt._lint(0) l, jsonb_to_recordset(found_in) p(name text, column_name name)
+		FROM nomp_crypt._lint(0, false) l, jsonb_to_recordset(found_in) p(name text, column_name name)
 		WHERE p.column_name IS NULL AND to_regclass(p.name)::oid = ANY (l.relations) AND l.severity IN ('error', 'warning', 'info')
 		GROUP BY 1 ORDER BY 1 LOOP
 		RETURN NEXT;
@@ -7280,6 +7280,8 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 	 'Drop it, or let it write to encrypted columns.'),
 	('function_writes_decrypted', 'warning', 'the function writes what is inside encrypted values',
 	 'Let it write to encrypted columns.'),
+	('foreign_table_in_clear', 'warning', 'inside a tenant the foreign table''s wrapper gets and sends what is inside encrypted values',
+	 'Use a wrapper with the handler nomp_crypt.postgres_fdw_handler.'),
 	('trigger_serialises_rows', 'warning', 'a guess from its text: the trigger turns rows into text, which decrypts them inside a tenant',
 	 'Name the columns that it needs, and keep them in encrypted columns.'),
 	('trigger_uses_decrypted', 'warning', 'a guess from its text: the trigger passes on what is inside encrypted values',
@@ -7333,8 +7335,7 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 	('no_tls', 'warning', 'clients send and get values in clear over the network',
 	 'Set ssl = on, with a certificate.'),
 	('hba_without_tls', 'warning', 'the line lets clients connect over the network without encryption',
-	 'Write hostssl for host; or put "hostnossl all all all reject" before it.'),
-	('host_unseen', 'not_checked', 'the check itself failed', 'See what nomp_crypt.health() says.')
+	 'Write hostssl for host; or put "hostnossl all all all reject" before it.')
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._lint_rules() FROM PUBLIC;
 
@@ -7384,6 +7385,11 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 		ARRAY(SELECT DISTINCT d.refobjid FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
 			AND d.refclassid = 'pg_class'::regclass)
 	FROM pg_proc p WHERE nomp_crypt._keeps_decrypted(p.prosqlbody, false)
+	UNION ALL
+	SELECT 'foreign_table_in_clear', nomp_crypt._lint_object('pg_class'::regclass, f.ftrelid, 0), 'its wrapper is ' || quote_ident(w.fdwname), ARRAY[f.ftrelid]
+	FROM pg_foreign_table f JOIN pg_foreign_server s ON s.oid = f.ftserver JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+	WHERE w.fdwhandler <> 'nomp_crypt.postgres_fdw_handler()'::regprocedure AND EXISTS (
+		SELECT FROM pg_attribute a WHERE a.attrelid = f.ftrelid AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid))
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._lint_definitions() FROM PUBLIC;
 
@@ -7405,6 +7411,8 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 			'quote_literal|quote_nullable|xmlforest|pg_notify)\s*\((?:(?:[^();]|\([^()]*\))*,)?\s*(?:new|old)\M\s*(?:\.\s*\*)?\s*[,)]'
 			'|\m(?:new|old)\M\s*(?:\.\s*\*)?\s*\)?\s*::|\mcast\s*\(\s*(?:new|old)\s+as\M'
 			'|\mraise\s+(?:debug|log|info|notice|warning)\M[^;]*,\s*(?:new|old)\M\s*(?:\.\s*\*)?\s*[,;]'
+		-- in a trigger that has all rows as tables: to_jsonb(n), json_agg(n.*)
+		WHEN 'rows' THEN '\m(?:to_jsonb?|row_to_json|jsonb?_agg|hstore)\s*\(\s*\w+\s*(?:\.\s*\*)?\s*\)'
 		-- the same of a field: nomp_crypt.decrypt(NEW.name), NEW.name::text, ...
 		WHEN 'field' THEN
 			'\m(?:to_jsonb?|array_to_json|jsonb?_(?:build_(?:object|array)|agg|object_agg)|hstore|format|concat|concat_ws|'
@@ -7439,7 +7447,9 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 				WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass)),
 	fired AS (
 		SELECT t.oid, t.tgrelid, w.lanname, w.source,
-			(regexp_match(w.source, nomp_crypt._lint_pattern('serialise', NULL), 'i'))[1] AS serialised,
+			coalesce((regexp_match(w.source, nomp_crypt._lint_pattern('serialise', NULL), 'i'))[1],
+				CASE WHEN coalesce(t.tgnewtable, t.tgoldtable) IS NOT NULL THEN
+					(regexp_match(w.source, nomp_crypt._lint_pattern('rows', NULL), 'i'))[1] END) AS serialised,
 			(regexp_match(w.source, nomp_crypt._lint_pattern('field', e.names), 'i'))[1] AS field,
 			(SELECT string_agg(DISTINCT m[1], ', ') FROM regexp_matches(w.source,
 					'\minsert\s+into\s+((?:\w+|"[^"]+")(?:\.(?:\w+|"[^"]+"))?)[^;]*?(?:(?:values\s*\(|select)[^;]*?\m(?:new|old)\s*\)?\s*\.\s*\*)', 'gi') m
@@ -7663,32 +7673,19 @@ REVOKE ALL ON FUNCTION nomp_crypt._lint_network() FROM PUBLIC;
 -- The machine, by what health() finds.
 CREATE FUNCTION nomp_crypt._lint_host(OUT rule text, OUT object text, OUT detail text, OUT severity text, OUT advice text)
 RETURNS SETOF record
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_variable
-DECLARE
-	facts jsonb;
-BEGIN
-	FOR rule, object IN VALUES ('credentials', 'keystore credentials'), ('memory', 'memory with keys'), ('core_dumps', 'core dumps'), ('swap', 'swap space') LOOP
-		BEGIN
-			facts := coalesce(facts, nomp_crypt._health_facts());
-			SELECT replace(c.severity, 'critical', 'error'), c.detail, c.advice INTO severity, detail, advice
-			FROM nomp_crypt._health_check(rule, facts, '1 year', '1 year') c;
-		EXCEPTION WHEN OTHERS THEN
-			severity := 'not_checked';
-			rule := 'host_unseen';
-			detail := NULL;
-			advice := NULL;
-		END;
-		IF severity IS NOT NULL THEN
-			RETURN NEXT;
-		END IF;
-	END LOOP;
-END
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH f AS MATERIALIZED (SELECT nomp_crypt._health_facts() AS facts)
+	SELECT r.rule, r.object, c.detail, replace(c.severity, 'critical', 'error'), c.advice
+	FROM f, (VALUES ('credentials', 'keystore credentials'), ('memory', 'memory with keys'), ('core_dumps', 'core dumps'),
+			('swap', 'swap space')) r(rule, object),
+		LATERAL nomp_crypt._health_check(r.rule, f.facts, '1 year', '1 year') c
+	WHERE c.severity IS NOT NULL
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._lint_host() FROM PUBLIC;
 
--- All findings, each with the relations that it is about.
-CREATE FUNCTION nomp_crypt._lint(sample_rows int, OUT severity text, OUT rule text, OUT object text, OUT why text,
+-- All findings, each with the relations that it is about; or those about
+-- relations, which asks no keystore.
+CREATE FUNCTION nomp_crypt._lint(sample_rows int, everything boolean, OUT severity text, OUT rule text, OUT object text, OUT why text,
 	OUT advice text, OUT relations oid[]) RETURNS SETOF record
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
 	SELECT CASE WHEN a.rule IS NULL THEN coalesce(f.severity, r.severity) ELSE 'accepted' END, f.rule, f.object,
@@ -7699,20 +7696,20 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET
 			UNION ALL SELECT * FROM nomp_crypt._lint_functions()
 			UNION ALL SELECT * FROM nomp_crypt._lint_columns($1)
 			UNION ALL SELECT * FROM nomp_crypt._lint_conversions()
-			UNION ALL SELECT * FROM nomp_crypt._lint_settings()
-			UNION ALL SELECT * FROM nomp_crypt._lint_network()) c
-		UNION ALL SELECT h.rule, h.object, h.detail, NULL, h.severity, h.advice FROM nomp_crypt._lint_host() h) f
+			UNION ALL SELECT * FROM nomp_crypt._lint_settings() WHERE $2
+			UNION ALL SELECT * FROM nomp_crypt._lint_network() WHERE $2) c
+		UNION ALL SELECT h.rule, h.object, h.detail, NULL, h.severity, h.advice FROM nomp_crypt._lint_host() h WHERE $2) f
 	JOIN nomp_crypt._lint_rules() r ON r.rule = f.rule
 	LEFT JOIN nomp_crypt.lint_accepted a ON a.rule = f.rule AND a.object = f.object
 $$;
-REVOKE ALL ON FUNCTION nomp_crypt._lint(int) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._lint(int, boolean) FROM PUBLIC;
 
 -- Where values may be in clear, the worst first. Reads up to that many rows of
 -- each table, as the caller may; none with 0.
 CREATE FUNCTION nomp_crypt.lint(sample_rows int DEFAULT 1000, OUT severity text, OUT rule text, OUT object text,
 	OUT why text, OUT advice text) RETURNS SETOF record
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-	SELECT l.severity, l.rule, l.object, l.why, l.advice FROM nomp_crypt._lint($1) l
+	SELECT l.severity, l.rule, l.object, l.why, l.advice FROM nomp_crypt._lint($1, true) l
 	ORDER BY array_position('{error,warning,info,not_checked,accepted}', l.severity), l.rule COLLATE "C", l.object COLLATE "C"
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.lint(int) FROM PUBLIC;

@@ -324,6 +324,40 @@ else
 	start_limited('-c', '0');
 }
 
+# ---- rows that cannot be looked into ----
+
+{
+	my $locker = open_session($node);
+
+	$node->safe_psql('postgres',
+		"CREATE TABLE locked (x text); CREATE TABLE broken (x text); ALTER TABLE broken ALTER x SET STORAGE EXTERNAL;"
+		  . " INSERT INTO broken VALUES (repeat('x', 10000)); GRANT SELECT ON locked, broken TO ci"
+	);
+	trouble(
+		'a table that is locked',
+		'rows_unseen',
+		sub { says($locker, 'BEGIN; LOCK TABLE locked') },
+		qr/^not_checked\|rows: the table is locked\|rows were not looked into: public\.locked$/m,
+		sub { says($locker, 'COMMIT') });
+	$locker->quit;
+
+	my $toast =
+	  $node->data_dir . '/'
+	  . $node->safe_psql('postgres',
+		"SELECT pg_relation_filepath(reltoastrelid) FROM pg_class WHERE relname = 'broken'"
+	  );
+	$node->stop;
+	truncate $toast, 0 or die $!;
+	start_limited('-c', '0');
+	like(
+		findings('rows_unseen'),
+		qr/^not_checked\|rows: they could not be read\|.*: public\.broken$/m,
+		'a table that is damaged');
+	$node->safe_psql('postgres', 'DROP TABLE broken, locked');
+	unlike(findings('rows_unseen'), qr/could not be read|is locked/,
+		'and no more');
+}
+
 # ---- what conversions leave in WAL and backups ----
 
 is(findings('backups_unseen'),
