@@ -3,7 +3,8 @@
 -- depend on what the caller's session, there, finds in its search_path.
 
 -- columns of the extension's tables that are an oid or its kin, or a place in the
--- WAL: only where the fence of an erasure lies, for the node that executes it
+-- WAL: only where the fence of an erasure lies, for the node that executes it,
+-- and which file pg_repack made, for the node where that is found again
 SELECT format_type(a.atttypid, a.atttypmod) AS type,
 	string_agg(format('%s.%s', c.relname, a.attname), ', ' ORDER BY c.relname COLLATE "C", a.attnum) FILTER (
 		WHERE a.atttypid NOT IN ('uuid'::regtype, 'text'::regtype, 'text[]'::regtype, 'name'::regtype,
