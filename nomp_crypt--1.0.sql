@@ -7554,7 +7554,7 @@ BEGIN
 	END LOOP;
 	rule := 'rows_unseen';
 	relations := NULL;
-	FOR object, detail IN SELECT 'rows: ' || w.why, (SELECT string_agg(n, ', ' ORDER BY o) FROM jsonb_array_elements_text(u.value) WITH ORDINALITY x(n, o) WHERE o <= 10)
+	FOR object, detail IN SELECT 'rows: ' || w.why, (SELECT string_agg(x.n, ', ') FROM (SELECT n FROM jsonb_array_elements_text(u.value) n ORDER BY n COLLATE "C" LIMIT 10) x)
 			|| CASE WHEN jsonb_array_length(u.value) > 10 THEN format(' and %s more', jsonb_array_length(u.value) - 10) ELSE '' END
 		FROM jsonb_each(unseen) u JOIN (VALUES ('right', 'SELECT is missing'), ('policy', 'row-level security applies'), ('locked', 'the table is locked'),
 			('access method', 'the access method cannot read by block'), ('error', 'they could not be read')) w(trouble, why) ON w.trouble = u.key LOOP

@@ -23,6 +23,11 @@ CREATE MATERIALIZED VIEW li.count_right AS SELECT school, count(name) AS n, coun
 CREATE VIEW li.plain AS SELECT id, name::text AS name, born FROM li.pupil;
 CREATE MATERIALIZED VIEW li.ids_right AS SELECT id FROM li.plain;
 CREATE RULE copy_right AS ON DELETE TO li.pupil DO ALSO INSERT INTO li.copy (id, name, what) VALUES (old.id, old.name, 'deleted');
+-- decrypted, and encrypted again
+CREATE MATERIALIZED VIEW li.again_right AS SELECT upper(name::text)::encrypted(text) AS name, ARRAY[coalesce(name, name::text::encrypted)]::encrypted(text)[] AS names
+FROM li.pupil;
+CREATE RULE again_right AS ON INSERT TO li.plain DO INSTEAD INSERT INTO li.pupil (id, name, born) VALUES (new.id, new.name, new.born);
+CREATE FUNCTION li.again_right() RETURNS void LANGUAGE sql BEGIN ATOMIC UPDATE li.copy SET name = p.name FROM li.plain p WHERE p.id = copy.id; END;
 CREATE FUNCTION li.reads_right() RETURNS SETOF text LANGUAGE sql BEGIN ATOMIC SELECT name::text FROM li.pupil; END;
 CREATE FUNCTION li.copies_right() RETURNS void LANGUAGE sql BEGIN ATOMIC INSERT INTO li.copy (id, name) SELECT id, name FROM li.pupil; END;
 SELECT * FROM findings;

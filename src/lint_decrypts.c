@@ -23,6 +23,7 @@
 #include "miscadmin.h"
 #include "nodes/nodeFuncs.h"
 #include "rewrite/prs2lock.h"
+#include "rewrite_parts.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -285,13 +286,39 @@ var_reveals(Var *var, Scope *scope)
 	}
 }
 
+/*
+ * Is what this returns encrypted, whatever it was made from?  Asked of kinds of
+ * expressions that can turn something into encrypted values.
+ */
+static bool
+is_sealed(Node *node, Walk *walk)
+{
+	switch (nodeTag(node))
+	{
+		case T_Var:
+		case T_FuncExpr:
+		case T_OpExpr:
+		case T_Aggref:
+		case T_WindowFunc:
+		case T_CaseExpr:
+		case T_CoalesceExpr:
+		case T_ArrayExpr:
+		case T_ArrayCoerceExpr:
+		case T_CoerceViaIO:
+		case T_CoerceToDomain:
+			return rewrite_is_ours(node, walk->ours) || rewrite_holds_ours(node, walk->ours);
+		default:
+			return false;
+	}
+}
+
 /* Can what this expression returns be told from what is inside? */
 static bool
 reveals(Node *node, Scope *scope)
 {
 	bool		found = false;
 
-	if (node == NULL)
+	if (node == NULL || is_sealed(node, scope->walk))
 		return false;
 	switch (nodeTag(node))
 	{
