@@ -7812,6 +7812,10 @@ DECLARE
 	school uuid;
 	loaded int;
 BEGIN
+	IF pg_is_in_recovery() THEN
+		RAISE EXCEPTION 'a standby cannot become staging'
+			USING ERRCODE = 'read_only_sql_transaction', HINT = 'Take a base backup of it to another place.';
+	END IF;
 	PERFORM nomp_crypt._lock_keystore(true);
 	SELECT uuid INTO originals FROM nomp_crypt.installation;
 	SELECT * INTO reg FROM nomp_crypt._register_read();
