@@ -4649,6 +4649,8 @@ REVOKE ALL ON FUNCTION nomp_crypt.exposure_report(timestamptz) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._report_words(language text) RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
 	SELECT CASE $1 WHEN 'en' THEN $${
+		"title": "Report on a school's encrypted data", "lead": "What is encrypted and since when, with which keys, and who may read it, on {at}.",
+		"unsigned": "This is what database \"{database}\" of installation {installation} says. It is not signed: what became of keys is proved by the register and by certificates.",
 		"tenant": "School", "id": "Id", "name": "Name", "agreement": "Agreement", "state": "State", "since": "Registered",
 		"active": "in use", "suspended": "suspended: nobody can read the values", "fenced": "being erased: nobody can read the values", "erased": "erased: nobody can ever read the values again",
 		"encryption": "Encryption", "method": "Method", "aes": "AES-256-GCM for each value (XAES-256-GCM), under data keys of this school alone; these are wrapped by keys that never leave the keystore",
@@ -4656,8 +4658,11 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
 		"deks": "Data keys", "version": "Version %s (%s)", "values": "values", "index": "search", "closed": "closed for writing", "key_erased": "destroyed", "key_active": "in use",
 		"columns": "Encrypted columns", "column_since": "encrypted on disk since %s", "column_unknown": "since when is not known",
 		"rights": "Who may read", "all": "in all schools", "granted": "%s: %s, granted %s by %s", "decrypt": "read", "encrypt": "write", "search": "search", "load": "store ciphertext", "none": "nobody",
+		"members": "and its members: %s", "superusers": "Superusers", "may_grant": "%s: can give themselves these rights, which leaves a trace",
 		"erasure": "Erasure", "requested": "asked for %s by %s (%s)", "next": "Next", "holds": "Legal holds", "hold": "%s, since %s", "by_register": "by the register", "returned": "Data returned"}$$::jsonb
 	WHEN 'sv' THEN $${
+		"title": "Rapport om en skolas krypterade uppgifter", "lead": "Vad som \u00e4r krypterat och sedan n\u00e4r, med vilka nycklar, och vem som f\u00e5r l\u00e4sa, den {at}.",
+		"unsigned": "S\u00e5 s\u00e4ger databasen \"{database}\" i installation {installation}. Rapporten \u00e4r inte signerad: vad som h\u00e4nt med nycklar bevisas av registret och av intyg.",
 		"tenant": "Skola", "id": "Id", "name": "Namn", "agreement": "Avtal", "state": "Tillst\u00e5nd", "since": "Upplagd",
 		"active": "i bruk", "suspended": "sp\u00e4rrad: ingen kan l\u00e4sa uppgifterna", "fenced": "h\u00e5ller p\u00e5 att raderas: ingen kan l\u00e4sa uppgifterna", "erased": "raderad: ingen kan n\u00e5gonsin mer l\u00e4sa uppgifterna",
 		"encryption": "Kryptering", "method": "Metod", "aes": "AES-256-GCM f\u00f6r varje v\u00e4rde (XAES-256-GCM), med datanycklar som \u00e4r skolans egna; dessa \u00e4r krypterade med nycklar som aldrig l\u00e4mnar nyckelf\u00f6rvaret",
@@ -4665,13 +4670,19 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
 		"deks": "Datanycklar", "version": "Version %s (%s)", "values": "uppgifter", "index": "s\u00f6kning", "closed": "anv\u00e4nds inte l\u00e4ngre f\u00f6r skrivning", "key_erased": "f\u00f6rst\u00f6rd", "key_active": "i bruk",
 		"columns": "Krypterade kolumner", "column_since": "krypterad p\u00e5 disk sedan %s", "column_unknown": "sedan n\u00e4r \u00e4r inte k\u00e4nt",
 		"rights": "Vem som f\u00e5r l\u00e4sa", "all": "i alla skolor", "granted": "%s: %s, gavs %s av %s", "decrypt": "l\u00e4sa", "encrypt": "skriva", "search": "s\u00f6ka", "load": "lagra chiffertext", "none": "ingen",
+		"members": "och dess medlemmar: %s", "superusers": "Superanv\u00e4ndare", "may_grant": "%s: kan ge sig sj\u00e4lva dessa r\u00e4ttigheter, vilket l\u00e4mnar sp\u00e5r",
 		"erasure": "Radering", "requested": "beg\u00e4rd %s av %s (%s)", "next": "N\u00e4sta steg", "holds": "R\u00e4ttsliga sp\u00e4rrar mot radering", "hold": "%s, sedan %s", "by_register": "enligt registret", "returned": "Uppgifterna \u00e5terl\u00e4mnade"}$$::jsonb
 	END
 $do$;
 REVOKE ALL ON FUNCTION nomp_crypt._report_words(text) FROM PUBLIC;
 
+CREATE FUNCTION nomp_crypt._report_time(at timestamptz) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT to_char($1, 'YYYY-MM-DD HH24:MI TZ') $$;
+REVOKE ALL ON FUNCTION nomp_crypt._report_time(timestamptz) FROM PUBLIC;
+
 -- For a municipality's audit: what is encrypted since when, with which keys,
--- who may read, and in what state the school is; in Swedish or English.
+-- who may read, and in what state the school is; in Swedish or English, with
+-- the session's time zone.
 -- Raises 22023, 42704.
 CREATE FUNCTION nomp_crypt.tenant_report(id text, language text DEFAULT 'sv', OUT section text, OUT item text, OUT value text)
 RETURNS SETOF record
@@ -4690,7 +4701,7 @@ BEGIN
 	SELECT x.* INTO t FROM nomp_crypt.tenant x WHERE x.uuid = nomp_crypt._tenant_uuid(tenant_report.id);
 	section := w ->> 'tenant';
 	FOR item, value IN VALUES (w ->> 'id', t.id), ('UUID', t.uuid::text), (w ->> 'name', t.display_name),
-			(w ->> 'agreement', t.agreement), (w ->> 'state', w ->> t.state), (w ->> 'since', t.created_at::text) LOOP
+			(w ->> 'agreement', t.agreement), (w ->> 'state', w ->> t.state), (w ->> 'since', nomp_crypt._report_time(t.created_at)) LOOP
 		CONTINUE WHEN value IS NULL;
 		RETURN NEXT;
 	END LOOP;
@@ -4701,16 +4712,16 @@ BEGIN
 	section := w ->> 'keks';
 	FOR r IN SELECT k.* FROM nomp_crypt.kek k WHERE k.tenant = t.uuid ORDER BY k.generation LOOP
 		item := format(w ->> 'generation', r.generation, r.keystore);
-		value := concat_ws(', ', format(w ->> 'made', r.created_at),
-			CASE WHEN r.retired_at IS NOT NULL THEN format(w ->> 'retired', r.retired_at) END,
-			CASE WHEN r.state = 'retired' THEN format(w ->> 'kept', r.destroy_after) END,
-			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', r.destroyed_at) END);
+		value := concat_ws(', ', format(w ->> 'made', nomp_crypt._report_time(r.created_at)),
+			CASE WHEN r.retired_at IS NOT NULL THEN format(w ->> 'retired', nomp_crypt._report_time(r.retired_at)) END,
+			CASE WHEN r.state = 'retired' THEN format(w ->> 'kept', nomp_crypt._report_time(r.destroy_after)) END,
+			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', nomp_crypt._report_time(r.destroyed_at)) END);
 		RETURN NEXT;
 	END LOOP;
 	section := w ->> 'deks';
 	FOR r IN SELECT k.* FROM nomp_crypt.tenant_key k WHERE k.tenant = t.uuid ORDER BY k.purpose DESC, k.version LOOP
 		item := format(w ->> 'version', r.version, w ->> r.purpose);
-		value := concat_ws(', ', format(w ->> 'made', r.created_at),
+		value := concat_ws(', ', format(w ->> 'made', nomp_crypt._report_time(r.created_at)),
 			CASE r.state WHEN 'active' THEN w ->> 'key_active' WHEN 'closed' THEN w ->> 'closed' ELSE w ->> 'key_erased' END);
 		RETURN NEXT;
 	END LOOP;
@@ -4723,7 +4734,7 @@ BEGIN
 			EXECUTE 'SELECT i.encrypted_on_disk_since FROM nomp_crypt.inventory i WHERE i.table_name = $1 AND i.column_name = $2'
 			INTO since USING r.name, r.column_name;
 		END IF;
-		value := concat_ws(', ', r.type, CASE WHEN since IS NULL THEN w ->> 'column_unknown' ELSE format(w ->> 'column_since', since) END);
+		value := concat_ws(', ', r.type, CASE WHEN since IS NULL THEN w ->> 'column_unknown' ELSE format(w ->> 'column_since', nomp_crypt._report_time(since)) END);
 		RETURN NEXT;
 	END LOOP;
 	section := w ->> 'rights';
@@ -4733,29 +4744,37 @@ BEGIN
 		item := r.role;
 		value := format(w ->> 'granted', CASE WHEN r.tenant = t.uuid THEN t.id ELSE w ->> 'all' END,
 			concat_ws(', ', CASE WHEN r.decrypt THEN w ->> 'decrypt' END, CASE WHEN r.encrypt THEN w ->> 'encrypt' END,
-				CASE WHEN r.search THEN w ->> 'search' END, CASE WHEN r.load THEN w ->> 'load' END), r.granted_at, r.granted_by);
+				CASE WHEN r.search THEN w ->> 'search' END, CASE WHEN r.load THEN w ->> 'load' END),
+				nomp_crypt._report_time(r.granted_at), r.granted_by)
+			|| coalesce(', ' || (SELECT format(w ->> 'members', string_agg(m.rolname, ', ' ORDER BY m.rolname))
+				FROM pg_roles m JOIN pg_roles g ON g.rolname = r.role
+				WHERE m.oid <> g.oid AND NOT m.rolsuper AND pg_has_role(m.oid, g.oid, 'USAGE')
+				HAVING count(*) > 0), '');
 		RETURN NEXT;
 	END LOOP;
 	IF item = w ->> 'none' THEN
 		value := NULL;
 		RETURN NEXT;
 	END IF;
+	item := w ->> 'superusers';
+	value := format(w ->> 'may_grant', (SELECT string_agg(m.rolname, ', ' ORDER BY m.rolname) FROM pg_roles m WHERE m.rolsuper));
+	RETURN NEXT;
 	section := w ->> 'holds';
 	FOR r IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = t.uuid AND l.released_at IS NULL ORDER BY l.placed_at LOOP
 		item := r.reference;
-		value := format(w ->> 'hold', coalesce(r.placed_by, w ->> 'by_register'), r.placed_at);
+		value := format(w ->> 'hold', coalesce(r.placed_by, w ->> 'by_register'), nomp_crypt._report_time(r.placed_at));
 		RETURN NEXT;
 	END LOOP;
 	section := w ->> 'erasure';
 	FOR r IN SELECT e.* FROM nomp_crypt.erasure e WHERE e.tenant = t.uuid ORDER BY e.requested_at LOOP
 		item := r.case_id::text;
-		value := concat_ws(', ', format(w ->> 'requested', r.requested_at, r.requested_by, concat_ws(', ', r.reason, r.reference)), r.state,
-			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', r.destroyed_at) END);
+		value := concat_ws(', ', format(w ->> 'requested', nomp_crypt._report_time(r.requested_at), r.requested_by, concat_ws(', ', r.reason, r.reference)), r.state,
+			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', nomp_crypt._report_time(r.destroyed_at)) END);
 		RETURN NEXT;
 	END LOOP;
 	FOR r IN SELECT d.* FROM nomp_crypt.data_return d WHERE d.tenant = t.uuid ORDER BY d.recorded_at LOOP
 		item := w ->> 'returned';
-		value := concat_ws(', ', r.recorded_at, r.recorded_by, coalesce(r.manifest_sha256, '-'));
+		value := concat_ws(', ', nomp_crypt._report_time(r.recorded_at), r.recorded_by, coalesce(r.manifest_sha256, '-'));
 		RETURN NEXT;
 	END LOOP;
 END
@@ -5721,6 +5740,31 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._html_list(jsonb, jsonb) FROM PUBLIC;
 
+-- One page that can be printed and filed: no script, nothing from elsewhere.
+-- The body is HTML, title and lead are not.
+CREATE FUNCTION nomp_crypt._html_page(language text, title text, lead text, body text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $do$
+	SELECT '<!DOCTYPE html>' || E'\n<html lang="' || nomp_crypt._html($1) || E'">\n<head>\n<meta charset="utf-8">\n'
+		|| $$<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>$$ || nomp_crypt._html($2) || $$</title>
+<style>
+@page { margin: 18mm }
+body { font: 11pt/1.45 Georgia, serif; color: #111; max-width: 46em; margin: 2em auto; padding: 0 1em }
+h1 { font-size: 1.5em; border-bottom: 3px solid #111; padding-bottom: .3em }
+h2 { font-size: 1.1em; margin: 1.4em 0 .3em }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; vertical-align: top; padding: .2em .6em .2em 0; border-bottom: 1px solid #ccc; overflow-wrap: anywhere }
+th { font-weight: normal; color: #444 }
+.lead { font-size: 1.1em }
+.note { border-left: 4px solid #a00; padding: .3em .8em; background: #fdf3f3 }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 8.5pt/1.35 monospace; background: #f5f5f5; padding: .6em }
+</style>
+</head>
+<body>
+<h1>$$ || nomp_crypt._html($2) || E'</h1>\n<p class="lead">' || nomp_crypt._html($3) || E'</p>\n' || $4 || E'</body>\n</html>\n'
+$do$;
+REVOKE ALL ON FUNCTION nomp_crypt._html_page(text, text, text, text) FROM PUBLIC;
+
 -- A certificate as one page that can be printed and filed, in Swedish (sv) or
 -- English (en): no script, nothing from elsewhere. Raises as certificate, and
 -- 22023.
@@ -5751,16 +5795,7 @@ BEGIN
 		'lease', replace(replace(w ->> 'lease', '{lease}', make_interval(secs => (d ->> 'longest_lease_seconds')::float8)::text),
 			'{ended}', to_char((d #>> '{timeline,destroyed_at}')::timestamptz +
 				make_interval(secs => (d ->> 'longest_lease_seconds')::float8), day)));
-	page := '<!DOCTYPE html>' || E'\n<html lang="' || language || E'">\n<head>\n<meta charset="utf-8">\n'
-		|| '<meta http-equiv="Content-Security-Policy" content="default-src ''none''; style-src ''unsafe-inline''">' || E'\n<title>'
-		|| nomp_crypt._html(w ->> 'title') || E'</title>\n<style>\n'
-		|| E'@page { margin: 18mm }\nbody { font: 11pt/1.45 Georgia, serif; color: #111; max-width: 46em; margin: 2em auto; padding: 0 1em }\n'
-		|| E'h1 { font-size: 1.5em; border-bottom: 3px solid #111; padding-bottom: .3em }\nh2 { font-size: 1.1em; margin: 1.4em 0 .3em }\n'
-		|| E'table { border-collapse: collapse; width: 100% }\nth, td { text-align: left; vertical-align: top; padding: .2em .6em .2em 0; border-bottom: 1px solid #ccc; overflow-wrap: anywhere }\n'
-		|| E'th { font-weight: normal; color: #444 }\n.lead { font-size: 1.1em }\n.note { border-left: 4px solid #a00; padding: .3em .8em; background: #fdf3f3 }\n'
-		|| E'pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 8.5pt/1.35 monospace; background: #f5f5f5; padding: .6em }\n</style>\n</head>\n<body>\n'
-		|| '<h1>' || nomp_crypt._html(w ->> 'title') || E'</h1>\n<p class="lead">' || nomp_crypt._html(w ->> 'lead') || E'</p>\n'
-		|| '<p>' || nomp_crypt._html(w ->> 'not') || E'</p>\n';
+	page := '<p>' || nomp_crypt._html(w ->> 'not') || E'</p>\n';
 	IF jsonb_path_exists(d, '$.keystores[*] ? (@.software == true)') THEN
 		page := page || '<p class="note" id="software">' || nomp_crypt._html(w ->> 'software') || E'</p>\n';
 	END IF;
@@ -5827,11 +5862,33 @@ hex=$(od -An -v -tx1 rs | tr -d ' \n')
 printf 'asn1=SEQUENCE:s\n[s]\nr=INTEGER:0x%.64s\ns=INTEGER:0x%s\n' "$hex" "${hex#????????????????????????????????????????????????????????????????}" > asn1
 openssl asn1parse -genconf asn1 -noout -out signature
 openssl dgst -sha256 -verify key.pem -signature signature signed$sh$) || E'</pre>\n<p>' || nomp_crypt._html(w ->> 'check_jose') || E'</p>\n<h2>'
-		|| nomp_crypt._html(w ->> 'jws') || E'</h2>\n<pre id="jws">' || nomp_crypt._html(jws) || E'</pre>\n</body>\n</html>\n';
-	RETURN page;
+		|| nomp_crypt._html(w ->> 'jws') || E'</h2>\n<pre id="jws">' || nomp_crypt._html(jws) || E'</pre>\n';
+	RETURN nomp_crypt._html_page(language, w ->> 'title', w ->> 'lead', page);
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.certificate_html(uuid, text) FROM PUBLIC;
+
+-- tenant_report as such a page. Raises as that.
+CREATE FUNCTION nomp_crypt.tenant_report_html(id text, language text DEFAULT 'sv') RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	w jsonb := nomp_crypt._report_words(language);
+	sections text;
+BEGIN
+	SELECT string_agg(format(E'<h2>%s</h2>\n<table>%s</table>\n', nomp_crypt._html(s.section), s.lines), '' ORDER BY s.n)
+	INTO sections
+	FROM (SELECT min(r.n) AS n, r.section, string_agg(nomp_crypt._html_row(r.item, r.value), '' ORDER BY r.n) AS lines
+		  FROM nomp_crypt.tenant_report(tenant_report_html.id, tenant_report_html.language)
+			WITH ORDINALITY r(section, item, value, n)
+		  GROUP BY r.section) s;
+	RETURN nomp_crypt._html_page(language, w ->> 'title',
+		replace(w ->> 'lead', '{at}', nomp_crypt._report_time(clock_timestamp())),
+		'<p>' || nomp_crypt._html(replace(replace(w ->> 'unsigned', '{installation}',
+				coalesce((SELECT i.uuid::text FROM nomp_crypt.installation i), '-')), '{database}', current_database()))
+			|| E'</p>\n' || sections);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.tenant_report_html(text, text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Existing tables: plain columns become encrypted ones, and back. For
@@ -7812,6 +7869,10 @@ DECLARE
 	school uuid;
 	loaded int;
 BEGIN
+	IF pg_is_in_recovery() THEN
+		RAISE EXCEPTION 'a standby cannot become staging'
+			USING ERRCODE = 'read_only_sql_transaction', HINT = 'Take a base backup of it to another place.';
+	END IF;
 	PERFORM nomp_crypt._lock_keystore(true);
 	SELECT uuid INTO originals FROM nomp_crypt.installation;
 	SELECT * INTO reg FROM nomp_crypt._register_read();
@@ -8463,7 +8524,7 @@ BEGIN
 							  'acknowledge_lease', 'certify_erasure', '_certify', 'purge_tenant', '_purge_plan',
 							  '_purge_order', '_purge_dependents', '_purge_children', '_purge_batch', '_purged',
 							  '_referrers', '_owned', '_value_columns', '_count_values', '_finished_case',
-							  '_keep_sample', 'exposure_report', 'tenant_report')
+							  '_keep_sample', 'exposure_report', 'tenant_report', 'tenant_report_html')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_disable', '_erase_submit', '_erase_destroy')
 			 OR p.proname IN ('resubmit_erasure', '_erase_resubmit')) LOOP

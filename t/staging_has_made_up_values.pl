@@ -36,7 +36,8 @@ CREATE TABLE person (
 	note		secret,
 	active		encrypted(boolean),
 	code		encrypted('varchar(4)', searchable),
-	plain		text
+	plain		text,
+	story		encrypted(text)
 );
 CREATE TRIGGER enforce BEFORE INSERT OR UPDATE ON person FOR EACH ROW EXECUTE FUNCTION nomp_crypt.enforce_tenant('school');
 CREATE TABLE guardian (
@@ -55,7 +56,8 @@ for my $school ('a', 'b', 'left')
 	$production->safe_psql('postgres', in_tenant($school, <<"SQL"));
 INSERT INTO person SELECT i * 3 + length('$school') + ascii('$school'), '$school', 'Riktig ' || i, 'Efter' , (20100000 + i) || '-1234',
 	'R.' || i % 50 || '\@verklig.se', date '2010-01-01' + i, i / 100.0, '{"a": 1}', '{x,y}',
-	ARRAY['h' || i, NULL]::encrypted(text)[], 'hemlig', i % 2 = 0, (i % 20)::text, 'kept'
+	ARRAY['h' || i, NULL]::encrypted(text)[], 'hemlig', i % 2 = 0, (i % 20)::text, 'kept',
+	CASE WHEN i % 100 = 0 THEN repeat('long ago ', 1000) END
 FROM generate_series(1, 300) i;
 INSERT INTO person (id, school, first_name) VALUES (-ascii('$school'), '$school', 'Ensam');
 INSERT INTO guardian SELECT (20100000 + i) || '1234', '070-1' FROM generate_series(1, 200) i;
@@ -70,14 +72,16 @@ my $dump = PostgreSQL::Test::Utils::tempdir() . '/dump';
 $production->command_ok([ 'pg_dump', '-Fc', '-f', $dump, 'postgres' ],
 	'production is dumped');
 
-# The last bytes of some originals, as they are on disk.
+# The last bytes of some originals, and of production's wrapped keys, as they
+# are on disk.
 my @needles = map { pack 'H*', $_ } split /\n/,
   $production->safe_psql('postgres', <<'SQL');
 SELECT right(encode(encrypted_send(v), 'hex'), 40) FROM (
 	SELECT first_name FROM person UNION ALL SELECT ssn FROM person
 	UNION ALL SELECT note FROM person UNION ALL SELECT secrets[1] FROM person
-	UNION ALL SELECT child FROM guardian UNION ALL SELECT who FROM visit) x(v)
+	UNION ALL SELECT child FROM guardian UNION ALL SELECT who FROM visit UNION ALL SELECT story FROM person) x(v)
 WHERE v IS NOT NULL
+UNION ALL SELECT right(encode(wrapped, 'hex'), 40) FROM nomp_crypt.tenant_key
 SQL
 cmp_ok(scalar @needles, '>', 3000, 'originals to look for');
 
