@@ -1749,23 +1749,73 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._register_kek(text, uuid, int) FROM PUBLIC;
 
--- Before the point of no return: the register is whole, all of it, and every
--- key that it knows of this school has been seen now, or its end is on record.
--- A database restored from before a key was replaced knows less. Then the
--- fence is put on record. Raises 55000, NC003, NC004.
+-- What the register says of a school, verified: the table's records, and what
+-- the file has beyond them. Raises NC004.
+CREATE FUNCTION nomp_crypt._register_of(school uuid, OUT number bigint, OUT at timestamptz, OUT type text,
+	OUT data jsonb) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT r.number, r.at, r.type, r.data
+	FROM (SELECT g.jws FROM nomp_crypt.register g WHERE g.school = $1
+		  UNION SELECT l.jws FROM nomp_crypt._register_lines(
+			(SELECT coalesce(max(g.number), 0) FROM nomp_crypt.register g)) l) g, nomp_crypt._record(g.jws) r
+	WHERE r.school = $1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_of(uuid) FROM PUBLIC;
+
+-- What stops an erasure by the register, whatever the tables say: a backup was
+-- restored, or a row was changed by hand. Raises 55000, NC004.
+CREATE FUNCTION nomp_crypt._register_allows(c nomp_crypt.erasure) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	needed int := greatest(c.approvals_needed, current_setting('nomp_crypt.erasure_approvals')::int);
+	given int;
+	r record;
+BEGIN
+	SELECT o.* INTO r FROM nomp_crypt._register_of(c.tenant) o
+	WHERE o.type = 'hold' AND NOT EXISTS (SELECT FROM nomp_crypt._register_of(c.tenant) x
+		WHERE x.type = 'released' AND x.data ->> 'reference' = o.data ->> 'reference' AND x.number > o.number)
+	ORDER BY o.number LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'tenant "%" is under legal hold %, by record % of the register',
+			nomp_crypt._erase_tenant_id(c.case_id), r.data ->> 'reference', r.number
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'This database does not know of it: it was restored from a backup. SELECT * FROM nomp_crypt.reconcile();';
+	END IF;
+	SELECT o.* INTO r FROM nomp_crypt._register_of(c.tenant) o
+	WHERE o.type = 'withdrawn' AND o.data ->> 'case' = c.case_id::text LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'erasure case % of tenant "%" was withdrawn, by record % of the register',
+			c.case_id, nomp_crypt._erase_tenant_id(c.case_id), r.number
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'This database does not know of it: it was restored from a backup. SELECT * FROM nomp_crypt.reconcile();';
+	END IF;
+	SELECT coalesce(max((o.data ->> 'given')::int), 0) INTO given FROM nomp_crypt._register_of(c.tenant) o
+	WHERE o.type = 'approved' AND o.data ->> 'case' = c.case_id::text;
+	IF given < needed THEN
+		RAISE EXCEPTION '% of % approvals of the erasure of tenant "%" are not on record in the register',
+			needed - given, needed, nomp_crypt._erase_tenant_id(c.case_id)
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Rows of nomp_crypt.erasure_approval that were not made by nomp_crypt.approve_erasure() do not count. Withdraw the request and begin again.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_allows(nomp_crypt.erasure) FROM PUBLIC;
+
+-- Before the point of no return: the register is whole, all of it, says
+-- nothing against it, and every key that it knows of this school has been seen
+-- now, or its end is on record. A database restored from before a key was
+-- replaced knows less. Then the fence is put on record. Raises 55000, NC003,
+-- NC004.
 CREATE FUNCTION nomp_crypt._register_fence(c nomp_crypt.erasure, seen jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
 	missing record;
-	now record;
 BEGIN
 	PERFORM nomp_crypt._register_require(true);
-	SELECT * INTO now FROM nomp_crypt._register_look(false);
-	-- what the file has and the table has not counts, too
+	PERFORM nomp_crypt._register_allows(c);
 	SELECT r.data ->> 'key' AS key, r.data ->> 'serial' AS serial INTO missing
-	FROM (SELECT g.jws FROM nomp_crypt.register g WHERE g.school = c.tenant
-		  UNION SELECT l.jws FROM nomp_crypt._register_lines(now.in_table) l) g, nomp_crypt._record(g.jws) r
-	WHERE r.type IN ('born', 'moved') AND r.school = c.tenant
+	FROM nomp_crypt._register_of(c.tenant) r
+	WHERE r.type IN ('born', 'moved')
 		AND NOT EXISTS (SELECT FROM jsonb_each(_register_fence.seen) s, jsonb_array_elements_text(s.value -> 'seen') l
 			WHERE l = r.data ->> 'key' OR starts_with(l, (r.data ->> 'key') || ':provisional@'))
 		AND NOT EXISTS (SELECT FROM nomp_crypt.register e, nomp_crypt._record(e.jws) x
@@ -1937,6 +1987,26 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_committed(uuid) FROM PUBLIC;
 
+-- End a school's requested case, that one or whichever it is: the school is as
+-- it was before. Returns it, NULL if there is none.
+CREATE FUNCTION nomp_crypt._erase_withdraw(school uuid, case_id uuid) RETURNS nomp_crypt.erasure
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure;
+BEGIN
+	UPDATE nomp_crypt.erasure e SET state = 'withdrawn'
+	WHERE e.tenant = _erase_withdraw.school AND e.state = 'requested'
+		AND e.case_id = coalesce(_erase_withdraw.case_id, e.case_id)
+	RETURNING e.* INTO c;
+	-- a school that was suspended before the request stays so
+	UPDATE nomp_crypt.tenant t SET state = 'active'
+	WHERE t.uuid = c.tenant AND t.state = 'suspended' AND t.suspended_at IS NULL;
+	RETURN c;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_withdraw(uuid, uuid) FROM PUBLIC;
+
 -- Take a request back during its grace period: the school is as it was before.
 -- Raises 42704, 55000 after the fence.
 CREATE FUNCTION nomp_crypt.withdraw_erasure(id text) RETURNS void
@@ -1947,16 +2017,12 @@ DECLARE
 	c nomp_crypt.erasure;
 BEGIN
 	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
-	UPDATE nomp_crypt.erasure e SET state = 'withdrawn' WHERE e.tenant = target AND e.state = 'requested'
-	RETURNING e.* INTO c;
-	IF NOT FOUND THEN
+	c := nomp_crypt._erase_withdraw(target, NULL);
+	IF c.case_id IS NULL THEN
 		RAISE EXCEPTION 'tenant "%" has no erasure that could be withdrawn', withdraw_erasure.id
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'See nomp_crypt.erasure; from the fence on an erasure is final.';
 	END IF;
-	-- a school that was suspended before the request stays so
-	UPDATE nomp_crypt.tenant t SET state = 'active'
-	WHERE t.uuid = target AND t.state = 'suspended' AND t.suspended_at IS NULL;
 	PERFORM nomp_crypt._audit_case('withdraw_erasure', c);
 	PERFORM nomp_crypt._register_append('withdrawn', jsonb_build_object('school', c.tenant, 'case', c.case_id));
 END
@@ -2373,6 +2439,20 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	JOIN nomp_crypt.kek k ON k.label = r.record -> 'data' ->> 'key' AND k.tenant = r.school
 	WHERE r.type = 'expired' AND k.state <> 'destroyed'
 	UNION ALL
+	-- the last word on each hold counts
+	SELECT h.school, h.type, h.record
+	FROM (SELECT DISTINCT ON (r.school, r.record -> 'data' ->> 'reference') r.* FROM r
+		  WHERE r.type IN ('hold', 'released')
+		  ORDER BY r.school, r.record -> 'data' ->> 'reference', r.number DESC) h
+	JOIN nomp_crypt.tenant t ON t.uuid = h.school
+	WHERE (h.type = 'released' OR t.state IN ('active', 'suspended'))
+		AND (h.type = 'hold') <> EXISTS (SELECT FROM nomp_crypt.legal_hold l WHERE l.tenant = h.school
+			AND l.reference = h.record -> 'data' ->> 'reference' AND l.released_at IS NULL)
+	UNION ALL
+	SELECT r.school, 'withdrawn', r.record FROM r
+	JOIN nomp_crypt.erasure e ON e.tenant = r.school AND e.case_id::text = r.record -> 'data' ->> 'case'
+	WHERE r.type = 'withdrawn' AND e.state = 'requested'
+	UNION ALL
 	SELECT r.school, 'missing', r.record FROM r
 	WHERE r.type = 'born' AND NOT EXISTS (SELECT FROM nomp_crypt.tenant t WHERE t.uuid = r.school)
 		AND NOT EXISTS (SELECT FROM r d WHERE d.school = r.school AND (d.type = 'destroyed'
@@ -2382,9 +2462,11 @@ REVOKE ALL ON FUNCTION nomp_crypt._reconcile_due() FROM PUBLIC;
 
 -- After a restore: make this database say what the register says, record by
 -- record, each verified. What was erased since the backup is erased, what was
--- fenced is fenced, keys that were made since are known. A row for each thing
--- done, and for each school that was made since and is not here. Harmless when
--- repeated. Raises 55000 if the register is in trouble, NC004.
+-- fenced is fenced, what was withdrawn is withdrawn, holds are what they were,
+-- keys that were made since are known. Approvals must be given again, and so
+-- must word of the data's return. A row for each thing done, and for each school
+-- that was made since and is not here. Harmless when repeated. Raises 55000 if
+-- the register is in trouble, NC004.
 CREATE FUNCTION nomp_crypt.reconcile(OUT tenant text, OUT school uuid, OUT action text, OUT since timestamptz,
 	OUT detail text) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -2439,6 +2521,19 @@ BEGIN
 			UPDATE nomp_crypt.kek e SET state = 'destroyed', destroyed_at = rec.at WHERE e.uuid = k.uuid;
 			detail := format('%s: generation %s%s', detail, rec.data ->> 'generation',
 				CASE WHEN k.needed THEN '; this backup is older than nomp_crypt.backup_retention, its values do not open' END);
+		WHEN 'hold' THEN
+			action := 'held';
+			INSERT INTO nomp_crypt.legal_hold (tenant, reference, placed_at)
+			VALUES (rec.school, rec.data ->> 'reference', rec.at) ON CONFLICT DO NOTHING;
+			detail := format('%s: legal hold %s', detail, rec.data ->> 'reference');
+		WHEN 'released' THEN
+			action := 'released';
+			UPDATE nomp_crypt.legal_hold l SET released_at = rec.at
+			WHERE l.tenant = rec.school AND l.reference = rec.data ->> 'reference' AND l.released_at IS NULL;
+			detail := format('%s: legal hold %s', detail, rec.data ->> 'reference');
+		WHEN 'withdrawn' THEN
+			action := 'withdrawn';
+			PERFORM nomp_crypt._erase_withdraw(rec.school, (rec.data ->> 'case')::uuid);
 		WHEN 'missing' THEN
 			action := 'missing';
 			detail := detail || '; made since this backup, or its making failed';
@@ -2504,7 +2599,7 @@ CREATE TABLE nomp_crypt.legal_hold (
 	uuid		uuid PRIMARY KEY DEFAULT gen_random_uuid(),
 	tenant		uuid NOT NULL,
 	reference	text NOT NULL CHECK (reference ~ '^[A-Za-z0-9._/-]{1,64}$'),
-	placed_by	name NOT NULL,
+	placed_by	name,			-- NULL: reconcile() has it from the register, which does not say who
 	placed_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
 	released_by	name,
 	released_at	timestamptz
@@ -2547,7 +2642,7 @@ BEGIN
 	kind := 'hold';
 	FOR h IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = c.tenant AND l.released_at IS NULL
 			 ORDER BY l.placed_at LOOP
-		missing := format('the release of legal hold %s, placed at %s by %s', h.reference, h.placed_at, h.placed_by);
+		missing := format('the release of legal hold %s, placed at %s%s', h.reference, h.placed_at, ' by ' || h.placed_by);
 		RETURN NEXT;
 	END LOOP;
 	given := ARRAY(SELECT a.role::text FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id ORDER BY a.approved_at);
@@ -2736,7 +2831,7 @@ REVOKE ALL ON PROCEDURE nomp_crypt.run_due_erasures() FROM PUBLIC;
 -- Approve a requested case: by its number, by the number of an agreement's
 -- cases, or by the agreement, which means all of its cases that are requested
 -- now. Returns how many cases that is. Nobody approves twice, or what he has
--- asked for, under whatever role of his. Raises 42704, 55000.
+-- asked for, under whatever role of his. Raises 42704, 55000, NC004.
 CREATE FUNCTION nomp_crypt.approve_erasure(case_or_agreement text) RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -2766,6 +2861,9 @@ BEGIN
 		INSERT INTO nomp_crypt.erasure_approval (case_id, role, actors)
 		VALUES (c.case_id, nomp_crypt._acting_role(), mine);
 		PERFORM nomp_crypt._audit_case('approve_erasure', c, jsonb_build_object('actors', to_jsonb(mine)));
+		PERFORM nomp_crypt._register_append('approved', jsonb_build_object('school', c.tenant, 'case', c.case_id,
+			'given', (SELECT count(*) FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id),
+			'needed', greatest(c.approvals_needed, current_setting('nomp_crypt.erasure_approvals')::int)));
 		approved := approved + 1;
 	END LOOP;
 	IF approved = 0 AND earlier IS NOT NULL THEN
@@ -2821,7 +2919,7 @@ REVOKE ALL ON FUNCTION nomp_crypt._require_reference(text) FROM PUBLIC;
 
 -- The school must not be erased until the hold is released; several can be in
 -- force, by their references. It can be read as before. Harmless when
--- repeated. Raises 22023, 42704, 55000.
+-- repeated. Raises 22023, 42704, 55000, and NC004 if that cannot be signed.
 CREATE FUNCTION nomp_crypt.hold_tenant(id text, reference text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -2834,12 +2932,14 @@ BEGIN
 	IF FOUND THEN
 		PERFORM nomp_crypt._audit('hold_tenant', hold_tenant.id,
 			jsonb_build_object('uuid', target, 'reference', hold_tenant.reference));
+		PERFORM nomp_crypt._register_append('hold', jsonb_build_object('school', target,
+			'reference', hold_tenant.reference));
 	END IF;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.hold_tenant(text, text) FROM PUBLIC;
 
--- Raises 42704, also if no such hold is in force.
+-- Raises 42704, also if no such hold is in force, 55000, NC004.
 CREATE FUNCTION nomp_crypt.release_hold(id text, reference text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -2853,13 +2953,15 @@ BEGIN
 	END IF;
 	PERFORM nomp_crypt._audit('release_hold', release_hold.id,
 		jsonb_build_object('uuid', target, 'reference', release_hold.reference));
+	PERFORM nomp_crypt._register_append('released', jsonb_build_object('school', target,
+		'reference', release_hold.reference));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.release_hold(text, text) FROM PUBLIC;
 
 -- The school's data was given to the controller, in an export with that
 -- manifest (scripts/export-tenant prints its sum), or 'not wanted'. Before the
--- fence, also before the request. Raises 22023, 42704, 55000.
+-- fence, also before the request. Raises 22023, 42704, 55000, NC004.
 CREATE FUNCTION nomp_crypt.data_returned(id text, manifest_sha256 text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -2874,6 +2976,8 @@ BEGIN
 	VALUES (target, sum, nomp_crypt._acting_role());
 	PERFORM nomp_crypt._audit('data_returned', data_returned.id,
 		jsonb_build_object('uuid', target, 'manifest', data_returned.manifest_sha256));
+	PERFORM nomp_crypt._register_append('returned', jsonb_build_object('school', target,
+		'wanted', sum IS NOT NULL, 'manifest_sha256', sum));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.data_returned(text, text) FROM PUBLIC;
@@ -4006,15 +4110,13 @@ BEGIN
 		END LOOP;
 	END IF;
 	column_name := NULL;
-	IF to_regprocedure('nomp_crypt.lint()') IS NOT NULL THEN
-		EXECUTE 'SELECT count(*) FROM nomp_crypt.lint()' INTO amount;
-		IF amount > 0 THEN
-			object := 'definitions';
-			detail := 'places where values may be in clear: see nomp_crypt.lint()';
-			RETURN NEXT;
-		END IF;
-		amount := NULL;
-	END IF;
+	FOR object, amount, detail IN SELECT p.name, count(*), 'findings of nomp_crypt.lint(): ' || string_agg(DISTINCT l.rule, ', ')
+		FROM nomp_crypt._lint(0, false) l, jsonb_to_recordset(found_in) p(name text, column_name name)
+		WHERE p.column_name IS NULL AND to_regclass(p.name)::oid = ANY (l.relations) AND l.severity IN ('error', 'warning', 'info')
+		GROUP BY 1 ORDER BY 1 LOOP
+		RETURN NEXT;
+	END LOOP;
+	amount := NULL;
 	others := ARRAY(SELECT o FROM nomp_crypt._other_databases() o WHERE o IS NOT NULL ORDER BY 1);
 	IF cardinality(others) > 0 THEN
 		object := 'databases ' || array_to_string(others, ', ');
@@ -4547,6 +4649,8 @@ REVOKE ALL ON FUNCTION nomp_crypt.exposure_report(timestamptz) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._report_words(language text) RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
 	SELECT CASE $1 WHEN 'en' THEN $${
+		"title": "Report on a school's encrypted data", "lead": "What is encrypted and since when, with which keys, and who may read it, on {at}.",
+		"unsigned": "This is what database \"{database}\" of installation {installation} says. It is not signed: what became of keys is proved by the register and by certificates.",
 		"tenant": "School", "id": "Id", "name": "Name", "agreement": "Agreement", "state": "State", "since": "Registered",
 		"active": "in use", "suspended": "suspended: nobody can read the values", "fenced": "being erased: nobody can read the values", "erased": "erased: nobody can ever read the values again",
 		"encryption": "Encryption", "method": "Method", "aes": "AES-256-GCM for each value (XAES-256-GCM), under data keys of this school alone; these are wrapped by keys that never leave the keystore",
@@ -4554,8 +4658,11 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
 		"deks": "Data keys", "version": "Version %s (%s)", "values": "values", "index": "search", "closed": "closed for writing", "key_erased": "destroyed", "key_active": "in use",
 		"columns": "Encrypted columns", "column_since": "encrypted on disk since %s", "column_unknown": "since when is not known",
 		"rights": "Who may read", "all": "in all schools", "granted": "%s: %s, granted %s by %s", "decrypt": "read", "encrypt": "write", "search": "search", "load": "store ciphertext", "none": "nobody",
-		"erasure": "Erasure", "requested": "asked for %s by %s (%s)", "next": "Next", "holds": "Legal holds", "hold": "%s, since %s", "returned": "Data returned"}$$::jsonb
+		"members": "and its members: %s", "superusers": "Superusers", "may_grant": "%s: can give themselves these rights, which leaves a trace",
+		"erasure": "Erasure", "requested": "asked for %s by %s (%s)", "next": "Next", "holds": "Legal holds", "hold": "%s, since %s", "by_register": "by the register", "returned": "Data returned"}$$::jsonb
 	WHEN 'sv' THEN $${
+		"title": "Rapport om en skolas krypterade uppgifter", "lead": "Vad som \u00e4r krypterat och sedan n\u00e4r, med vilka nycklar, och vem som f\u00e5r l\u00e4sa, den {at}.",
+		"unsigned": "S\u00e5 s\u00e4ger databasen \"{database}\" i installation {installation}. Rapporten \u00e4r inte signerad: vad som h\u00e4nt med nycklar bevisas av registret och av intyg.",
 		"tenant": "Skola", "id": "Id", "name": "Namn", "agreement": "Avtal", "state": "Tillst\u00e5nd", "since": "Upplagd",
 		"active": "i bruk", "suspended": "sp\u00e4rrad: ingen kan l\u00e4sa uppgifterna", "fenced": "h\u00e5ller p\u00e5 att raderas: ingen kan l\u00e4sa uppgifterna", "erased": "raderad: ingen kan n\u00e5gonsin mer l\u00e4sa uppgifterna",
 		"encryption": "Kryptering", "method": "Metod", "aes": "AES-256-GCM f\u00f6r varje v\u00e4rde (XAES-256-GCM), med datanycklar som \u00e4r skolans egna; dessa \u00e4r krypterade med nycklar som aldrig l\u00e4mnar nyckelf\u00f6rvaret",
@@ -4563,13 +4670,19 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
 		"deks": "Datanycklar", "version": "Version %s (%s)", "values": "uppgifter", "index": "s\u00f6kning", "closed": "anv\u00e4nds inte l\u00e4ngre f\u00f6r skrivning", "key_erased": "f\u00f6rst\u00f6rd", "key_active": "i bruk",
 		"columns": "Krypterade kolumner", "column_since": "krypterad p\u00e5 disk sedan %s", "column_unknown": "sedan n\u00e4r \u00e4r inte k\u00e4nt",
 		"rights": "Vem som f\u00e5r l\u00e4sa", "all": "i alla skolor", "granted": "%s: %s, gavs %s av %s", "decrypt": "l\u00e4sa", "encrypt": "skriva", "search": "s\u00f6ka", "load": "lagra chiffertext", "none": "ingen",
-		"erasure": "Radering", "requested": "beg\u00e4rd %s av %s (%s)", "next": "N\u00e4sta steg", "holds": "R\u00e4ttsliga sp\u00e4rrar mot radering", "hold": "%s, sedan %s", "returned": "Uppgifterna \u00e5terl\u00e4mnade"}$$::jsonb
+		"members": "och dess medlemmar: %s", "superusers": "Superanv\u00e4ndare", "may_grant": "%s: kan ge sig sj\u00e4lva dessa r\u00e4ttigheter, vilket l\u00e4mnar sp\u00e5r",
+		"erasure": "Radering", "requested": "beg\u00e4rd %s av %s (%s)", "next": "N\u00e4sta steg", "holds": "R\u00e4ttsliga sp\u00e4rrar mot radering", "hold": "%s, sedan %s", "by_register": "enligt registret", "returned": "Uppgifterna \u00e5terl\u00e4mnade"}$$::jsonb
 	END
 $do$;
 REVOKE ALL ON FUNCTION nomp_crypt._report_words(text) FROM PUBLIC;
 
+CREATE FUNCTION nomp_crypt._report_time(at timestamptz) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT to_char($1, 'YYYY-MM-DD HH24:MI TZ') $$;
+REVOKE ALL ON FUNCTION nomp_crypt._report_time(timestamptz) FROM PUBLIC;
+
 -- For a municipality's audit: what is encrypted since when, with which keys,
--- who may read, and in what state the school is; in Swedish or English.
+-- who may read, and in what state the school is; in Swedish or English, with
+-- the session's time zone.
 -- Raises 22023, 42704.
 CREATE FUNCTION nomp_crypt.tenant_report(id text, language text DEFAULT 'sv', OUT section text, OUT item text, OUT value text)
 RETURNS SETOF record
@@ -4588,7 +4701,7 @@ BEGIN
 	SELECT x.* INTO t FROM nomp_crypt.tenant x WHERE x.uuid = nomp_crypt._tenant_uuid(tenant_report.id);
 	section := w ->> 'tenant';
 	FOR item, value IN VALUES (w ->> 'id', t.id), ('UUID', t.uuid::text), (w ->> 'name', t.display_name),
-			(w ->> 'agreement', t.agreement), (w ->> 'state', w ->> t.state), (w ->> 'since', t.created_at::text) LOOP
+			(w ->> 'agreement', t.agreement), (w ->> 'state', w ->> t.state), (w ->> 'since', nomp_crypt._report_time(t.created_at)) LOOP
 		CONTINUE WHEN value IS NULL;
 		RETURN NEXT;
 	END LOOP;
@@ -4599,16 +4712,16 @@ BEGIN
 	section := w ->> 'keks';
 	FOR r IN SELECT k.* FROM nomp_crypt.kek k WHERE k.tenant = t.uuid ORDER BY k.generation LOOP
 		item := format(w ->> 'generation', r.generation, r.keystore);
-		value := concat_ws(', ', format(w ->> 'made', r.created_at),
-			CASE WHEN r.retired_at IS NOT NULL THEN format(w ->> 'retired', r.retired_at) END,
-			CASE WHEN r.state = 'retired' THEN format(w ->> 'kept', r.destroy_after) END,
-			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', r.destroyed_at) END);
+		value := concat_ws(', ', format(w ->> 'made', nomp_crypt._report_time(r.created_at)),
+			CASE WHEN r.retired_at IS NOT NULL THEN format(w ->> 'retired', nomp_crypt._report_time(r.retired_at)) END,
+			CASE WHEN r.state = 'retired' THEN format(w ->> 'kept', nomp_crypt._report_time(r.destroy_after)) END,
+			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', nomp_crypt._report_time(r.destroyed_at)) END);
 		RETURN NEXT;
 	END LOOP;
 	section := w ->> 'deks';
 	FOR r IN SELECT k.* FROM nomp_crypt.tenant_key k WHERE k.tenant = t.uuid ORDER BY k.purpose DESC, k.version LOOP
 		item := format(w ->> 'version', r.version, w ->> r.purpose);
-		value := concat_ws(', ', format(w ->> 'made', r.created_at),
+		value := concat_ws(', ', format(w ->> 'made', nomp_crypt._report_time(r.created_at)),
 			CASE r.state WHEN 'active' THEN w ->> 'key_active' WHEN 'closed' THEN w ->> 'closed' ELSE w ->> 'key_erased' END);
 		RETURN NEXT;
 	END LOOP;
@@ -4621,7 +4734,7 @@ BEGIN
 			EXECUTE 'SELECT i.encrypted_on_disk_since FROM nomp_crypt.inventory i WHERE i.table_name = $1 AND i.column_name = $2'
 			INTO since USING r.name, r.column_name;
 		END IF;
-		value := concat_ws(', ', r.type, CASE WHEN since IS NULL THEN w ->> 'column_unknown' ELSE format(w ->> 'column_since', since) END);
+		value := concat_ws(', ', r.type, CASE WHEN since IS NULL THEN w ->> 'column_unknown' ELSE format(w ->> 'column_since', nomp_crypt._report_time(since)) END);
 		RETURN NEXT;
 	END LOOP;
 	section := w ->> 'rights';
@@ -4631,29 +4744,37 @@ BEGIN
 		item := r.role;
 		value := format(w ->> 'granted', CASE WHEN r.tenant = t.uuid THEN t.id ELSE w ->> 'all' END,
 			concat_ws(', ', CASE WHEN r.decrypt THEN w ->> 'decrypt' END, CASE WHEN r.encrypt THEN w ->> 'encrypt' END,
-				CASE WHEN r.search THEN w ->> 'search' END, CASE WHEN r.load THEN w ->> 'load' END), r.granted_at, r.granted_by);
+				CASE WHEN r.search THEN w ->> 'search' END, CASE WHEN r.load THEN w ->> 'load' END),
+				nomp_crypt._report_time(r.granted_at), r.granted_by)
+			|| coalesce(', ' || (SELECT format(w ->> 'members', string_agg(m.rolname, ', ' ORDER BY m.rolname))
+				FROM pg_roles m JOIN pg_roles g ON g.rolname = r.role
+				WHERE m.oid <> g.oid AND NOT m.rolsuper AND pg_has_role(m.oid, g.oid, 'USAGE')
+				HAVING count(*) > 0), '');
 		RETURN NEXT;
 	END LOOP;
 	IF item = w ->> 'none' THEN
 		value := NULL;
 		RETURN NEXT;
 	END IF;
+	item := w ->> 'superusers';
+	value := format(w ->> 'may_grant', (SELECT string_agg(m.rolname, ', ' ORDER BY m.rolname) FROM pg_roles m WHERE m.rolsuper));
+	RETURN NEXT;
 	section := w ->> 'holds';
 	FOR r IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = t.uuid AND l.released_at IS NULL ORDER BY l.placed_at LOOP
 		item := r.reference;
-		value := format(w ->> 'hold', r.placed_by, r.placed_at);
+		value := format(w ->> 'hold', coalesce(r.placed_by, w ->> 'by_register'), nomp_crypt._report_time(r.placed_at));
 		RETURN NEXT;
 	END LOOP;
 	section := w ->> 'erasure';
 	FOR r IN SELECT e.* FROM nomp_crypt.erasure e WHERE e.tenant = t.uuid ORDER BY e.requested_at LOOP
 		item := r.case_id::text;
-		value := concat_ws(', ', format(w ->> 'requested', r.requested_at, r.requested_by, concat_ws(', ', r.reason, r.reference)), r.state,
-			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', r.destroyed_at) END);
+		value := concat_ws(', ', format(w ->> 'requested', nomp_crypt._report_time(r.requested_at), r.requested_by, concat_ws(', ', r.reason, r.reference)), r.state,
+			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', nomp_crypt._report_time(r.destroyed_at)) END);
 		RETURN NEXT;
 	END LOOP;
 	FOR r IN SELECT d.* FROM nomp_crypt.data_return d WHERE d.tenant = t.uuid ORDER BY d.recorded_at LOOP
 		item := w ->> 'returned';
-		value := concat_ws(', ', r.recorded_at, r.recorded_by, coalesce(r.manifest_sha256, '-'));
+		value := concat_ws(', ', nomp_crypt._report_time(r.recorded_at), r.recorded_by, coalesce(r.manifest_sha256, '-'));
 		RETURN NEXT;
 	END LOOP;
 END
@@ -4727,15 +4848,41 @@ LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_pin_file';
 REVOKE ALL ON FUNCTION nomp_crypt._pin_file() FROM PUBLIC;
 
 -- The server's settings and those of roles and databases: what can be in force
--- somewhere.
-CREATE FUNCTION nomp_crypt._settings_anywhere(OUT name text, OUT value text) RETURNS SETOF record
+-- somewhere. The server's own is not shown where the caller's role or database
+-- has another; it is in the files then.
+CREATE FUNCTION nomp_crypt._settings_anywhere(OUT name text, OUT value text, OUT place text) RETURNS SETOF record
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-	SELECT s.name, s.reset_val FROM pg_settings s
-	UNION
-	SELECT split_part(c, '=', 1), substr(c, strpos(c, '=') + 1)
-	FROM pg_db_role_setting d, unnest(d.setconfig) c
+	SELECT s.name, s.reset_val, 'the server' FROM pg_settings s WHERE s.source NOT IN ('database', 'user', 'database user')
+	UNION ALL
+	SELECT s.name, coalesce((SELECT f.setting FROM pg_file_settings f WHERE f.name = s.name AND f.applied), s.boot_val), 'the server'
+	FROM pg_settings s WHERE s.source IN ('database', 'user', 'database user')
+	UNION ALL
+	SELECT split_part(c, '=', 1), substr(c, strpos(c, '=') + 1), concat_ws(' in ', 'role ' || quote_ident(r.rolname), 'database ' || quote_ident(b.datname))
+	FROM pg_db_role_setting d CROSS JOIN unnest(d.setconfig) c
+	LEFT JOIN pg_roles r ON r.oid = d.setrole LEFT JOIN pg_database b ON b.oid = d.setdatabase
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._settings_anywhere() FROM PUBLIC;
+
+-- Those that let values get into the log, with statements, plans or parameters,
+-- into what is logged of errors, or into the statistics of statements.
+CREATE FUNCTION nomp_crypt._telling_settings(OUT tells text, OUT name text, OUT value text, OUT place text) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT t.tells, s.name, s.value, s.place FROM nomp_crypt._settings_anywhere() s, LATERAL (SELECT CASE
+		WHEN (s.name = 'log_statement' AND s.value IN ('mod', 'all'))
+			OR (s.name IN ('log_min_duration_statement', 'log_min_duration_sample') AND s.value !~ '^\s*-')
+			OR (s.name = 'log_transaction_sample_rate' AND s.value !~ '^[0.]*$')
+			OR (s.name = 'pgaudit.log' AND s.value !~ '^\s*(none)?\s*$') THEN 'statements'
+		WHEN (s.name = 'auto_explain.log_min_duration' AND s.value !~ '^\s*-')
+			OR (s.name IN ('debug_print_parse', 'debug_print_rewritten', 'debug_print_plan')
+				AND s.value IN ('on', 'true', 'yes', '1')) THEN 'plans'
+		WHEN (s.name IN ('log_parameter_max_length', 'auto_explain.log_parameter_max_length') AND s.value <> '0')
+			OR (s.name = 'pgaudit.log_parameter' AND s.value IN ('on', 'true', 'yes', '1')) THEN 'parameters'
+		WHEN (s.name = 'log_parameter_max_length_on_error' AND s.value <> '0')
+			OR (s.name = 'log_min_error_statement' AND s.value NOT IN ('error', 'fatal', 'panic')) THEN 'errors'
+		WHEN s.name = 'pg_stat_statements.track_utility' AND s.value IN ('on', 'true', 'yes', '1') THEN 'statistics' END) t(tells)
+	WHERE t.tells IS NOT NULL
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._telling_settings() FROM PUBLIC;
 
 -- One check of health(); what it needs to know of server and keystore is in
 -- facts, so that the keystore is asked once. Leaves severity NULL if all is well.
@@ -4981,16 +5128,10 @@ BEGIN
 			advice := 'Set ssl = on, with a certificate, and hostssl in pg_hba.conf.';
 		END IF;
 	WHEN 'log' THEN
-		SELECT string_agg(DISTINCT s.name, ', ' ORDER BY s.name) INTO names FROM nomp_crypt._settings_anywhere() s
-		WHERE (s.name = 'log_statement' AND s.value IN ('mod', 'all'))
-			OR (s.name IN ('log_min_duration_statement', 'log_min_duration_sample', 'auto_explain.log_min_duration')
-				AND s.value !~ '^\s*-')
-			OR (s.name = 'log_transaction_sample_rate' AND s.value !~ '^[0.]*$')
-			OR (s.name IN ('debug_print_parse', 'debug_print_rewritten', 'debug_print_plan')
-				AND s.value IN ('on', 'true', 'yes', '1'));
+		SELECT string_agg(DISTINCT t.name, ', ' ORDER BY t.name) INTO names FROM nomp_crypt._telling_settings() t
+		WHERE t.tells IN ('statements', 'plans');
 		IF names IS NOT NULL THEN
-			IF EXISTS (SELECT FROM nomp_crypt._settings_anywhere() s
-				WHERE s.name = 'log_parameter_max_length' AND s.value <> '0') THEN
+			IF EXISTS (SELECT FROM nomp_crypt._telling_settings() t WHERE t.tells = 'parameters') THEN
 				severity := 'warning';
 				detail := 'statements are logged with the values in them and in their parameters: ' || names;
 				advice := 'Switch it off for roles that send personal data, or set log_parameter_max_length = 0 and send values as parameters only.';
@@ -5038,6 +5179,17 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._health_check(text, jsonb, interval, interval) FROM PUBLIC;
 
+-- What is known of server and keystore. Asks the keystore.
+CREATE FUNCTION nomp_crypt._health_facts() RETURNS jsonb
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT (SELECT to_jsonb(f) FROM nomp_crypt._server_facts() f)
+		|| jsonb_build_object('state', coalesce(string_agg(s.state, '; ') FILTER (WHERE s.state <> 'ok'), 'ok'),
+			'canary', bool_and(s.canary), 'software', bool_or(s.software), 'installation', max(s.installation::text),
+			'lasting_credentials', string_agg(DISTINCT s.credentials, ', ') FILTER (WHERE s.lasting_credentials))
+	FROM nomp_crypt.keystore_status() s
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._health_facts() FROM PUBLIC;
+
 -- Is all well? One row per check. Never raises because something is in
 -- trouble; writes nothing, so it runs on standbys. Asks the keystore, which
 -- takes up to nomp_crypt.keystore_timeout while it hangs.
@@ -5050,11 +5202,7 @@ DECLARE
 	register text := current_setting('nomp_crypt.register_directory', true);
 BEGIN
 	BEGIN
-		SELECT to_jsonb(f) INTO facts FROM nomp_crypt._server_facts() f;
-		SELECT facts || jsonb_build_object('state', coalesce(string_agg(s.state, '; ') FILTER (WHERE s.state <> 'ok'), 'ok'),
-			'canary', bool_and(s.canary), 'software', bool_or(s.software), 'installation', max(s.installation::text),
-			'lasting_credentials', string_agg(DISTINCT s.credentials, ', ') FILTER (WHERE s.lasting_credentials))
-		INTO facts FROM nomp_crypt.keystore_status() s;
+		facts := nomp_crypt._health_facts();
 	EXCEPTION WHEN OTHERS THEN
 		-- without the library nothing else can be known
 		name := 'library';
@@ -5344,9 +5492,20 @@ BEGIN
 				UNION ALL
 				SELECT 'no_node_has_a_key_in_memory', c.lease_acknowledged_by, c.lease_acknowledged_at
 				WHERE c.lease_acknowledged_at IS NOT NULL) a(statement, role, at)), '[]'),
-		'approvals', (SELECT jsonb_agg(jsonb_build_object('role', a.role, 'at', a.approved_at) ORDER BY a.approved_at)
-			FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id),
-		'returned', (SELECT jsonb_build_object('manifest_sha256', r.manifest_sha256, 'role', r.recorded_by, 'at', r.recorded_at)
+		'approvals', (SELECT jsonb_agg(jsonb_build_object('role', a.role, 'at', a.approved_at, 'record', (
+				SELECT max(o.number) FROM nomp_crypt._register_of(c.tenant) o WHERE o.type = 'approved'
+				AND o.data ->> 'case' = c.case_id::text AND (o.data ->> 'given')::int = a.given)) ORDER BY a.given)
+			FROM (SELECT p.*, row_number() OVER (ORDER BY p.approved_at) AS given
+				FROM nomp_crypt.erasure_approval p WHERE p.case_id = c.case_id) a),
+		'holds', (SELECT jsonb_agg(jsonb_build_object('placed_at', h.at, 'placed_record', h.number,
+				'released_at', x.at, 'released_record', x.number) ORDER BY h.number)
+			FROM nomp_crypt._register_of(c.tenant) h
+			LEFT JOIN LATERAL (SELECT o.* FROM nomp_crypt._register_of(c.tenant) o WHERE o.type = 'released'
+				AND o.data ->> 'reference' = h.data ->> 'reference' AND o.number > h.number ORDER BY o.number LIMIT 1) x ON true
+			WHERE h.type = 'hold'),
+		'returned', (SELECT jsonb_build_object('manifest_sha256', r.manifest_sha256, 'role', r.recorded_by, 'at', r.recorded_at,
+				'record', (SELECT max(o.number) FROM nomp_crypt._register_of(c.tenant) o WHERE o.type = 'returned'
+					AND o.data ->> 'manifest_sha256' IS NOT DISTINCT FROM r.manifest_sha256))
 			FROM nomp_crypt.data_return r WHERE r.tenant = c.tenant ORDER BY r.recorded_at DESC LIMIT 1),
 		'nodes', jsonb_build_object('asked', '["this_server"]' || coalesce((SELECT jsonb_agg(a ->> 'node' ORDER BY a ->> 'node')
 				FROM jsonb_array_elements(c.verification -> 'nodes') a
@@ -5515,6 +5674,7 @@ BEGIN
 "number": "Record in the register", "issued": "Issued", "installation": "Installation",
 "agreement_ended": "the agreement has ended", "controller_request": "the controller asked for it", "school_closed": "the school was closed", "test": "a test",
 "timeline": "What was done, and when", "requested_at": "Requested; the school became unreadable", "fenced_at": "Point of no return", "submitted_at": "Destruction ordered", "destroyed_at": "Keys destroyed, and not seen any more", "verified_at": "Verified again",
+"before": "What had to be settled before", "approved": "Approved by role {role}", "held": "Legal hold placed", "released": "Legal hold released", "returned": "Data returned to the controller, manifest with SHA-256 {sum}", "not_wanted": "The controller did not want the data returned",
 "method": "How", "method_text": "Each school has key-encryption keys of its own in the keystore, which never leave it. They encrypt the keys that encrypt the school's values (AES-256). Every one of them was destroyed: cryptographic erasure as in NIST SP 800-88.",
 "keys": "Keys that the school ever had", "label": "Key", "keystore": "Keystore", "made": "Made", "end": "End", "destroyed": "destroyed", "expired": "destroyed earlier, after it was replaced", "removed": "removed, it was never used",
 "observed": "What the system observed",
@@ -5539,6 +5699,7 @@ BEGIN
 "number": "Post i registret", "issued": "Utf\u00e4rdat", "installation": "Installation",
 "agreement_ended": "avtalet har upph\u00f6rt", "controller_request": "den personuppgiftsansvarige beg\u00e4rde det", "school_closed": "skolan har lagts ned", "test": "ett prov",
 "timeline": "Vad som gjordes, och n\u00e4r", "requested_at": "Beg\u00e4rd; skolan blev ol\u00e4sbar", "fenced_at": "D\u00e4refter o\u00e5terkallelig", "submitted_at": "F\u00f6rst\u00f6ringen best\u00e4lld", "destroyed_at": "Nycklarna f\u00f6rst\u00f6rda, och inte l\u00e4ngre sedda", "verified_at": "Kontrollerat igen",
+"before": "Vad som f\u00f6rst var tvunget att klaras ut", "approved": "Godk\u00e4nd av rollen {role}", "held": "R\u00e4ttslig sp\u00e4rr mot radering satt", "released": "R\u00e4ttslig sp\u00e4rr h\u00e4vd", "returned": "Uppgifterna \u00e5terl\u00e4mnade till den personuppgiftsansvarige, manifest med SHA-256 {sum}", "not_wanted": "Den personuppgiftsansvarige ville inte ha uppgifterna tillbaka",
 "method": "Hur", "method_text": "Varje skola har egna nyckelkrypteringsnycklar i nyckelf\u00f6rvaringen, som aldrig l\u00e4mnar den. De krypterar de nycklar som krypterar skolans uppgifter (AES-256). Alla har f\u00f6rst\u00f6rts: kryptografisk radering enligt NIST SP 800-88.",
 "keys": "Nycklar som skolan n\u00e5gonsin har haft", "label": "Nyckel", "keystore": "Nyckelf\u00f6rvaring", "made": "Skapad", "end": "Slut", "destroyed": "f\u00f6rst\u00f6rd", "expired": "f\u00f6rst\u00f6rd tidigare, sedan den ersatts", "removed": "borttagen, anv\u00e4ndes aldrig",
 "observed": "Vad systemet observerade",
@@ -5579,6 +5740,31 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._html_list(jsonb, jsonb) FROM PUBLIC;
 
+-- One page that can be printed and filed: no script, nothing from elsewhere.
+-- The body is HTML, title and lead are not.
+CREATE FUNCTION nomp_crypt._html_page(language text, title text, lead text, body text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $do$
+	SELECT '<!DOCTYPE html>' || E'\n<html lang="' || nomp_crypt._html($1) || E'">\n<head>\n<meta charset="utf-8">\n'
+		|| $$<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>$$ || nomp_crypt._html($2) || $$</title>
+<style>
+@page { margin: 18mm }
+body { font: 11pt/1.45 Georgia, serif; color: #111; max-width: 46em; margin: 2em auto; padding: 0 1em }
+h1 { font-size: 1.5em; border-bottom: 3px solid #111; padding-bottom: .3em }
+h2 { font-size: 1.1em; margin: 1.4em 0 .3em }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; vertical-align: top; padding: .2em .6em .2em 0; border-bottom: 1px solid #ccc; overflow-wrap: anywhere }
+th { font-weight: normal; color: #444 }
+.lead { font-size: 1.1em }
+.note { border-left: 4px solid #a00; padding: .3em .8em; background: #fdf3f3 }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 8.5pt/1.35 monospace; background: #f5f5f5; padding: .6em }
+</style>
+</head>
+<body>
+<h1>$$ || nomp_crypt._html($2) || E'</h1>\n<p class="lead">' || nomp_crypt._html($3) || E'</p>\n' || $4 || E'</body>\n</html>\n'
+$do$;
+REVOKE ALL ON FUNCTION nomp_crypt._html_page(text, text, text, text) FROM PUBLIC;
+
 -- A certificate as one page that can be printed and filed, in Swedish (sv) or
 -- English (en): no script, nothing from elsewhere. Raises as certificate, and
 -- 22023.
@@ -5609,16 +5795,7 @@ BEGIN
 		'lease', replace(replace(w ->> 'lease', '{lease}', make_interval(secs => (d ->> 'longest_lease_seconds')::float8)::text),
 			'{ended}', to_char((d #>> '{timeline,destroyed_at}')::timestamptz +
 				make_interval(secs => (d ->> 'longest_lease_seconds')::float8), day)));
-	page := '<!DOCTYPE html>' || E'\n<html lang="' || language || E'">\n<head>\n<meta charset="utf-8">\n'
-		|| '<meta http-equiv="Content-Security-Policy" content="default-src ''none''; style-src ''unsafe-inline''">' || E'\n<title>'
-		|| nomp_crypt._html(w ->> 'title') || E'</title>\n<style>\n'
-		|| E'@page { margin: 18mm }\nbody { font: 11pt/1.45 Georgia, serif; color: #111; max-width: 46em; margin: 2em auto; padding: 0 1em }\n'
-		|| E'h1 { font-size: 1.5em; border-bottom: 3px solid #111; padding-bottom: .3em }\nh2 { font-size: 1.1em; margin: 1.4em 0 .3em }\n'
-		|| E'table { border-collapse: collapse; width: 100% }\nth, td { text-align: left; vertical-align: top; padding: .2em .6em .2em 0; border-bottom: 1px solid #ccc; overflow-wrap: anywhere }\n'
-		|| E'th { font-weight: normal; color: #444 }\n.lead { font-size: 1.1em }\n.note { border-left: 4px solid #a00; padding: .3em .8em; background: #fdf3f3 }\n'
-		|| E'pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 8.5pt/1.35 monospace; background: #f5f5f5; padding: .6em }\n</style>\n</head>\n<body>\n'
-		|| '<h1>' || nomp_crypt._html(w ->> 'title') || E'</h1>\n<p class="lead">' || nomp_crypt._html(w ->> 'lead') || E'</p>\n'
-		|| '<p>' || nomp_crypt._html(w ->> 'not') || E'</p>\n';
+	page := '<p>' || nomp_crypt._html(w ->> 'not') || E'</p>\n';
 	IF jsonb_path_exists(d, '$.keystores[*] ? (@.software == true)') THEN
 		page := page || '<p class="note" id="software">' || nomp_crypt._html(w ->> 'software') || E'</p>\n';
 	END IF;
@@ -5636,6 +5813,15 @@ BEGIN
 		|| (SELECT string_agg(nomp_crypt._html_row(w ->> e.step, to_char((d -> 'timeline' ->> e.step)::timestamptz, day)), '' ORDER BY e.n)
 			FROM unnest('{requested_at,fenced_at,submitted_at,destroyed_at,verified_at}'::text[]) WITH ORDINALITY e(step, n)
 			WHERE d -> 'timeline' ? e.step) || E'</table>\n'
+		|| coalesce('<h2>' || nomp_crypt._html(w ->> 'before') || E'</h2>\n<table>' || (
+			SELECT string_agg(nomp_crypt._html_row(b.what, to_char(b.at::timestamptz, day)), '' ORDER BY b.at::timestamptz)
+			FROM (SELECT replace(w ->> 'approved', '{role}', a ->> 'role'), a ->> 'at' FROM jsonb_array_elements(d -> 'approvals') a
+				UNION ALL SELECT w ->> 'held', h ->> 'placed_at' FROM jsonb_array_elements(d -> 'holds') h
+				UNION ALL SELECT w ->> 'released', h ->> 'released_at' FROM jsonb_array_elements(d -> 'holds') h
+				UNION ALL SELECT CASE WHEN d -> 'returned' ? 'manifest_sha256'
+					THEN replace(w ->> 'returned', '{sum}', d #>> '{returned,manifest_sha256}') ELSE w ->> 'not_wanted' END,
+					d #>> '{returned,at}') b(what, at)
+			WHERE b.at IS NOT NULL) || E'</table>\n', '')
 		|| '<h2>' || nomp_crypt._html(w ->> 'method') || E'</h2>\n<p>' || nomp_crypt._html(w ->> 'method_text') || E'</p>\n'
 		|| '<h2>' || nomp_crypt._html(w ->> 'keys') || E'</h2>\n<table>'
 		|| nomp_crypt._html_row(w ->> 'label', w ->> 'keystore', w ->> 'made', w ->> 'end')
@@ -5676,11 +5862,33 @@ hex=$(od -An -v -tx1 rs | tr -d ' \n')
 printf 'asn1=SEQUENCE:s\n[s]\nr=INTEGER:0x%.64s\ns=INTEGER:0x%s\n' "$hex" "${hex#????????????????????????????????????????????????????????????????}" > asn1
 openssl asn1parse -genconf asn1 -noout -out signature
 openssl dgst -sha256 -verify key.pem -signature signature signed$sh$) || E'</pre>\n<p>' || nomp_crypt._html(w ->> 'check_jose') || E'</p>\n<h2>'
-		|| nomp_crypt._html(w ->> 'jws') || E'</h2>\n<pre id="jws">' || nomp_crypt._html(jws) || E'</pre>\n</body>\n</html>\n';
-	RETURN page;
+		|| nomp_crypt._html(w ->> 'jws') || E'</h2>\n<pre id="jws">' || nomp_crypt._html(jws) || E'</pre>\n';
+	RETURN nomp_crypt._html_page(language, w ->> 'title', w ->> 'lead', page);
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.certificate_html(uuid, text) FROM PUBLIC;
+
+-- tenant_report as such a page. Raises as that.
+CREATE FUNCTION nomp_crypt.tenant_report_html(id text, language text DEFAULT 'sv') RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	w jsonb := nomp_crypt._report_words(language);
+	sections text;
+BEGIN
+	SELECT string_agg(format(E'<h2>%s</h2>\n<table>%s</table>\n', nomp_crypt._html(s.section), s.lines), '' ORDER BY s.n)
+	INTO sections
+	FROM (SELECT min(r.n) AS n, r.section, string_agg(nomp_crypt._html_row(r.item, r.value), '' ORDER BY r.n) AS lines
+		  FROM nomp_crypt.tenant_report(tenant_report_html.id, tenant_report_html.language)
+			WITH ORDINALITY r(section, item, value, n)
+		  GROUP BY r.section) s;
+	RETURN nomp_crypt._html_page(language, w ->> 'title',
+		replace(w ->> 'lead', '{at}', nomp_crypt._report_time(clock_timestamp())),
+		'<p>' || nomp_crypt._html(replace(replace(w ->> 'unsigned', '{installation}',
+				coalesce((SELECT i.uuid::text FROM nomp_crypt.installation i), '-')), '{database}', current_database()))
+			|| E'</p>\n' || sections);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.tenant_report_html(text, text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Existing tables: plain columns become encrypted ones, and back. For
@@ -7092,6 +7300,502 @@ CREATE FUNCTION nomp_crypt.encrypt_column_preview(table_name regclass, column_na
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_encrypt_column_preview';
 
 -- ---------------------------------------------------------------------------
+-- lint(): where values may be in clear, beside the encrypted columns. Reads
+-- catalogs, settings and samples; decrypts nothing, writes nothing. For
+-- superusers, administrators and members of pg_monitor.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION nomp_crypt._keeps_decrypted(tree pg_node_tree, whole boolean) RETURNS boolean
+LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'nc_keeps_decrypted';
+REVOKE ALL ON FUNCTION nomp_crypt._keeps_decrypted(pg_node_tree, boolean) FROM PUBLIC;
+
+-- Findings that somebody has accepted, by whom and why.
+CREATE TABLE nomp_crypt.lint_accepted (
+	rule	text NOT NULL,
+	object	text NOT NULL,
+	reason	text NOT NULL CHECK (reason <> ''),
+	role	name NOT NULL,
+	at		timestamptz NOT NULL DEFAULT now(),
+	PRIMARY KEY (rule, object)
+);
+COMMENT ON TABLE nomp_crypt.lint_accepted IS 'findings of nomp_crypt.lint() that somebody has accepted';
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.lint_accepted', '');
+
+-- The rules. docs/lint.md explains each.
+CREATE FUNCTION nomp_crypt._lint_rules(OUT rule text, OUT severity text, OUT why text, OUT advice text) RETURNS SETOF record
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	VALUES
+	('index_on_decrypted', 'error', 'the index keeps what is inside encrypted values',
+	 'Drop it. A searchable column finds equal values by fingerprint.'),
+	('statistics_on_decrypted', 'error', 'ANALYZE keeps samples of what is inside encrypted values',
+	 'Drop the statistics object.'),
+	('generated_from_decrypted', 'error', 'the column keeps what is inside encrypted values',
+	 'Drop it, or make it an encrypted column.'),
+	('view_of_decrypted', 'error', 'the materialized view keeps what is inside encrypted values',
+	 'Make it a view, or keep the columns encrypted in it.'),
+	('rule_writes_decrypted', 'error', 'the rule writes what is inside encrypted values',
+	 'Drop it, or let it write to encrypted columns.'),
+	('function_writes_decrypted', 'warning', 'the function writes what is inside encrypted values',
+	 'Let it write to encrypted columns.'),
+	('foreign_table_in_clear', 'warning', 'inside a tenant the foreign table''s wrapper gets and sends what is inside encrypted values',
+	 'Use a wrapper with the handler nomp_crypt.postgres_fdw_handler.'),
+	('trigger_serialises_rows', 'warning', 'a guess from its text: the trigger turns rows into text, which decrypts them inside a tenant',
+	 'Name the columns that it needs, and keep them in encrypted columns.'),
+	('trigger_uses_decrypted', 'warning', 'a guess from its text: the trigger passes on what is inside encrypted values',
+	 'Pass the encrypted value on as it is, into an encrypted column.'),
+	('trigger_copies_rows', 'warning', 'a guess from its text: the trigger copies rows into a table whose columns of the same names are not encrypted',
+	 'Make these columns encrypted ones.'),
+	('function_uses_decrypted', 'info', 'a guess from its text: the function decrypts and writes',
+	 'Look at what it writes where.'),
+	('trigger_unseen', 'not_checked', 'the trigger''s function is not in a language that can be read here',
+	 'Look at what it does with the rows.'),
+	('personal_numbers', 'error', 'the column is not encrypted and has personal identity numbers in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('email_addresses', 'warning', 'the column is not encrypted and has e-mail addresses in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('phone_numbers', 'warning', 'the column is not encrypted and has phone numbers in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('personal_name', 'warning', 'the column is not encrypted, and has a name as if personal data were in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('rows_unseen', 'not_checked', 'rows were not looked into',
+	 'Give the role SELECT on them, or pg_read_all_data; call this as a role with BYPASSRLS; or call it again.'),
+	('conversion_unfinished', 'warning', 'the conversion of the column is not finished, and the column is in clear until the swap',
+	 'Unless a session is at it, repeat the call of nomp_crypt.encrypt_column_online, or CALL nomp_crypt.cancel_conversion.'),
+	('conversion_leftover', 'warning', 'a conversion that is not on record has left it behind',
+	 'Drop it.'),
+	('files_not_rewritten', 'warning', 'plain values may be left in the table''s files',
+	 'CALL nomp_crypt.rewrite_table.'),
+	('statistics_not_rewritten', 'warning', 'plain values may be left in pg_statistic',
+	 'CALL nomp_crypt.rewrite_table.'),
+	('column_past_unknown', 'info', 'it is not known since when the column is encrypted',
+	 'CALL nomp_crypt.rewrite_table.'),
+	('backups_with_plaintext', 'info', 'backups and WAL archives from before have plain values',
+	 'Let none of them live longer than nomp_crypt.backup_retention says.'),
+	('slot_keeps_plaintext', 'warning', 'the replication slot keeps WAL from before a column was encrypted',
+	 'Let its consumer catch up, or drop the slot.'),
+	('backups_unseen', 'not_checked', 'columns were in clear once; that backups older than nomp_crypt.backup_retention are gone cannot be seen from here',
+	 'Look at what the backup tool keeps, archives and dumps included; then accept this.'),
+	('logs_statements', 'warning', 'statements are logged, with the values that are written in them',
+	 'Switch it off for roles that send personal data, or send values as parameters only.'),
+	('logs_parameters', 'warning', 'parameters of statements are logged',
+	 'Set it to 0, or off.'),
+	('logs_plans', 'warning', 'plans are logged, with the values that are in them',
+	 'Switch it off for roles that send personal data.'),
+	('logs_failed_statements', 'info', 'outside a tenant, more is logged of statements that fail',
+	 'Set log_min_error_statement to error, and log_parameter_max_length_on_error to 0.'),
+	('keeps_statements', 'info', 'pg_stat_statements keeps utility statements as they were written: CALL, COPY, DO, DECLARE, EXECUTE',
+	 'Set pg_stat_statements.track_utility to off, or let them have no personal data in them.'),
+	('credentials', 'error', NULL, NULL),
+	('memory', 'warning', NULL, NULL),
+	('core_dumps', 'info', NULL, NULL),
+	('swap', 'info', NULL, NULL),
+	('no_tls', 'warning', 'clients send and get values in clear over the network',
+	 'Set ssl = on, with a certificate.'),
+	('hba_without_tls', 'warning', 'the line lets clients connect over the network without encryption',
+	 'Write hostssl for host; or put "hostnossl all all all reject" before it.')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_rules() FROM PUBLIC;
+
+-- The same name in every session, whatever its language and search_path.
+CREATE FUNCTION nomp_crypt._lint_object(class regclass, id oid, sub int) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT o.type || ' ' || o.identity FROM pg_identify_object($1, $2, $3) o
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_object(regclass, oid, int) FROM PUBLIC;
+
+-- The tables with encrypted columns that a view or rule is over, through views.
+CREATE FUNCTION nomp_crypt._lint_sources(relation oid) RETURNS oid[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	WITH RECURSIVE s AS (
+		SELECT $1 AS oid
+		UNION
+		SELECT d.refobjid FROM s JOIN pg_rewrite r ON r.ev_class = s.oid
+		JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass)
+	SELECT array_agg(s.oid) FROM s WHERE EXISTS (
+		SELECT FROM pg_attribute a WHERE a.attrelid = s.oid AND a.attnum > 0 AND NOT a.attisdropped
+			AND nomp_crypt._holds_values(a.atttypid))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_sources(oid) FROM PUBLIC;
+
+-- What the catalogs know to keep decrypted values.
+CREATE FUNCTION nomp_crypt._lint_definitions(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT 'index_on_decrypted', nomp_crypt._lint_object('pg_class'::regclass, i.indexrelid, 0), NULL::text, ARRAY[i.indrelid]
+	FROM pg_index i WHERE nomp_crypt._keeps_decrypted(i.indexprs, true)
+	UNION ALL
+	SELECT 'statistics_on_decrypted', nomp_crypt._lint_object('pg_statistic_ext'::regclass, s.oid, 0), NULL, ARRAY[s.stxrelid]
+	FROM pg_statistic_ext s WHERE nomp_crypt._keeps_decrypted(s.stxexprs, true)
+	UNION ALL
+	SELECT 'generated_from_decrypted', nomp_crypt._lint_object('pg_class'::regclass, d.adrelid, d.adnum), NULL, ARRAY[d.adrelid]
+	FROM pg_attrdef d JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+	WHERE a.attgenerated = 's' AND nomp_crypt._keeps_decrypted(d.adbin, true)
+	UNION ALL
+	SELECT 'view_of_decrypted', nomp_crypt._lint_object('pg_class'::regclass, c.oid, 0), NULL, nomp_crypt._lint_sources(c.oid)
+	FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class
+	WHERE c.relkind = 'm' AND nomp_crypt._keeps_decrypted(r.ev_action, true)
+	UNION ALL
+	SELECT 'rule_writes_decrypted', nomp_crypt._lint_object('pg_rewrite'::regclass, r.oid, 0), NULL, nomp_crypt._lint_sources(r.ev_class)
+	FROM pg_rewrite r WHERE r.ev_type <> '1' AND nomp_crypt._keeps_decrypted(r.ev_action, false)
+	UNION ALL
+	SELECT 'function_writes_decrypted', nomp_crypt._lint_object('pg_proc'::regclass, p.oid, 0), NULL,
+		ARRAY(SELECT DISTINCT d.refobjid FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+			AND d.refclassid = 'pg_class'::regclass)
+	FROM pg_proc p WHERE nomp_crypt._keeps_decrypted(p.prosqlbody, false)
+	UNION ALL
+	SELECT 'foreign_table_in_clear', nomp_crypt._lint_object('pg_class'::regclass, f.ftrelid, 0), 'its wrapper is ' || quote_ident(w.fdwname), ARRAY[f.ftrelid]
+	FROM pg_foreign_table f JOIN pg_foreign_server s ON s.oid = f.ftserver JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+	WHERE w.fdwhandler <> 'nomp_crypt.postgres_fdw_handler()'::regprocedure AND EXISTS (
+		SELECT FROM pg_attribute a WHERE a.attrelid = f.ftrelid AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_definitions() FROM PUBLIC;
+
+-- A function's text without its comments.
+CREATE FUNCTION nomp_crypt._lint_text(source text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+	SELECT regexp_replace($1, '/\*.*?\*/|--[^\n]*', ' ', 'g')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_text(text) FROM PUBLIC;
+
+-- What a text seems to do with encrypted columns of these names: patterns,
+-- where "row" is NEW or OLD in a trigger.
+CREATE FUNCTION nomp_crypt._lint_pattern(what text, names name[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT format(CASE $1
+		-- to_jsonb(NEW), hstore(OLD.*), format('%s', NEW), NEW::text, RAISE LOG '%', NEW
+		WHEN 'serialise' THEN
+			'\m(?:to_jsonb?|row_to_json|array_to_json|jsonb?_(?:build_(?:object|array)|agg|object_agg)|hstore|format|concat|concat_ws|'
+			'quote_literal|quote_nullable|xmlforest|pg_notify)\s*\((?:(?:[^();]|\([^()]*\))*,)?\s*(?:new|old)\M\s*(?:\.\s*\*)?\s*[,)]'
+			'|\m(?:new|old)\M\s*(?:\.\s*\*)?\s*\)?\s*::|\mcast\s*\(\s*(?:new|old)\s+as\M'
+			'|\mraise\s+(?:debug|log|info|notice|warning)\M[^;]*,\s*(?:new|old)\M\s*(?:\.\s*\*)?\s*[,;]'
+		-- in a trigger that has all rows as tables: to_jsonb(n), json_agg(n.*)
+		WHEN 'rows' THEN '\m(?:to_jsonb?|row_to_json|jsonb?_agg|hstore)\s*\(\s*\w+\s*(?:\.\s*\*)?\s*\)'
+		-- the same of a field: nomp_crypt.decrypt(NEW.name), NEW.name::text, ...
+		WHEN 'field' THEN
+			'\m(?:to_jsonb?|array_to_json|jsonb?_(?:build_(?:object|array)|agg|object_agg)|hstore|format|concat|concat_ws|'
+			'quote_literal|quote_nullable|xmlforest|pg_notify|decrypt|try_decrypt)\s*\((?:(?:[^();]|\([^()]*\))*,)?\s*(?:new|old)\s*\.\s*"?(?:%1$s)(?!\w)'
+			'|\m(?:new|old)\s*\.\s*"?(?:%1$s)(?!\w)"?\s*\)?\s*::|\mcast\s*\(\s*(?:new|old)\s*\.\s*"?(?:%1$s)"?\s+as\M'
+			'|\mraise\s+(?:debug|log|info|notice|warning)\M[^;]*,\s*(?:new|old)\s*\.\s*"?(?:%1$s)(?!\w)'
+		-- outside triggers
+		WHEN 'decrypt' THEN '\mnomp_crypt\s*\.\s*(?:try_)?decrypt\s*\(|(?:%1$s)(?!\w)"?\s*::\s*(?:text|varchar|date|jsonb?)\M'
+		WHEN 'write' THEN
+			'\minsert\s+into\M|\mupdate\s+[^;]*\mset\M|\mmerge\s+into\M|\mcopy\M[^;]*\mto\M|\mcreate\s+(?:unlogged\s+)?table\M'
+			'|\mselect\M[^;]*\minto\s+(?:unlogged\s+)?table\M|\mraise\s+(?:debug|log|info|notice|warning)\M|\mnotify\M|\mpg_notify\M|\mdblink'
+		END, (SELECT string_agg(regexp_replace(n, '([!-/:-@\[-^`{-~ ])', '\\\1', 'g'), '|') FROM unnest($2) n))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_pattern(text, name[]) FROM PUBLIC;
+
+-- What functions seem to do, by their text; and triggers whose text is not to
+-- be had.
+CREATE FUNCTION nomp_crypt._lint_functions(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH encrypted AS (
+		SELECT a.attrelid AS oid, c.relname, quote_ident(n.nspname) AS schema, array_agg(a.attname) AS names
+		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
+		GROUP BY 1, 2, 3),
+	written AS MATERIALIZED (	-- by others than us
+		SELECT p.oid, p.prorettype, quote_ident(n.nspname) AS schema, l.lanname, nomp_crypt._lint_text(p.prosrc) AS source
+		FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang JOIN pg_namespace n ON n.oid = p.pronamespace
+		WHERE p.prokind IN ('f', 'p') AND p.prosqlbody IS NULL AND l.lanname <> 'internal'
+			AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+			AND NOT EXISTS (SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'nomp_crypt'
+				WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass)),
+	fired AS (
+		SELECT t.oid, t.tgrelid, w.lanname, w.source,
+			coalesce((regexp_match(w.source, nomp_crypt._lint_pattern('serialise', NULL), 'i'))[1],
+				CASE WHEN coalesce(t.tgnewtable, t.tgoldtable) IS NOT NULL THEN
+					(regexp_match(w.source, nomp_crypt._lint_pattern('rows', NULL), 'i'))[1] END) AS serialised,
+			(regexp_match(w.source, nomp_crypt._lint_pattern('field', e.names), 'i'))[1] AS field,
+			(SELECT string_agg(DISTINCT m[1], ', ') FROM regexp_matches(w.source,
+					'\minsert\s+into\s+((?:\w+|"[^"]+")(?:\.(?:\w+|"[^"]+"))?)[^;]*?(?:(?:values\s*\(|select)[^;]*?\m(?:new|old)\s*\)?\s*\.\s*\*)', 'gi') m
+				WHERE NOT EXISTS (SELECT FROM encrypted x WHERE x.names @> e.names AND x.oid IN (to_regclass(m[1]),
+					CASE WHEN m[1] !~ '\.' THEN to_regclass(e.schema || '.' || m[1]) END,
+					CASE WHEN m[1] !~ '\.' THEN to_regclass(w.schema || '.' || m[1]) END))) AS copied
+		FROM pg_trigger t JOIN encrypted e ON e.oid = t.tgrelid JOIN written w ON w.oid = t.tgfoid
+		WHERE NOT t.tgisinternal AND t.tgparentid = 0),
+	writes AS MATERIALIZED (
+		SELECT w.* FROM written w
+		WHERE w.lanname <> 'c' AND w.prorettype <> 'trigger'::regtype AND w.source ~* nomp_crypt._lint_pattern('write', NULL))
+	SELECT r.rule, nomp_crypt._lint_object('pg_trigger'::regclass, f.oid, 0), r.detail, ARRAY[f.tgrelid]
+	FROM fired f, LATERAL (
+		SELECT CASE WHEN f.lanname = 'c' THEN 'trigger_unseen'
+				WHEN f.serialised IS NOT NULL THEN 'trigger_serialises_rows'
+				WHEN f.field IS NOT NULL AND f.source ~* nomp_crypt._lint_pattern('write', NULL) THEN 'trigger_uses_decrypted'
+				WHEN f.copied IS NOT NULL THEN 'trigger_copies_rows' END AS rule,
+			left(regexp_replace(coalesce(f.serialised, f.field, f.copied), '\s+', ' ', 'g'), 100) AS detail) r
+	WHERE r.rule IS NOT NULL
+	UNION ALL
+	SELECT 'function_uses_decrypted', nomp_crypt._lint_object('pg_proc'::regclass, w.oid, 0), NULL, array_agg(e.oid)
+	FROM writes w LEFT JOIN encrypted e ON strpos(lower(w.source), lower(e.relname)) > 0
+	WHERE w.source ~* nomp_crypt._lint_pattern('decrypt', coalesce(e.names, '{nomp_crypt}'))
+	GROUP BY w.oid
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_functions() FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._lint_sample(relation oid, "rows" int, OUT column_name name, OUT "values" int, OUT numbers int,
+	OUT shapes int, OUT emails int, OUT phones int, OUT trouble text) RETURNS SETOF record
+LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'nc_lint_sample';
+REVOKE ALL ON FUNCTION nomp_crypt._lint_sample(oid, int) FROM PUBLIC;
+
+-- A name in small letters of ASCII, with "_" between its words; in whatever
+-- encoding, Swedish letters without their rings and dots.
+CREATE FUNCTION nomp_crypt._lint_words(name text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT regexp_replace(lower(regexp_replace(regexp_replace(regexp_replace(regexp_replace(regexp_replace(regexp_replace(
+		encode(convert_to($1, 'UTF8'), 'escape'), '\\303\\20[45]', 'A', 'g'), '\\303\\24[45]', 'a', 'g'), '\\303\\226', 'O', 'g'),
+		'\\303\\266', 'o', 'g'), '\\303\\251', 'e', 'g'), '([a-z0-9])([A-Z])', '\1_\2', 'g')), '[^a-z0-9]+', '_', 'g')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_words(text) FROM PUBLIC;
+
+-- What a column of that name, category of types and table holds, in Swedish
+-- and English; NULL if nothing personal by its name.
+CREATE FUNCTION nomp_crypt._lint_personal(table_name text, column_name text, category "char") RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT p.what FROM nomp_crypt._lint_words($2) w(words), replace(w.words, '_', '') j(joined), (VALUES
+		('personal identity numbers', 'SN', '', 'personn(umme)?r|persnr|(^|_)pnr(_|$)|personal_?(identity_?)?(number|no$|id$)|samordningsn(umme)?r'
+			'|(^|_)ssn(_|$)|social_?security|national_?id|identity_?number|fodelsen(umme)?r'),
+		('names', 'S', '', '(for|efter|mellan|tilltals|full|smek|barn|elev|person|kontakt)_?namn|(first|last|middle|given|family|full|maiden|nick|pupil|student|contact)_?name|surname'),
+		('names', 'S', 'elev|pupil|student|person|guardian|vardnadshavare|foralder|parent|teacher|larare|user|anvandare|kontakt|contact|employee|anstalld|barn|child|member|medlem',
+			'^(name|namn)$'),
+		('e-mail addresses', 'S', '', '(e_?mail|e_?post|mejl|mail)_?(add?ress)?_?[0-9]?$'),
+		('addresses', 'S', '', 'add?ress[0-9]?$|(^|_)(street|gata)|zip_?code|post_?(code|n(umme)?r|ort)|postal_?code'),
+		('phone numbers', 'SN', '', '(telefon|phone|mobil|mobile|tfn|telnr|cell)_?(n(umme)?r|number|no)?_?[0-9]?$'),
+		('dates of birth', 'SDN', '', 'fodelse_?(d(atum|ag)|ar)|(^|_)fodd(_|$)|birth_?(da(te|y)|year)|date_?of_?birth|(^|_)dob(_|$)|(^|_)born(_|$)'),
+		('next of kin', 'S', '', 'vardnadshavare|malsman|guardian|next_?of_?kin|anhorig|foralder'),
+		('health, belief or origin', 'S', '', 'diagnos|allerg|sjukdom|funktionsned|handikapp|disabilit|religion|modersmal|ethnicit|nationalit|medborgarskap|sarskilt_?stod')
+	) p(what, categories, tables, pattern)
+	WHERE strpos(p.categories, $3::text) > 0 AND w.words ~ p.pattern AND (p.tables = '' OR nomp_crypt._lint_words($1) ~ p.tables)
+		AND j.joined !~ '(ip|mac|web|url|host|server)add?ress$' LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_personal(text, text, "char") FROM PUBLIC;
+
+-- Columns in clear with personal data, by what is in some of their values or by
+-- their names. Of a partitioned table, the largest partition is looked into.
+CREATE FUNCTION nomp_crypt._lint_columns(sample_rows int, OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	t record;
+	s record;
+	found text[] := '{}';
+	unseen jsonb := '{}';
+BEGIN
+	FOR t IN SELECT DISTINCT ON (p.root) c.oid, p.root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+			LATERAL (SELECT CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid ELSE c.oid END) p(root)
+		WHERE sample_rows > 0 AND c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
+			AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'nomp_crypt')
+		ORDER BY p.root, c.relpages DESC LOOP
+		BEGIN
+			FOR s IN SELECT v.*, a.attnum FROM nomp_crypt._lint_sample(t.oid, sample_rows) v
+				LEFT JOIN pg_attribute a ON a.attrelid = t.root AND a.attname = v.column_name LOOP
+				IF s.trouble IS NOT NULL THEN
+					unseen := unseen || jsonb_build_object(s.trouble, coalesce(unseen -> s.trouble, '[]') || to_jsonb(nomp_crypt._table_name(t.oid)));
+					CONTINUE;
+				END IF;
+				object := nomp_crypt._lint_object('pg_class'::regclass, t.root, s.attnum);
+				relations := ARRAY[t.root];
+				FOR rule, detail IN SELECT r.rule, format('%s of %s values that were looked at', r.n, s.values)
+					FROM (VALUES ('personal_numbers', s.numbers, s.numbers * 2 >= s.shapes), ('email_addresses', s.emails, true),
+						('phone_numbers', s.phones, s.phones * 20 >= s.values)) r(rule, n, enough)
+					WHERE r.n > 0 AND r.enough LOOP
+					found := found || object;
+					RETURN NEXT;
+				END LOOP;
+			END LOOP;
+		EXCEPTION WHEN OTHERS THEN
+			unseen := unseen || jsonb_build_object('error', coalesce(unseen -> 'error', '[]') || to_jsonb(nomp_crypt._table_name(t.oid)));
+		END;
+	END LOOP;
+	rule := 'rows_unseen';
+	relations := NULL;
+	FOR object, detail IN SELECT 'rows: ' || w.why, (SELECT string_agg(n, ', ' ORDER BY o) FROM jsonb_array_elements_text(u.value) WITH ORDINALITY x(n, o) WHERE o <= 10)
+			|| CASE WHEN jsonb_array_length(u.value) > 10 THEN format(' and %s more', jsonb_array_length(u.value) - 10) ELSE '' END
+		FROM jsonb_each(unseen) u JOIN (VALUES ('right', 'SELECT is missing'), ('policy', 'row-level security applies'), ('locked', 'the table is locked'),
+			('access method', 'the access method cannot read by block'), ('error', 'they could not be read')) w(trouble, why) ON w.trouble = u.key LOOP
+		RETURN NEXT;
+	END LOOP;
+	RETURN QUERY SELECT 'personal_name', i.name, p.what, ARRAY[c.oid]
+	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
+	JOIN pg_type y ON y.oid = a.atttypid, LATERAL nomp_crypt._lint_personal(c.relname, a.attname, y.typcategory) p(what),
+		LATERAL nomp_crypt._lint_object('pg_class'::regclass, c.oid, a.attnum) i(name)
+	WHERE c.relkind IN ('r', 'p', 'm', 'f') AND NOT c.relispartition AND c.relpersistence <> 't'
+		AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'nomp_crypt')
+		AND a.attnum > 0 AND NOT a.attisdropped AND a.attinhcount = 0 AND p.what IS NOT NULL
+		AND NOT nomp_crypt._holds_values(a.atttypid) AND i.name <> ALL (found)
+		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e');
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_columns(int) FROM PUBLIC;
+
+-- What conversions have left: themselves, and plain values in files, WAL and
+-- backups.
+CREATE FUNCTION nomp_crypt._lint_conversions(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	RETURN QUERY
+	WITH live AS (
+		SELECT c.*, to_regclass(c.table_name)::oid AS oid FROM nomp_crypt.conversion c WHERE c.state NOT IN ('done', 'cancelled')),
+	called AS (	-- what conversions make has names of this form
+		SELECT 'pg_class'::regclass AS class, c.oid, 0 AS sub, c.relname AS name, NULL::oid AS relation FROM pg_class c WHERE c.relkind = 'S'
+		UNION ALL SELECT 'pg_proc'::regclass, p.oid, 0, p.proname, NULL FROM pg_proc p
+		UNION ALL SELECT 'pg_trigger'::regclass, t.oid, 0, t.tgname, t.tgrelid FROM pg_trigger t WHERE t.tgparentid = 0)
+	SELECT 'conversion_unfinished', format('table column %s.%I', l.table_name, l.column_name),
+		format('state %s since %s, begun by %I', l.state, coalesce(l.swapped_at, l.started_at)::timestamp(0), l.role)
+			|| CASE WHEN l.oid IS NULL THEN '; there is no such table any more' ELSE '' END, ARRAY[l.oid]
+	FROM live l
+	UNION ALL
+	SELECT 'conversion_leftover', nomp_crypt._lint_object(c.class, c.oid, c.sub), NULL, ARRAY[c.relation]
+	FROM called c WHERE c.name ~ '^([~!]?nomp_crypt_[0-9a-f]{8}_(step|missed|tenant)|nomp_crypt_tenant_[0-9a-f]{32})$'
+		AND NOT EXISTS (SELECT FROM live l WHERE strpos(c.name, nomp_crypt._conversion_name(l.uuid, '')) > 0)
+	UNION ALL
+	SELECT 'conversion_leftover', nomp_crypt._lint_object('pg_class'::regclass, a.attrelid, a.attnum), NULL, ARRAY[a.attrelid]
+	FROM pg_description d JOIN pg_attribute a ON a.attrelid = d.objoid AND a.attnum = d.objsubid
+	WHERE d.classoid = 'pg_class'::regclass AND d.objsubid > 0 AND starts_with(d.description, 'made by nomp_crypt.encrypt_column_online')
+		AND a.attinhcount = 0 AND NOT EXISTS (SELECT FROM live l WHERE l.oid = a.attrelid AND l.shadow = a.attname)
+	UNION ALL
+	SELECT r.rule, nomp_crypt._lint_object('pg_class'::regclass, to_regclass(i.table_name), a.attnum),
+		CASE r.rule WHEN 'backups_with_plaintext' THEN 'until ' || i.backups_with_plaintext_until::timestamp(0) END, ARRAY[a.attrelid]
+	FROM nomp_crypt.inventory i JOIN pg_attribute a ON a.attrelid = to_regclass(i.table_name) AND a.attname = i.column_name,
+		LATERAL (SELECT CASE i.state WHEN 'plain values may be left in the table''s files' THEN 'files_not_rewritten'
+			WHEN 'plain values may be left in pg_statistic' THEN 'statistics_not_rewritten'
+			WHEN 'unknown' THEN 'column_past_unknown'
+			ELSE CASE WHEN i.backups_with_plaintext_until > clock_timestamp() THEN 'backups_with_plaintext' END END) r(rule)
+	WHERE r.rule IS NOT NULL
+	UNION ALL
+	SELECT 'backups_unseen', 'backups', NULL, NULL
+	WHERE EXISTS (SELECT FROM nomp_crypt.column_history h WHERE h.event = 'converted');
+	IF NOT pg_is_in_recovery() THEN
+		-- a segment that was last written before then has nothing newer in it
+		RETURN QUERY SELECT 'slot_keeps_plaintext', 'replication slot ' || s.slot_name, format('its oldest segment is of %s', w.at::timestamp(0)), NULL::oid[]
+		FROM pg_replication_slots s,
+			LATERAL (SELECT min(f.modification) AS at FROM pg_ls_waldir() f WHERE substr(f.name, 9) = substr(pg_walfile_name(s.restart_lsn), 9)) w
+		WHERE w.at < (SELECT max(i.encrypted_on_disk_since) FROM nomp_crypt.inventory i WHERE i.state = 'rewritten');
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_conversions() FROM PUBLIC;
+
+-- Settings of the server, roles and databases that let values get elsewhere.
+CREATE FUNCTION nomp_crypt._lint_settings(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH t AS MATERIALIZED (SELECT * FROM nomp_crypt._telling_settings())
+	SELECT 'logs_' || t.tells, t.name || ' of ' || t.place, t.value, NULL::oid[] FROM t
+	WHERE t.tells IN ('statements', 'plans')
+		-- parameters, where statements or plans are logged at all
+		OR (t.name = 'log_parameter_max_length' AND EXISTS (SELECT FROM t x WHERE x.tells = 'statements' AND x.name <> 'pgaudit.log'))
+		OR (t.name = 'auto_explain.log_parameter_max_length' AND EXISTS (SELECT FROM t x WHERE x.name = 'auto_explain.log_min_duration'))
+		OR (t.name = 'pgaudit.log_parameter' AND EXISTS (SELECT FROM t x WHERE x.name = 'pgaudit.log'))
+	UNION ALL
+	SELECT CASE t.tells WHEN 'errors' THEN 'logs_failed_statements' ELSE 'keeps_statements' END, t.name || ' of ' || t.place, t.value, NULL
+	FROM t WHERE t.tells IN ('errors', 'statistics')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_settings() FROM PUBLIC;
+
+-- Does the server listen to other machines?
+CREATE FUNCTION nomp_crypt._listens_outside() RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT EXISTS (SELECT FROM regexp_split_to_table(current_setting('listen_addresses'), ',') a
+		WHERE trim(a) NOT IN ('', 'localhost', '::1') AND trim(a) !~ '^127\.')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._listens_outside() FROM PUBLIC;
+
+-- Lines of pg_hba.conf that let clients in from elsewhere without encryption,
+-- unless a line before them has sent all of those away.
+CREATE FUNCTION nomp_crypt._lint_network(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH line AS (
+		SELECT h.*, concat_ws(' ', h.type, array_to_string(h.database, ','), array_to_string(h.user_name, ','), h.address, h.netmask, h.auth_method) AS text,
+			h.type IN ('host', 'hostnossl', 'hostnogssenc') AS plain,
+			CASE WHEN h.address = 'all' OR h.netmask IN ('0.0.0.0', '::') THEN true ELSE false END AS everywhere
+		FROM pg_hba_file_rules h WHERE h.error IS NULL)
+	SELECT 'no_tls', 'setting ssl', NULL::text, NULL::oid[]
+	WHERE current_setting('ssl') = 'off' AND nomp_crypt._listens_outside()
+	UNION ALL
+	SELECT DISTINCT 'hba_without_tls', 'pg_hba.conf: ' || l.text, NULL, NULL::oid[] FROM line l
+	WHERE l.plain AND l.auth_method <> 'reject' AND nomp_crypt._listens_outside()
+		AND NOT (l.address IN ('samehost', 'localhost') OR (l.address LIKE '127.%' AND l.netmask LIKE '255.%') OR l.address = '::1')
+		AND NOT EXISTS (SELECT FROM line r WHERE r.line_number < l.line_number AND r.plain AND r.auth_method = 'reject'
+			AND r.database = '{all}' AND r.user_name = '{all}' AND r.everywhere
+			AND (r.address = 'all' OR family(r.address::inet) = CASE WHEN l.address LIKE '%:%' THEN 6 ELSE 4 END AND l.address ~ '^[0-9a-f.:]+$'))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_network() FROM PUBLIC;
+
+-- The machine, by what health() finds.
+CREATE FUNCTION nomp_crypt._lint_host(OUT rule text, OUT object text, OUT detail text, OUT severity text, OUT advice text)
+RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH f AS MATERIALIZED (SELECT nomp_crypt._health_facts() AS facts)
+	SELECT r.rule, r.object, c.detail, replace(c.severity, 'critical', 'error'), c.advice
+	FROM f, (VALUES ('credentials', 'keystore credentials'), ('memory', 'memory with keys'), ('core_dumps', 'core dumps'),
+			('swap', 'swap space')) r(rule, object),
+		LATERAL nomp_crypt._health_check(r.rule, f.facts, '1 year', '1 year') c
+	WHERE c.severity IS NOT NULL
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_host() FROM PUBLIC;
+
+-- All findings, each with the relations that it is about; or those about
+-- relations, which asks no keystore.
+CREATE FUNCTION nomp_crypt._lint(sample_rows int, everything boolean, OUT severity text, OUT rule text, OUT object text, OUT why text,
+	OUT advice text, OUT relations oid[]) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
+	SELECT CASE WHEN a.rule IS NULL THEN coalesce(f.severity, r.severity) ELSE 'accepted' END, f.rule, f.object,
+		concat_ws(': ', r.why, f.detail) || coalesce('; accepted by ' || quote_ident(a.role) || ' on ' || a.at::date || ': ' || a.reason, ''),
+		coalesce(f.advice, r.advice), f.relations
+	FROM (SELECT c.*, NULL AS severity, NULL AS advice FROM (
+			SELECT * FROM nomp_crypt._lint_definitions()
+			UNION ALL SELECT * FROM nomp_crypt._lint_functions()
+			UNION ALL SELECT * FROM nomp_crypt._lint_columns($1)
+			UNION ALL SELECT * FROM nomp_crypt._lint_conversions()
+			UNION ALL SELECT * FROM nomp_crypt._lint_settings() WHERE $2
+			UNION ALL SELECT * FROM nomp_crypt._lint_network() WHERE $2) c
+		UNION ALL SELECT h.rule, h.object, h.detail, NULL, h.severity, h.advice FROM nomp_crypt._lint_host() h WHERE $2) f
+	JOIN nomp_crypt._lint_rules() r ON r.rule = f.rule
+	LEFT JOIN nomp_crypt.lint_accepted a ON a.rule = f.rule AND a.object = f.object
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint(int, boolean) FROM PUBLIC;
+
+-- Where values may be in clear, the worst first. Reads up to that many rows of
+-- each table, as the caller may; none with 0.
+CREATE FUNCTION nomp_crypt.lint(sample_rows int DEFAULT 1000, OUT severity text, OUT rule text, OUT object text,
+	OUT why text, OUT advice text) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT l.severity, l.rule, l.object, l.why, l.advice FROM nomp_crypt._lint($1, true) l
+	ORDER BY array_position('{error,warning,info,not_checked,accepted}', l.severity), l.rule COLLATE "C", l.object COLLATE "C"
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.lint(int) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION nomp_crypt.lint(int) TO pg_monitor;
+
+-- Put on record that a finding is known and stays; without a reason, that it
+-- is not accepted any more. Raises 22023, 42704.
+CREATE FUNCTION nomp_crypt.accept_lint(rule text, object text, reason text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	IF accept_lint.rule IS NULL OR accept_lint.object IS NULL OR accept_lint.reason = '' THEN
+		RAISE EXCEPTION 'rule and object must be given, and a reason or null' USING ERRCODE = 'invalid_parameter_value';
+	ELSIF NOT EXISTS (SELECT FROM nomp_crypt._lint_rules() r WHERE r.rule = accept_lint.rule) THEN
+		RAISE EXCEPTION 'there is no rule "%"', accept_lint.rule USING ERRCODE = 'undefined_object';
+	END IF;
+	DELETE FROM nomp_crypt.lint_accepted a WHERE a.rule = accept_lint.rule AND a.object = accept_lint.object;
+	IF NOT FOUND AND accept_lint.reason IS NULL THEN
+		RAISE EXCEPTION 'rule "%" is not accepted for "%"', accept_lint.rule, accept_lint.object USING ERRCODE = 'undefined_object';
+	END IF;
+	INSERT INTO nomp_crypt.lint_accepted (rule, object, reason, role)
+	SELECT accept_lint.rule, accept_lint.object, accept_lint.reason, nomp_crypt._acting_role() WHERE accept_lint.reason IS NOT NULL;
+	PERFORM nomp_crypt._audit('accept_lint', NULL, jsonb_build_object('rule', accept_lint.rule, 'object', accept_lint.object,
+		'reason', accept_lint.reason));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.accept_lint(text, text, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Staging: a copy of production, at a place that cannot reach production's
 -- keystore, becomes an installation of its own with made-up values. No original
 -- is read: there is no key for them here, and where there is one it is refused.
@@ -7818,7 +8522,7 @@ BEGIN
 						   'repair_register', 'register_archived', 'reconcile', '_register_follow',
 						   'attest_erasure', 'certificate', 'verify_certificate', 'certificate_html')
 			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')
-			 OR p.proname IN ('_column_past', '_backup_retention')
+			 OR p.proname IN ('_column_past', '_backup_retention', 'lint', 'accept_lint')
 			 OR p.proname IN ('erase_agreement', 'run_due_erasures', 'approve_erasure', 'hold_tenant', 'release_hold',
 							  'data_returned', '_erase_open', '_erase_refuse', '_erase_tenant_id', '_erase_next',
 							  '_erase_next_of', '_erase_group', '_erase_request_agreement', '_erase_group_waits',
@@ -7826,7 +8530,7 @@ BEGIN
 							  'acknowledge_lease', 'certify_erasure', '_certify', 'purge_tenant', '_purge_plan',
 							  '_purge_order', '_purge_dependents', '_purge_children', '_purge_batch', '_purged',
 							  '_referrers', '_owned', '_value_columns', '_count_values', '_finished_case',
-							  '_keep_sample', 'exposure_report', 'tenant_report')
+							  '_keep_sample', 'exposure_report', 'tenant_report', 'tenant_report_html')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
 							  '_erase_disable', '_erase_submit', '_erase_destroy')
 			 OR p.proname IN ('resubmit_erasure', '_erase_resubmit')) LOOP

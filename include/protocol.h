@@ -103,8 +103,8 @@
  * ENABLE      str inst, str tenant, u8 enable -> u16 n, u16 obeyed
  *             lets every key of the tenant be used, or not, and reads that
  *             back; n keys were found, of so many the token obeyed
- * REGISTER_KEY str inst, u32 generation, u8 create -> u8 created, str
- *             reference, str public key (SubjectPublicKeyInfo, DER)
+ * REGISTER_KEY str inst, u32 generation, u8 create -> u8 created, str serial,
+ *             str public key (SubjectPublicKeyInfo, DER)
  *             the key pair (P-256) that signs the register
  * SIGN        str inst, u32 generation, str digest -> str signature (r, s)
  *             ECDSA over a SHA-256 digest, with that key

@@ -90,7 +90,7 @@ typedef struct KsSeen
 /* The key pair that signs the register. */
 typedef struct KsRegisterKey
 {
-	char		reference[KS_MAX_REFERENCE + 1];
+	char		serial[KS_MAX_SERIAL + 1];	/* of the token that has it */
 	uint8_t		public_key[KS_MAX_PUBLIC_KEY];	/* SubjectPublicKeyInfo, DER */
 	size_t		public_key_len;
 	bool		created;

@@ -201,7 +201,7 @@ do_register_key(Request *rq)
 	if (status != KS_OK)
 		return status;
 	wire_put_uint(&rq->out, key.created, 1);
-	put_text(&rq->out, key.reference);
+	put_text(&rq->out, key.serial);
 	wire_put_str(&rq->out, key.public_key, key.public_key_len);
 	return KS_OK;
 }

@@ -21,7 +21,7 @@ use Test::More;
 
 my @extension_tables =
   qw(attestation audit column_history conversion data_return erasure
-  erasure_approval installation kek legal_hold original_key register tenant tenant_key
+  erasure_approval installation kek legal_hold lint_accepted original_key register tenant tenant_key
   tenant_right);
 my $temp = PostgreSQL::Test::Utils::tempdir();
 
