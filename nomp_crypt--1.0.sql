@@ -7961,10 +7961,13 @@ DECLARE
 	days CONSTANT int := date '1840-01-01' - date '1800-01-01';
 	born date := date '1800-01-01' + (number % days)::int;
 	digits text := to_char(born, 'YYMMDD') || lpad((1 + number / days)::text, 3, '0');
-	total int;
+	d int;
+	total int := 0;
 BEGIN
-	SELECT sum(CASE WHEN d > 9 THEN d - 9 ELSE d END) INTO total
-	FROM generate_series(1, 9) i, LATERAL (SELECT substr(digits, i, 1)::int * (1 + i % 2)) x(d);
+	FOR i IN 1 .. 9 LOOP
+		d := substr(digits, i, 1)::int * (1 + i % 2);
+		total := total + d / 10 + d % 10;
+	END LOOP;
 	RETURN to_char(born, 'YYYYMMDD') || '-' || substr(digits, 7) || (10 - total % 10) % 10;
 END
 $$;
@@ -7978,11 +7981,11 @@ LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg
 DECLARE
 	given CONSTANT text[] := '{Anna,Erik,Maria,Lars,Karin,Anders,Sara,Johan,Emma,Per,Lena,Nils,Eva,Karl,Ida,Olof,Elsa,Hugo,Alva,Axel,
 		Maja,Oskar,Ebba,Gustav,Klara,Viktor,Signe,Emil,Linnea,Anton,Stina,Filip,Agnes,Jonas,Sofia,Mats,Ellen,Simon,Tilda,Adam,
-		Amir,Fatima,Leila,Omar,Yasmin,Ali,Zahra,Hassan,Mira,Noah,Selma,Isak,Nora,Vera,Sixten,Ingrid,Alma,Love,Elin,David}';
+		Amir,Fatima,Leila,Omar,Yasmin,Ali,Zahra,Hassan,Mira,Noah,Selma,Isak,Nora,Vera,Sixten,Ingrid,Alma,Love,Elin,David}'::text[];
 	surname CONSTANT text[] := '{Andersson,Johansson,Karlsson,Nilsson,Eriksson,Larsson,Olsson,Persson,Svensson,Gustafsson,
 		Pettersson,Jonsson,Jansson,Hansson,Bengtsson,Carlsson,Petersson,Lindberg,Magnusson,Lindgren,Axelsson,Berg,Lund,Holm,
-		Lindqvist,Mattsson,Eklund,Sandberg,Hedlund,Nordin,Ali,Mohamed,Hassan,Ahmed,Lundin,Wallin,Engman,Dahl,Ek,Falk,Strand}';
-	city CONSTANT text[] := '{Exempelby,Provstad,Mallholm,Utkastlund,Skissvik,Modellfors,Testinge,Figurholm}';
+		Lindqvist,Mattsson,Eklund,Sandberg,Hedlund,Nordin,Ali,Mohamed,Hassan,Ahmed,Lundin,Wallin,Engman,Dahl,Ek,Falk,Strand}'::text[];
+	city CONSTANT text[] := '{Exempelby,Provstad,Mallholm,Utkastlund,Skissvik,Modellfors,Testinge,Figurholm}'::text[];
 	n CONSTANT bigint := number;
 	first text := given[1 + n % cardinality(given)];
 	last text := surname[1 + n / cardinality(given) % cardinality(surname)];
@@ -8174,16 +8177,19 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 		format(CASE shape WHEN 'array' THEN 'unnest(t.%I)' ELSE '(SELECT t.%I)' END, name), which)
 $$;
 
--- Which kind of number a value has: types with few values count by school.
-CREATE FUNCTION nomp_crypt._staging_kind(kind text, tenant text) RETURNS text
+-- SQL for the kind of number of a value of "o": types with few values count by
+-- school.
+CREATE FUNCTION nomp_crypt._staging_kind(kind text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-	SELECT CASE WHEN kind ~ '^(boolean|smallint|time with)' THEN kind || ' ' || tenant ELSE kind END
+	SELECT CASE WHEN kind ~ '^(boolean|smallint|time with)' THEN format('%L || o.tenant', kind || ' ') ELSE quote_literal(kind) END
 $$;
 
--- A number for the rest, by seed, table, column and row.
+-- A number for the rest, by seed, table, column and row. Without a search_path,
+-- so that PostgreSQL takes it in.
 CREATE FUNCTION nomp_crypt._staging_number(VARIADIC parts text[]) RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-	SELECT ('x' || left(encode(sha256(convert_to(parts::text, 'UTF8')), 'hex'), 12))::bit(48)::bigint
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+	SELECT pg_catalog.concat('x', pg_catalog."left"(pg_catalog.encode(pg_catalog.sha256(
+		pg_catalog.convert_to(parts::pg_catalog.text, 'UTF8')), 'hex'), 12))::pg_catalog.bit(48)::pg_catalog.int8
 $$;
 
 -- Before anything is changed: may values be replaced here, and can all of them
@@ -8260,9 +8266,9 @@ BEGIN
 	IF EXISTS (SELECT FROM nomp_crypt.made_up_number) THEN
 		RETURN;
 	END IF;
-	SELECT string_agg(format('SELECT nomp_crypt._staging_kind(%L, o.tenant) AS kind, nomp_crypt._value_identity(v.v) AS identity
+	SELECT string_agg(format('SELECT %s AS kind, nomp_crypt._value_identity(v.v) AS identity
 			FROM ONLY %s t, LATERAL %s v(v) JOIN nomp_crypt.original_key o ON o.key_id = nomp_crypt._value_key(v.v)',
-			c.kind, c.relation, format(CASE c.shape WHEN 'array' THEN 'unnest(t.%I)' ELSE '(SELECT t.%I)' END, c.name)), ' UNION ')
+			nomp_crypt._staging_kind(c.kind), c.relation, format(CASE c.shape WHEN 'array' THEN 'unnest(t.%I)' ELSE '(SELECT t.%I)' END, c.name)), ' UNION ')
 	INTO sources FROM nomp_crypt._staging_columns() c WHERE c.searchable AND c.shape <> 'composite';
 	IF sources IS NOT NULL THEN
 		EXECUTE format('INSERT INTO nomp_crypt.made_up_number (kind, identity, number)
@@ -8300,7 +8306,7 @@ BEGIN
 				WHERE plan ? (r.relid || '.' || c.name) ORDER BY r.far LIMIT 1),
 			format('nomp_crypt._made_up(%L, %s, %L, %L, %L)', c.kind,
 				CASE WHEN c.searchable THEN
-					format('(SELECT m.number FROM nomp_crypt.made_up_number m WHERE m.kind = nomp_crypt._staging_kind(%L, o.tenant) AND m.identity = nomp_crypt._value_identity(v.v))', c.kind)
+					format('(SELECT m.number FROM nomp_crypt.made_up_number m WHERE m.kind = %s AND m.identity = nomp_crypt._value_identity(v.v))', nomp_crypt._staging_kind(c.kind))
 				ELSE format('nomp_crypt._staging_number(%L, %L, %L, %s)', seed,
 					nomp_crypt._table_name(coalesce(pg_partition_root(of_table), of_table)), c.name, nomp_crypt._staging_row(of_table)
 					|| CASE c.shape WHEN 'array' THEN ', v.place::text' ELSE '' END) END,
@@ -8326,7 +8332,7 @@ REVOKE ALL ON FUNCTION nomp_crypt._staging_statement(regclass, text, jsonb) FROM
 CREATE FUNCTION nomp_crypt._staging_batch(of_table regclass, seed text, plan jsonb, from_block bigint, to_block bigint) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off
-SET session_replication_role = replica SET datestyle = ISO SET timezone = 'UTC' AS $$
+SET session_replication_role = replica SET datestyle = ISO SET timezone = 'UTC' SET jit = off AS $$
 DECLARE
 	changed bigint;
 BEGIN
