@@ -68,6 +68,7 @@ TEST_PROGRAMS = $(patsubst %.c,%,$(sort $(wildcard test/*_test.c)))
 AWS_PROGRAMS = $(filter test/aws_%,$(TEST_PROGRAMS))
 CLIENT_PROGRAMS = $(patsubst %.c,%,$(sort $(wildcard test/*_client.c)))
 TEST_LIBRARIES = $(patsubst %.c,%.so,$(sort $(wildcard test/*_shim.c)))
+TEST_MODULES = $(patsubst %.c,%.so,$(sort $(wildcard test/*_module.c)))	# of the server
 PLAIN_OBJS = $(patsubst %,src/%.o,cipher cipher_openssl cipher_ipsec_mb scrub value keyplace personal)	# need no server
 
 # pg_regress on a server of its own; the keystore and the server's settings
@@ -80,7 +81,7 @@ REGRESS_OPTS = --temp-instance='$(REGRESS_DIR)/server' \
 REGRESS_PREP = regress-config
 
 EXTRA_CLEAN = $(KEYSTORE) $(KEYSTORE_OBJS) $(TEST_PROGRAMS) $(CLIENT_PROGRAMS) $(TEST_LIBRARIES) \
-	tmp_check tmp_regress
+	$(TEST_MODULES) tmp_check tmp_regress
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
@@ -108,7 +109,7 @@ uninstall-keystore:
 
 # Tests.
 .PHONY: test-programs check-unit check-tap regress-config asan format lint bench soak
-test-programs: $(TEST_PROGRAMS) $(CLIENT_PROGRAMS) $(TEST_LIBRARIES) $(KEYSTORE)
+test-programs: $(TEST_PROGRAMS) $(CLIENT_PROGRAMS) $(TEST_LIBRARIES) $(TEST_MODULES) $(KEYSTORE)
 
 $(TEST_PROGRAMS): test/%: test/%.c $(PLAIN_OBJS) $(OUR_HEADERS) $(wildcard test/*.h)
 	$(CC) $(PLAIN_CFLAGS) $(P11_CFLAGS) $(SANITIZE) -o $@ $< $(PLAIN_OBJS) $(TEST_OBJS) \
@@ -126,6 +127,9 @@ $(CLIENT_PROGRAMS): test/%: test/%.c
 
 $(TEST_LIBRARIES): test/%.so: test/%.c $(wildcard test/*.h)
 	$(CC) $(PLAIN_CFLAGS) $(P11_CFLAGS) -fPIC -shared -o $@ $< -ldl -lpthread
+
+$(TEST_MODULES): test/%.so: test/%.c
+	$(CC) $(CFLAGS) $(CPPFLAGS) -fPIC -shared -o $@ $<
 
 check-unit: test-programs
 	@for t in $(TEST_PROGRAMS); do echo "# $$t"; ./$$t || exit 1; done
@@ -145,7 +149,7 @@ installcheck: export AWS_CONFIG_FILE = $(REGRESS_DIR)/aws/config
 regress-config:
 	./scripts/regress-config '$(REGRESS_DIR)' $$PPID
 
-check-tap: $(TEST_LIBRARIES) $(CLIENT_PROGRAMS)
+check-tap: $(TEST_LIBRARIES) $(TEST_MODULES) $(CLIENT_PROGRAMS)
 	$(prove_installcheck)
 
 format:

@@ -797,10 +797,11 @@ BEGIN
 		detail := 'the head that the keystore remembers is malformed';
 		RETURN;
 	END IF;
-	SELECT coalesce((SELECT r.hash FROM nomp_crypt.register r WHERE r.number = head_number),
+	SELECT coalesce((SELECT nomp_crypt._record_hash(r.jws) FROM nomp_crypt.register r WHERE r.number = head_number),
 		(SELECT nomp_crypt._record_hash(l.jws) FROM nomp_crypt._register_lines(head_number - 1) l
 		 WHERE l.number = head_number)) INTO head_hash;
-	IF head_number > number THEN
+	-- a record may have been appended since: then it is here now
+	IF head_number > number AND (head_hash IS NULL OR encode(head_hash, 'hex') <> split_part(head, ' ', 2)) THEN
 		state := 'head ahead';
 		detail := format('the keystore remembers record %s, and the last one here is %s', head_number, number);
 	ELSIF head_number IS NOT NULL AND encode(head_hash, 'hex') <> split_part(head, ' ', 2) THEN
@@ -2349,7 +2350,11 @@ BEGIN
 			USING ERRCODE = 'NC003', DETAIL = format('Keystore %s, erasure case %s.', next_serial, c.case_id),
 			HINT = 'They were there when the tenant was fenced, and no destruction was pending. Find out where they are.';
 	ELSE
-		PERFORM nomp_crypt._erase_gone(c, next_serial, asked.labels);
+		-- with what was seen there and is gone by a call that could not say so
+		PERFORM nomp_crypt._erase_gone(c, next_serial, asked.labels || ARRAY(
+			SELECT l FROM jsonb_array_elements_text(c.keystores -> next_serial -> 'seen') l
+			WHERE regexp_replace(l, ':provisional@.*$', '') NOT IN (
+				SELECT regexp_replace(a, ':provisional@.*$', '') FROM unnest(asked.labels) a) ORDER BY l));
 	END IF;
 	IF remaining = 0 THEN
 		PERFORM nomp_crypt._erase_settle(c.case_id);
