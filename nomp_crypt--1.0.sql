@@ -436,9 +436,13 @@ CREATE FUNCTION nomp_crypt._keystore_destroy_kek(installation uuid, label text, 
 	OUT destroyed boolean, OUT until timestamptz)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy_kek';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy_kek(uuid, text, text) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean, serial text,
+CREATE FUNCTION nomp_crypt._keystore_enable(installation uuid, tenants uuid[], enable boolean, serial text,
 	OUT keys int, OUT obeyed int)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_enable';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_enable(uuid, uuid[], boolean, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean, serial text,
+	OUT keys int, OUT obeyed int)
+LANGUAGE sql VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT * FROM nomp_crypt._keystore_enable($1, ARRAY[$2], $3, $4) $$;
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_enable(uuid, uuid, boolean, text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._backup_retention() RETURNS interval
 LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_backup_retention';
@@ -454,13 +458,21 @@ CREATE FUNCTION nomp_crypt._keystore_remove(installation uuid, label text, secon
 RETURNS boolean
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_remove';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_remove(uuid, text, bigint, text) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenant uuid, keystore text DEFAULT '',
+CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenants uuid[], keystore text,
 	OUT serial text, OUT labels text[], OUT keys jsonb)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_see';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_see(uuid, uuid[], text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenant uuid, keystore text DEFAULT '',
+	OUT serial text, OUT labels text[], OUT keys jsonb)
+LANGUAGE sql VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT * FROM nomp_crypt._keystore_see($1, ARRAY[$2], $3) $$;
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_see(uuid, uuid, text) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text,
+CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenants uuid[], serial text,
 	OUT labels text[], OUT pending int, OUT until timestamptz)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy(uuid, uuid[], text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text,
+	OUT labels text[], OUT pending int, OUT until timestamptz)
+LANGUAGE sql VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT * FROM nomp_crypt._keystore_destroy($1, ARRAY[$2], $3) $$;
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy(uuid, uuid, text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_status(installation uuid, place int DEFAULT 1,
 	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
@@ -1802,17 +1814,16 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._register_allows(nomp_crypt.erasure) FROM PUBLIC;
 
--- Before the point of no return: the register is whole, all of it, says
--- nothing against it, and every key that it knows of this school has been seen
--- now, or its end is on record. A database restored from before a key was
--- replaced knows less. Then the fence is put on record. Raises 55000, NC003,
+-- Before the point of no return: the register, which the caller has found
+-- whole, says nothing against it, and every key that it knows of this school has
+-- been seen now, or its end is on record. A database restored from before a key
+-- was replaced knows less. Then the fence is put on record. Raises 55000, NC003,
 -- NC004.
 CREATE FUNCTION nomp_crypt._register_fence(c nomp_crypt.erasure, seen jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
 	missing record;
 BEGIN
-	PERFORM nomp_crypt._register_require(true);
 	PERFORM nomp_crypt._register_allows(c);
 	SELECT r.data ->> 'key' AS key, r.data ->> 'serial' AS serial INTO missing
 	FROM nomp_crypt._register_of(c.tenant) r
@@ -2030,30 +2041,55 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.withdraw_erasure(text) FROM PUBLIC;
 
--- Every keystore with the school's keys that are seen there, by serial: those
--- on record, and the others that are configured, where an interrupted call may
--- have left one. Raises NC004 if one is not configured or in trouble, NC003 if
--- a key is not where it should be.
-CREATE FUNCTION nomp_crypt._erase_see(installation uuid, tenant uuid) RETURNS jsonb
+-- Every keystore that is configured and in use, with the schools' keys that are
+-- seen there, in one look at each. Raises NC004 if one is in trouble.
+CREATE FUNCTION nomp_crypt._erase_look_everywhere(installation uuid, tenants uuid[]) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	store record;
 	seen record;
-	k record;
 	found_in jsonb := '{}';
 BEGIN
-	FOR store IN SELECT * FROM nomp_crypt._keystores(_erase_see.installation) LOOP
+	FOR store IN SELECT * FROM nomp_crypt._keystores(_erase_look_everywhere.installation) LOOP
 		IF store.state <> 'ok' AND store.canary IS NOT FALSE THEN
 			RAISE EXCEPTION 'the keystore is unavailable: %', store.state
 				USING ERRCODE = 'NC004', DETAIL = format('It is %s.', store.keystore),
 				HINT = 'Nothing was destroyed; every keystore that is configured must be seen. See nomp_crypt.keystore_status().';
 		END IF;
 		CONTINUE WHEN store.state <> 'ok';	-- never used: it lacks the canary
-		SELECT * INTO seen FROM nomp_crypt._keystore_see(_erase_see.installation, _erase_see.tenant, store.serial);
+		SELECT * INTO seen FROM nomp_crypt._keystore_see(_erase_look_everywhere.installation,
+			_erase_look_everywhere.tenants, store.serial);
 		found_in := found_in || jsonb_build_object(seen.serial, jsonb_build_object('seen', to_jsonb(seen.labels),
 			'keys', seen.keys, 'at_once', store.destroys_at_once));
 	END LOOP;
+	IF found_in = '{}' THEN
+		RAISE EXCEPTION 'the keystore is unavailable: no token is this installation''s'
+			USING ERRCODE = 'NC004', HINT = 'Nothing was destroyed. See nomp_crypt.keystore_status().';
+	END IF;
+	RETURN found_in;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_look_everywhere(uuid, uuid[]) FROM PUBLIC;
+
+-- Every keystore with one school's keys that were seen there, by serial: those
+-- on record, and the others that are configured, where an interrupted call may
+-- have left one. Raises NC004 if one is not configured, NC003 if a key is not
+-- where it should be.
+CREATE FUNCTION nomp_crypt._erase_see(installation uuid, tenant uuid, everywhere jsonb) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	prefix text := format('nomp_crypt:%s:%s:', _erase_see.installation, _erase_see.tenant);
+	k record;
+	found_in jsonb;
+BEGIN
+	SELECT jsonb_object_agg(s.key, s.value || jsonb_build_object(
+		'seen', (SELECT coalesce(jsonb_agg(l ORDER BY n), '[]')
+			FROM jsonb_array_elements_text(s.value -> 'seen') WITH ORDINALITY l(l, n) WHERE starts_with(l, prefix)),
+		'keys', (SELECT coalesce(jsonb_agg(l ORDER BY n), '[]')
+			FROM jsonb_array_elements(s.value -> 'keys') WITH ORDINALITY l(l, n) WHERE starts_with(l ->> 'label', prefix))))
+	INTO found_in FROM jsonb_each(_erase_see.everywhere) s;
 	FOR k IN SELECT e.label, nomp_crypt._keystore_serial(e.keystore) AS serial,
 				-- seen there to be destroyed, by a call that may have gone on or not
 				e.submitted_at IS NOT NULL AND e.keystore = nomp_crypt._keystore_name(e.keystore_serial) AS witnessed
@@ -2072,14 +2108,42 @@ BEGIN
 				HINT = 'The school stays suspended. Find the keystore that holds the key, or its backup.';
 		END IF;
 	END LOOP;
-	IF found_in = '{}' THEN
-		RAISE EXCEPTION 'the keystore is unavailable: no token is this installation''s'
-			USING ERRCODE = 'NC004', HINT = 'Nothing was destroyed. See nomp_crypt.keystore_status().';
-	END IF;
 	RETURN found_in;
 END
 $$;
-REVOKE ALL ON FUNCTION nomp_crypt._erase_see(uuid, uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_see(uuid, uuid, jsonb) FROM PUBLIC;
+
+-- Fence a requested case that is due, its keys seen in that look; NULL: now.
+-- The register is whole. Raises 55000, NC003, NC004.
+CREATE FUNCTION nomp_crypt._erase_pass(c nomp_crypt.erasure, installation uuid, everywhere jsonb) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	seen jsonb;
+	all_seen text[];
+	waits text;
+BEGIN
+	PERFORM nomp_crypt._erase_committed(c.case_id);
+	waits := nomp_crypt._erase_due(c.case_id);
+	IF waits <> '' THEN
+		RAISE EXCEPTION 'the erasure of tenant "%" %', nomp_crypt._erase_tenant_id(c.case_id), waits
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.erasures.';
+	END IF;
+	seen := nomp_crypt._erase_see(_erase_pass.installation, c.tenant, coalesce(_erase_pass.everywhere,
+		nomp_crypt._erase_look_everywhere(_erase_pass.installation, ARRAY[c.tenant])));
+	all_seen := ARRAY(SELECT l FROM jsonb_each(seen) k, jsonb_array_elements_text(k.value -> 'seen') l
+					  ORDER BY l);
+	UPDATE nomp_crypt.erasure e SET state = 'fenced', fenced_at = clock_timestamp(),
+		keystore_serial = (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k),
+		keystores = seen, keys_seen = all_seen
+	WHERE e.case_id = c.case_id;
+	UPDATE nomp_crypt.tenant t SET state = 'fenced' WHERE t.uuid = c.tenant;
+	PERFORM nomp_crypt._register_fence(c, seen);
+	PERFORM nomp_crypt._audit_case('erase_fence', c, jsonb_build_object('keys', all_seen,
+		'serial', (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k)));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_pass(nomp_crypt.erasure, uuid, jsonb) FROM PUBLIC;
 
 -- The point of no return: every key that the school ever had is seen in the
 -- keystore, and the school is fenced. Repeated, it writes again, so that the
@@ -2090,29 +2154,13 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_fence.case_id);
 	installation uuid := nomp_crypt._require_owner();
-	seen jsonb;
-	all_seen text[];
 BEGIN
 	IF c.state NOT IN ('requested', 'fenced') THEN
 		RETURN;
 	END IF;
 	IF c.state = 'requested' THEN
-		PERFORM nomp_crypt._erase_committed(c.case_id);
-		IF nomp_crypt._erase_due(c.case_id) <> '' THEN
-			RAISE EXCEPTION 'erasure case % is not due yet', c.case_id
-				USING ERRCODE = 'object_not_in_prerequisite_state';
-		END IF;
-		seen := nomp_crypt._erase_see(installation, c.tenant);
-		all_seen := ARRAY(SELECT l FROM jsonb_each(seen) k, jsonb_array_elements_text(k.value -> 'seen') l
-						  ORDER BY l);
-		UPDATE nomp_crypt.erasure e SET state = 'fenced', fenced_at = clock_timestamp(),
-			keystore_serial = (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k),
-			keystores = seen, keys_seen = all_seen
-		WHERE e.case_id = c.case_id;
-		UPDATE nomp_crypt.tenant t SET state = 'fenced' WHERE t.uuid = c.tenant;
-		PERFORM nomp_crypt._register_fence(c, seen);
-		PERFORM nomp_crypt._audit_case('erase_fence', c, jsonb_build_object('keys', all_seen,
-			'serial', (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k)));
+		PERFORM nomp_crypt._register_require(true);
+		PERFORM nomp_crypt._erase_pass(c, installation, NULL);
 	END IF;
 	UPDATE nomp_crypt.erasure e SET checked_at = clock_timestamp() WHERE e.case_id = c.case_id;
 END
@@ -2822,6 +2870,146 @@ BEGIN
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_refuse_group(uuid) FROM PUBLIC;
+
+-- Many cases with one look at the keystore. Each step is one transaction for
+-- all of them: what is in the way of one stops it, and then they go one by one.
+
+-- Up to 50 requested cases of an agreement that wait for nothing; NULL if there
+-- is one at most, or a keystore that destroys later, which is asked case by case.
+CREATE FUNCTION nomp_crypt._erase_batch(group_id uuid) RETURNS uuid[]
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN count(*) > 1 AND NOT EXISTS (
+		SELECT FROM nomp_crypt._keystores((SELECT i.uuid FROM nomp_crypt.installation i)) k WHERE k.destroys_at_once IS FALSE)
+		THEN array_agg(b.case_id) END
+	FROM (SELECT e.case_id FROM nomp_crypt.erasure e
+		  WHERE e.group_id = $1 AND e.state = 'requested' AND nomp_crypt._erase_waits(e) IS NULL
+		  ORDER BY e.tenant LIMIT 50) b
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_batch(uuid) FROM PUBLIC;
+
+-- The next agreement's number after that one which has cases that are due.
+CREATE FUNCTION nomp_crypt._erase_next_group(after uuid) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.group_id FROM nomp_crypt.erasure e
+	WHERE e.group_id IS NOT NULL AND ($1 IS NULL OR e.group_id > $1) AND e.state = 'requested'
+		AND nomp_crypt._erase_waits(e) IS NULL
+	ORDER BY e.group_id LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_next_group(uuid) FROM PUBLIC;
+
+-- The cases, all in that state and committed, locked in one order as everywhere.
+CREATE FUNCTION nomp_crypt._erase_cases(cases uuid[], state text) RETURNS nomp_crypt.erasure[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	id uuid;
+	c nomp_crypt.erasure;
+	locked nomp_crypt.erasure[] := '{}';
+BEGIN
+	FOR id IN SELECT e.case_id FROM nomp_crypt.erasure e WHERE e.case_id = ANY (_erase_cases.cases) ORDER BY e.tenant LOOP
+		c := nomp_crypt._erase_case(id);
+		IF c.state <> _erase_cases.state OR c.voided_at IS NOT NULL THEN
+			RAISE EXCEPTION 'erasure case % is %', c.case_id, c.state USING ERRCODE = 'object_not_in_prerequisite_state';
+		END IF;
+		PERFORM nomp_crypt._erase_committed(c.case_id);
+		locked := locked || c;
+	END LOOP;
+	IF cardinality(locked) = 0 THEN
+		RAISE EXCEPTION 'no such erasure case' USING ERRCODE = 'undefined_object';
+	END IF;
+	RETURN locked;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_cases(uuid[], text) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._erase_fence_together(cases uuid[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	locked nomp_crypt.erasure[] := nomp_crypt._erase_cases(cases, 'requested');
+	installation uuid := nomp_crypt._require_owner();
+	everywhere jsonb;
+	c nomp_crypt.erasure;
+BEGIN
+	PERFORM nomp_crypt._register_require(true);
+	everywhere := nomp_crypt._erase_look_everywhere(installation, ARRAY(SELECT l.tenant FROM unnest(locked) l));
+	FOREACH c IN ARRAY locked LOOP
+		PERFORM nomp_crypt._erase_pass(c, installation, everywhere);
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_fence_together(uuid[]) FROM PUBLIC;
+
+-- A token that does not disable every one of the keys is asked case by case.
+CREATE FUNCTION nomp_crypt._erase_disable_together(cases uuid[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	locked nomp_crypt.erasure[] := nomp_crypt._erase_cases(cases, 'fenced');
+	installation uuid := nomp_crypt._require_owner();
+	serial text;
+	done record;
+	told jsonb := '{}';
+	c nomp_crypt.erasure;
+BEGIN
+	FOR serial IN SELECT DISTINCT k FROM unnest(locked) l, jsonb_object_keys(l.keystores) k ORDER BY 1 LOOP
+		SELECT * INTO done FROM nomp_crypt._keystore_enable(installation, ARRAY(SELECT l.tenant FROM unnest(locked) l),
+			false, serial);
+		IF done.obeyed < done.keys THEN
+			PERFORM nomp_crypt._erase_disable(l.case_id) FROM unnest(locked) l;
+			RETURN;
+		END IF;
+	END LOOP;
+	FOREACH c IN ARRAY locked LOOP
+		UPDATE nomp_crypt.erasure e SET keystores = (SELECT jsonb_object_agg(k.key, k.value ||
+			jsonb_build_object('disabled', jsonb_array_length(k.value -> 'seen'))) FROM jsonb_each(e.keystores) k)
+		WHERE e.case_id = c.case_id;
+		PERFORM nomp_crypt._audit_case('erase_disable', c, jsonb_build_object('serial', c.keystore_serial,
+			'disabled', cardinality(c.keys_seen)));
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_disable_together(uuid[]) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._erase_submit_together(cases uuid[]) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._erase_submit(l.case_id) FROM unnest(nomp_crypt._erase_cases($1, 'fenced')) l
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_submit_together(uuid[]) FROM PUBLIC;
+
+-- As _erase_destroy: one of the keystores, in which every key of all of these
+-- schools is seen, destroyed, and then not seen. Returns how many are left.
+CREATE FUNCTION nomp_crypt._erase_destroy_together(cases uuid[]) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	locked nomp_crypt.erasure[] := nomp_crypt._erase_cases(cases, 'submitted');
+	installation uuid := nomp_crypt._require_owner();
+	next_serial text;
+	remaining int;
+	asked record;
+	c nomp_crypt.erasure;
+BEGIN
+	PERFORM nomp_crypt._require_synced((SELECT max(l.submitted_lsn) FROM unnest(locked) l));
+	PERFORM nomp_crypt._register_require();
+	SELECT min(k.key), count(DISTINCT k.key) - 1 INTO next_serial, remaining
+	FROM unnest(locked) l, jsonb_each(l.keystores) k WHERE NOT k.value ? 'destroyed';
+	SELECT * INTO asked FROM nomp_crypt._keystore_destroy(installation,
+		ARRAY(SELECT l.tenant FROM unnest(locked) l WHERE l.keystores ? next_serial), next_serial);
+	IF asked.pending > 0 THEN
+		RAISE EXCEPTION 'the keystore destroys later' USING ERRCODE = 'object_not_in_prerequisite_state';
+	END IF;
+	FOREACH c IN ARRAY locked LOOP
+		IF c.keystores ? next_serial THEN
+			PERFORM nomp_crypt._erase_gone(c, next_serial, ARRAY(SELECT l FROM unnest(asked.labels) l
+				WHERE starts_with(l, format('nomp_crypt:%s:%s:', installation, c.tenant))));
+		END IF;
+		IF remaining = 0 THEN
+			PERFORM nomp_crypt._erase_settle(c.case_id);
+		END IF;
+	END LOOP;
+	RETURN remaining;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_destroy_together(uuid[]) FROM PUBLIC;
 
 -- All schools of an agreement, as erase_tenant: see erase_case.c.
 CREATE PROCEDURE nomp_crypt.erase_agreement(agreement text, reason text, reference text DEFAULT NULL)
@@ -8537,7 +8725,9 @@ BEGIN
 							  '_referrers', '_owned', '_value_columns', '_count_values', '_finished_case',
 							  '_keep_sample', 'exposure_report', 'tenant_report', 'tenant_report_html')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
-							  '_erase_disable', '_erase_submit', '_erase_destroy')
+							  '_erase_disable', '_erase_submit', '_erase_destroy', '_erase_batch', '_erase_next_group',
+							  '_erase_fence_together', '_erase_disable_together', '_erase_submit_together',
+							  '_erase_destroy_together')
 			 OR p.proname IN ('resubmit_erasure', '_erase_resubmit')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);
 	END LOOP;
