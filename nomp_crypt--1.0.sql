@@ -5624,31 +5624,13 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._certificate_keys(nomp_crypt.erasure) FROM PUBLIC;
 
--- This database's encrypted columns, and since when they are, where that is
--- known.
+-- This database's encrypted columns, and since when nothing plain of them is on
+-- disk, where that is known.
 CREATE FUNCTION nomp_crypt._certificate_columns() RETURNS jsonb
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
-DECLARE
-	col record;
-	since timestamptz;
-	columns jsonb := '[]';
 BEGIN
-	FOR col IN SELECT format('%I.%I', n.nspname, c.relname) AS tab, a.attname AS name
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-		WHERE c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition AND n.nspname !~ '^pg_'
-			AND nomp_crypt._holds_values(a.atttypid)
-		ORDER BY 1, a.attnum LOOP
-		since := NULL;
-		IF to_regclass('nomp_crypt.column_history') IS NOT NULL THEN
-			EXECUTE 'SELECT max(h.at) FROM nomp_crypt.column_history h
-				WHERE h.table_name = $1 AND h.column_name = $2 AND h.event <> ''gone'''
-			INTO since USING col.tab, col.name;
-		END IF;
-		columns := columns || jsonb_strip_nulls(jsonb_build_object('table', col.tab, 'column', col.name,
-			'encrypted_since', since));
-	END LOOP;
-	RETURN columns;
+	RETURN coalesce((SELECT jsonb_agg(jsonb_strip_nulls(jsonb_build_object('table', i.table_name, 'column', i.column_name,
+		'encrypted_since', i.encrypted_on_disk_since)) ORDER BY i.table_name, i.column_name) FROM nomp_crypt.inventory i), '[]');
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._certificate_columns() FROM PUBLIC;

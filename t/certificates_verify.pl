@@ -30,6 +30,8 @@ SELECT nomp_crypt.create_tenant('s-0180-42', $$Ribersborgs<script>alert("skola")
 SELECT nomp_crypt.create_tenant('other', agreement => 'Anna Andersson, rektor');
 INSERT INTO pupil VALUES (1, 's-0180-42', nomp_crypt.encrypt('Anna Andersson', 's-0180-42'), NULL);
 SELECT nomp_crypt.rewrap_tenant('s-0180-42');
+CREATE TABLE converted (id int, school text, name text);
+SELECT nomp_crypt.encrypt_column('converted', 'name', 'school');
 CREATE ROLE stranger; CREATE ROLE dpo LOGIN; SELECT nomp_crypt.grant_admin('dpo');
 SELECT nomp_crypt.hold_tenant('s-0180-42', 'T-77-26'); SELECT nomp_crypt.release_hold('s-0180-42', 'T-77-26');
 SELECT nomp_crypt.data_returned('s-0180-42', repeat('ab', 32));
@@ -205,6 +207,14 @@ is($data->{agreement}, 'PUB-2024/117', 'the agreement is');
 is( join(',', map { "$_->{generation} $_->{end}{how}" } @{ $data->{keys} }),
 	'1 destroyed,2 destroyed',
 	'and every key that the school ever had');
+my %columns =
+  map { ("$_->{table}.$_->{column}" => $_) } @{ $data->{columns} };
+ok( $columns{'public.pupil.name'}{encrypted_since},
+	'and since when a column is encrypted');
+is_deeply(
+	$columns{'public.converted.name'},
+	{ table => 'public.converted', column => 'name' },
+	'but not where plain values may be left');
 is( join(' ',
 		map { one("SELECT type FROM nomp_crypt.register WHERE number = $_") }
 		  $data->{holds}[0]{placed_record},
