@@ -174,8 +174,14 @@ sub rest
 	my $call = $call{ $way->{call} };
 	my %keys;
 
-	# what was asked again is done; then it only looks
-	$call = $call{erase_tenant} if $way->{call} eq 'resubmit_erasure';
+	# what was asked again is done, and is not asked once more: then it only looks
+	if ($way->{call} eq 'resubmit_erasure')
+	{
+		one(sprintf $call, $_) for split /\n/,
+		  one(  'SELECT t.id FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant'
+			  . " WHERE e.voided_at IS NOT NULL AND t.id = ANY ('{$list}')");
+		$call = $call{erase_tenant};
+	}
 	is( join(' ',
 			grep { $_ ne '' }
 			map  { sqlstate($node, sprintf $call, $_) } @ids),
