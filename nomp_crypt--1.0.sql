@@ -4283,25 +4283,17 @@ BEGIN
 	END LOOP;
 	kind := 'not reached';
 	amount := NULL;
-	IF to_regclass('nomp_crypt.inventory') IS NULL THEN
-		object := 'backups and files';
-		column_name := NULL;
-		detail := 'since when the columns are encrypted on disk is not known; what was plain before is in backups, WAL and old blocks of that time';
+	FOR past IN SELECT i.table_name, i.column_name, i.encrypted_on_disk_since AS since, i.state
+		FROM nomp_crypt.inventory i JOIN jsonb_to_recordset(found_in) p(name text, column_name name)
+			ON p.name = i.table_name AND p.column_name = i.column_name
+		WHERE i.encrypted_on_disk_since IS NULL OR i.encrypted_on_disk_since > clock_timestamp() - nomp_crypt._backup_retention() LOOP
+		object := past.table_name;
+		column_name := past.column_name;
+		detail := CASE WHEN past.since IS NULL THEN past.state
+			ELSE format('encrypted on disk since %s: backups from before have it plain until %s', past.since,
+				past.since + nomp_crypt._backup_retention()) END;
 		RETURN NEXT;
-	ELSE
-		FOR past IN EXECUTE 'SELECT i.table_name, i.column_name, i.encrypted_on_disk_since AS since, i.state
-			FROM nomp_crypt.inventory i JOIN jsonb_to_recordset($1) p(name text, column_name name)
-				ON p.name = i.table_name AND p.column_name = i.column_name
-			WHERE i.encrypted_on_disk_since IS NULL OR i.encrypted_on_disk_since > clock_timestamp() - nomp_crypt._backup_retention()'
-			USING found_in LOOP
-			object := past.table_name;
-			column_name := past.column_name;
-			detail := CASE WHEN past.since IS NULL THEN past.state
-				ELSE format('encrypted on disk since %s: backups from before have it plain until %s', past.since,
-					past.since + nomp_crypt._backup_retention()) END;
-			RETURN NEXT;
-		END LOOP;
-	END IF;
+	END LOOP;
 	column_name := NULL;
 	FOR object, amount, detail IN SELECT p.name, count(*), 'findings of nomp_crypt.lint(): ' || string_agg(DISTINCT l.rule, ', ')
 		FROM nomp_crypt._lint(0, false) l, jsonb_to_recordset(found_in) p(name text, column_name name)
@@ -4821,16 +4813,11 @@ BEGIN
 	destroyed_at := NULL;
 	FOR col IN SELECT v.name, v.column_name FROM nomp_crypt._value_columns() v LOOP
 		object := format('%s.%I', col.name, col.column_name);
-		since := NULL;
-		exposed := NULL;
-		detail := 'since when it is encrypted on disk is not known';
-		IF to_regclass('nomp_crypt.inventory') IS NOT NULL THEN
-			EXECUTE 'SELECT i.encrypted_on_disk_since, i.encrypted_on_disk_since > $3, CASE
-					WHEN i.encrypted_on_disk_since <= $3 THEN ''encrypted then: readable with the keys above only''
-					WHEN i.encrypted_on_disk_since > $3 THEN ''plain then, in part or all of it: readable without a key'' ELSE i.state END
-				FROM nomp_crypt.inventory i WHERE i.table_name = $1 AND i.column_name = $2'
-			INTO since, exposed, detail USING col.name, col.column_name, as_of;
-		END IF;
+		SELECT i.encrypted_on_disk_since, i.encrypted_on_disk_since > exposure_report.as_of, CASE
+				WHEN i.encrypted_on_disk_since <= exposure_report.as_of THEN 'encrypted then: readable with the keys above only'
+				WHEN i.encrypted_on_disk_since > exposure_report.as_of THEN 'plain then, in part or all of it: readable without a key' ELSE i.state END
+		INTO since, exposed, detail
+		FROM nomp_crypt.inventory i WHERE i.table_name = col.name AND i.column_name = col.column_name;
 		RETURN NEXT;
 	END LOOP;
 END
@@ -4922,11 +4909,8 @@ BEGIN
 	FOR r IN SELECT v.name, v.column_name, format_type(a.atttypid, a.atttypmod) AS type
 			 FROM nomp_crypt._value_columns() v JOIN pg_attribute a ON a.attrelid = v.relation AND a.attnum = v.place LOOP
 		item := format('%s.%I', r.name, r.column_name);
-		since := NULL;
-		IF to_regclass('nomp_crypt.inventory') IS NOT NULL THEN
-			EXECUTE 'SELECT i.encrypted_on_disk_since FROM nomp_crypt.inventory i WHERE i.table_name = $1 AND i.column_name = $2'
-			INTO since USING r.name, r.column_name;
-		END IF;
+		SELECT i.encrypted_on_disk_since INTO since
+		FROM nomp_crypt.inventory i WHERE i.table_name = r.name AND i.column_name = r.column_name;
 		value := concat_ws(', ', r.type, CASE WHEN since IS NULL THEN w ->> 'column_unknown' ELSE format(w ->> 'column_since', nomp_crypt._report_time(since)) END);
 		RETURN NEXT;
 	END LOOP;

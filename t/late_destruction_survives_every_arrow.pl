@@ -177,8 +177,10 @@ sub rest
 	# what was asked again is done, and is not asked once more: then it only looks
 	if ($way->{call} eq 'resubmit_erasure')
 	{
-		one(sprintf $call, $_) for split /\n/,
-		  one(  'SELECT t.id FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant'
+		one(sprintf $call, $_)
+		  for split /\n/,
+		  one(
+			'SELECT t.id FROM nomp_crypt.erasure e JOIN nomp_crypt.tenant t ON t.uuid = e.tenant'
 			  . " WHERE e.voided_at IS NOT NULL AND t.id = ANY ('{$list}')");
 		$call = $call{erase_tenant};
 	}
