@@ -174,8 +174,14 @@ sub rest
 	my $call = $call{ $way->{call} };
 	my %keys;
 
-	# what was asked again is done; then it only looks
-	$call = $call{erase_tenant} if $way->{call} eq 'resubmit_erasure';
+	# where that was asked again it is done, and only looked at
+	if ($way->{call} eq 'resubmit_erasure')
+	{
+		like(sqlstate($node, sprintf $call, $_),
+			qr/^(?:|55000)$/, "$label: it can be asked again")
+		  for @ids;
+		$call = $call{erase_tenant};
+	}
 	is( join(' ',
 			grep { $_ ne '' }
 			map  { sqlstate($node, sprintf $call, $_) } @ids),
