@@ -69,7 +69,7 @@ AWS_PROGRAMS = $(filter test/aws_%,$(TEST_PROGRAMS))
 CLIENT_PROGRAMS = $(patsubst %.c,%,$(sort $(wildcard test/*_client.c)))
 TEST_LIBRARIES = $(patsubst %.c,%.so,$(sort $(wildcard test/*_shim.c)))
 TEST_MODULES = $(patsubst %.c,%.so,$(sort $(wildcard test/*_module.c)))	# of the server
-PLAIN_OBJS = $(patsubst %,src/%.o,cipher cipher_openssl cipher_ipsec_mb scrub value keyplace)	# need no server
+PLAIN_OBJS = $(patsubst %,src/%.o,cipher cipher_openssl cipher_ipsec_mb scrub value keyplace personal)	# need no server
 
 # pg_regress on a server of its own; the keystore and the server's settings
 # come from scripts/regress-config.

@@ -436,9 +436,13 @@ CREATE FUNCTION nomp_crypt._keystore_destroy_kek(installation uuid, label text, 
 	OUT destroyed boolean, OUT until timestamptz)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy_kek';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy_kek(uuid, text, text) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean, serial text,
+CREATE FUNCTION nomp_crypt._keystore_enable(installation uuid, tenants uuid[], enable boolean, serial text,
 	OUT keys int, OUT obeyed int)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_enable';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_enable(uuid, uuid[], boolean, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean, serial text,
+	OUT keys int, OUT obeyed int)
+LANGUAGE sql VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT * FROM nomp_crypt._keystore_enable($1, ARRAY[$2], $3, $4) $$;
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_enable(uuid, uuid, boolean, text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._backup_retention() RETURNS interval
 LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'nc_backup_retention';
@@ -454,13 +458,21 @@ CREATE FUNCTION nomp_crypt._keystore_remove(installation uuid, label text, secon
 RETURNS boolean
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_remove';
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_remove(uuid, text, bigint, text) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenant uuid, keystore text DEFAULT '',
+CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenants uuid[], keystore text,
 	OUT serial text, OUT labels text[], OUT keys jsonb)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_see';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_see(uuid, uuid[], text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenant uuid, keystore text DEFAULT '',
+	OUT serial text, OUT labels text[], OUT keys jsonb)
+LANGUAGE sql VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT * FROM nomp_crypt._keystore_see($1, ARRAY[$2], $3) $$;
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_see(uuid, uuid, text) FROM PUBLIC;
-CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text,
+CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenants uuid[], serial text,
 	OUT labels text[], OUT pending int, OUT until timestamptz)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy(uuid, uuid[], text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text,
+	OUT labels text[], OUT pending int, OUT until timestamptz)
+LANGUAGE sql VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT * FROM nomp_crypt._keystore_destroy($1, ARRAY[$2], $3) $$;
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_destroy(uuid, uuid, text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_status(installation uuid, place int DEFAULT 1,
 	OUT keystore text, OUT state text, OUT detail text, OUT token text, OUT serial text,
@@ -1750,23 +1762,72 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._register_kek(text, uuid, int) FROM PUBLIC;
 
--- Before the point of no return: the register is whole, all of it, and every
--- key that it knows of this school has been seen now, or its end is on record.
--- A database restored from before a key was replaced knows less. Then the
--- fence is put on record. Raises 55000, NC003, NC004.
+-- What the register says of a school, verified: the table's records, and what
+-- the file has beyond them. Raises NC004.
+CREATE FUNCTION nomp_crypt._register_of(school uuid, OUT number bigint, OUT at timestamptz, OUT type text,
+	OUT data jsonb) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT r.number, r.at, r.type, r.data
+	FROM (SELECT g.jws FROM nomp_crypt.register g WHERE g.school = $1
+		  UNION SELECT l.jws FROM nomp_crypt._register_lines(
+			(SELECT coalesce(max(g.number), 0) FROM nomp_crypt.register g)) l) g, nomp_crypt._record(g.jws) r
+	WHERE r.school = $1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_of(uuid) FROM PUBLIC;
+
+-- What stops an erasure by the register, whatever the tables say: a backup was
+-- restored, or a row was changed by hand. Raises 55000, NC004.
+CREATE FUNCTION nomp_crypt._register_allows(c nomp_crypt.erasure) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	needed int := greatest(c.approvals_needed, current_setting('nomp_crypt.erasure_approvals')::int);
+	given int;
+	r record;
+BEGIN
+	SELECT o.* INTO r FROM nomp_crypt._register_of(c.tenant) o
+	WHERE o.type = 'hold' AND NOT EXISTS (SELECT FROM nomp_crypt._register_of(c.tenant) x
+		WHERE x.type = 'released' AND x.data ->> 'reference' = o.data ->> 'reference' AND x.number > o.number)
+	ORDER BY o.number LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'tenant "%" is under legal hold %, by record % of the register',
+			nomp_crypt._erase_tenant_id(c.case_id), r.data ->> 'reference', r.number
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'This database does not know of it: it was restored from a backup. SELECT * FROM nomp_crypt.reconcile();';
+	END IF;
+	SELECT o.* INTO r FROM nomp_crypt._register_of(c.tenant) o
+	WHERE o.type = 'withdrawn' AND o.data ->> 'case' = c.case_id::text LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'erasure case % of tenant "%" was withdrawn, by record % of the register',
+			c.case_id, nomp_crypt._erase_tenant_id(c.case_id), r.number
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'This database does not know of it: it was restored from a backup. SELECT * FROM nomp_crypt.reconcile();';
+	END IF;
+	SELECT coalesce(max((o.data ->> 'given')::int), 0) INTO given FROM nomp_crypt._register_of(c.tenant) o
+	WHERE o.type = 'approved' AND o.data ->> 'case' = c.case_id::text;
+	IF given < needed THEN
+		RAISE EXCEPTION '% of % approvals of the erasure of tenant "%" are not on record in the register',
+			needed - given, needed, nomp_crypt._erase_tenant_id(c.case_id)
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Rows of nomp_crypt.erasure_approval that were not made by nomp_crypt.approve_erasure() do not count. Withdraw the request and begin again.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._register_allows(nomp_crypt.erasure) FROM PUBLIC;
+
+-- Before the point of no return: the register, which the caller has found
+-- whole, says nothing against it, and every key that it knows of this school has
+-- been seen now, or its end is on record. A database restored from before a key
+-- was replaced knows less. Then the fence is put on record. Raises 55000, NC003,
+-- NC004.
 CREATE FUNCTION nomp_crypt._register_fence(c nomp_crypt.erasure, seen jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
 	missing record;
-	now record;
 BEGIN
-	PERFORM nomp_crypt._register_require(true);
-	SELECT * INTO now FROM nomp_crypt._register_look(false);
-	-- what the file has and the table has not counts, too
+	PERFORM nomp_crypt._register_allows(c);
 	SELECT r.data ->> 'key' AS key, r.data ->> 'serial' AS serial INTO missing
-	FROM (SELECT g.jws FROM nomp_crypt.register g WHERE g.school = c.tenant
-		  UNION SELECT l.jws FROM nomp_crypt._register_lines(now.in_table) l) g, nomp_crypt._record(g.jws) r
-	WHERE r.type IN ('born', 'moved') AND r.school = c.tenant
+	FROM nomp_crypt._register_of(c.tenant) r
+	WHERE r.type IN ('born', 'moved')
 		AND NOT EXISTS (SELECT FROM jsonb_each(_register_fence.seen) s, jsonb_array_elements_text(s.value -> 'seen') l
 			WHERE l = r.data ->> 'key' OR starts_with(l, (r.data ->> 'key') || ':provisional@'))
 		AND NOT EXISTS (SELECT FROM nomp_crypt.register e, nomp_crypt._record(e.jws) x
@@ -1938,6 +1999,26 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_committed(uuid) FROM PUBLIC;
 
+-- End a school's requested case, that one or whichever it is: the school is as
+-- it was before. Returns it, NULL if there is none.
+CREATE FUNCTION nomp_crypt._erase_withdraw(school uuid, case_id uuid) RETURNS nomp_crypt.erasure
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	c nomp_crypt.erasure;
+BEGIN
+	UPDATE nomp_crypt.erasure e SET state = 'withdrawn'
+	WHERE e.tenant = _erase_withdraw.school AND e.state = 'requested'
+		AND e.case_id = coalesce(_erase_withdraw.case_id, e.case_id)
+	RETURNING e.* INTO c;
+	-- a school that was suspended before the request stays so
+	UPDATE nomp_crypt.tenant t SET state = 'active'
+	WHERE t.uuid = c.tenant AND t.state = 'suspended' AND t.suspended_at IS NULL;
+	RETURN c;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_withdraw(uuid, uuid) FROM PUBLIC;
+
 -- Take a request back during its grace period: the school is as it was before.
 -- Raises 42704, 55000 after the fence.
 CREATE FUNCTION nomp_crypt.withdraw_erasure(id text) RETURNS void
@@ -1948,46 +2029,67 @@ DECLARE
 	c nomp_crypt.erasure;
 BEGIN
 	PERFORM FROM nomp_crypt.tenant t WHERE t.uuid = target FOR UPDATE;
-	UPDATE nomp_crypt.erasure e SET state = 'withdrawn' WHERE e.tenant = target AND e.state = 'requested'
-	RETURNING e.* INTO c;
-	IF NOT FOUND THEN
+	c := nomp_crypt._erase_withdraw(target, NULL);
+	IF c.case_id IS NULL THEN
 		RAISE EXCEPTION 'tenant "%" has no erasure that could be withdrawn', withdraw_erasure.id
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 			HINT = 'See nomp_crypt.erasure; from the fence on an erasure is final.';
 	END IF;
-	-- a school that was suspended before the request stays so
-	UPDATE nomp_crypt.tenant t SET state = 'active'
-	WHERE t.uuid = target AND t.state = 'suspended' AND t.suspended_at IS NULL;
 	PERFORM nomp_crypt._audit_case('withdraw_erasure', c);
 	PERFORM nomp_crypt._register_append('withdrawn', jsonb_build_object('school', c.tenant, 'case', c.case_id));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.withdraw_erasure(text) FROM PUBLIC;
 
--- Every keystore with the school's keys that are seen there, by serial: those
--- on record, and the others that are configured, where an interrupted call may
--- have left one. Raises NC004 if one is not configured or in trouble, NC003 if
--- a key is not where it should be.
-CREATE FUNCTION nomp_crypt._erase_see(installation uuid, tenant uuid) RETURNS jsonb
+-- Every keystore that is configured and in use, with the schools' keys that are
+-- seen there, in one look at each. Raises NC004 if one is in trouble.
+CREATE FUNCTION nomp_crypt._erase_look_everywhere(installation uuid, tenants uuid[]) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	store record;
 	seen record;
-	k record;
 	found_in jsonb := '{}';
 BEGIN
-	FOR store IN SELECT * FROM nomp_crypt._keystores(_erase_see.installation) LOOP
+	FOR store IN SELECT * FROM nomp_crypt._keystores(_erase_look_everywhere.installation) LOOP
 		IF store.state <> 'ok' AND store.canary IS NOT FALSE THEN
 			RAISE EXCEPTION 'the keystore is unavailable: %', store.state
 				USING ERRCODE = 'NC004', DETAIL = format('It is %s.', store.keystore),
 				HINT = 'Nothing was destroyed; every keystore that is configured must be seen. See nomp_crypt.keystore_status().';
 		END IF;
 		CONTINUE WHEN store.state <> 'ok';	-- never used: it lacks the canary
-		SELECT * INTO seen FROM nomp_crypt._keystore_see(_erase_see.installation, _erase_see.tenant, store.serial);
+		SELECT * INTO seen FROM nomp_crypt._keystore_see(_erase_look_everywhere.installation,
+			_erase_look_everywhere.tenants, store.serial);
 		found_in := found_in || jsonb_build_object(seen.serial, jsonb_build_object('seen', to_jsonb(seen.labels),
 			'keys', seen.keys, 'at_once', store.destroys_at_once));
 	END LOOP;
+	IF found_in = '{}' THEN
+		RAISE EXCEPTION 'the keystore is unavailable: no token is this installation''s'
+			USING ERRCODE = 'NC004', HINT = 'Nothing was destroyed. See nomp_crypt.keystore_status().';
+	END IF;
+	RETURN found_in;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_look_everywhere(uuid, uuid[]) FROM PUBLIC;
+
+-- Every keystore with one school's keys that were seen there, by serial: those
+-- on record, and the others that are configured, where an interrupted call may
+-- have left one. Raises NC004 if one is not configured, NC003 if a key is not
+-- where it should be.
+CREATE FUNCTION nomp_crypt._erase_see(installation uuid, tenant uuid, everywhere jsonb) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	prefix text := format('nomp_crypt:%s:%s:', _erase_see.installation, _erase_see.tenant);
+	k record;
+	found_in jsonb;
+BEGIN
+	SELECT jsonb_object_agg(s.key, s.value || jsonb_build_object(
+		'seen', (SELECT coalesce(jsonb_agg(l ORDER BY n), '[]')
+			FROM jsonb_array_elements_text(s.value -> 'seen') WITH ORDINALITY l(l, n) WHERE starts_with(l, prefix)),
+		'keys', (SELECT coalesce(jsonb_agg(l ORDER BY n), '[]')
+			FROM jsonb_array_elements(s.value -> 'keys') WITH ORDINALITY l(l, n) WHERE starts_with(l ->> 'label', prefix))))
+	INTO found_in FROM jsonb_each(_erase_see.everywhere) s;
 	FOR k IN SELECT e.label, nomp_crypt._keystore_serial(e.keystore) AS serial,
 				-- seen there to be destroyed, by a call that may have gone on or not
 				e.submitted_at IS NOT NULL AND e.keystore = nomp_crypt._keystore_name(e.keystore_serial) AS witnessed
@@ -2006,14 +2108,42 @@ BEGIN
 				HINT = 'The school stays suspended. Find the keystore that holds the key, or its backup.';
 		END IF;
 	END LOOP;
-	IF found_in = '{}' THEN
-		RAISE EXCEPTION 'the keystore is unavailable: no token is this installation''s'
-			USING ERRCODE = 'NC004', HINT = 'Nothing was destroyed. See nomp_crypt.keystore_status().';
-	END IF;
 	RETURN found_in;
 END
 $$;
-REVOKE ALL ON FUNCTION nomp_crypt._erase_see(uuid, uuid) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_see(uuid, uuid, jsonb) FROM PUBLIC;
+
+-- Fence a requested case that is due, its keys seen in that look; NULL: now.
+-- The register is whole. Raises 55000, NC003, NC004.
+CREATE FUNCTION nomp_crypt._erase_pass(c nomp_crypt.erasure, installation uuid, everywhere jsonb) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	seen jsonb;
+	all_seen text[];
+	waits text;
+BEGIN
+	PERFORM nomp_crypt._erase_committed(c.case_id);
+	waits := nomp_crypt._erase_due(c.case_id);
+	IF waits <> '' THEN
+		RAISE EXCEPTION 'the erasure of tenant "%" %', nomp_crypt._erase_tenant_id(c.case_id), waits
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'See nomp_crypt.erasures.';
+	END IF;
+	seen := nomp_crypt._erase_see(_erase_pass.installation, c.tenant, coalesce(_erase_pass.everywhere,
+		nomp_crypt._erase_look_everywhere(_erase_pass.installation, ARRAY[c.tenant])));
+	all_seen := ARRAY(SELECT l FROM jsonb_each(seen) k, jsonb_array_elements_text(k.value -> 'seen') l
+					  ORDER BY l);
+	UPDATE nomp_crypt.erasure e SET state = 'fenced', fenced_at = clock_timestamp(),
+		keystore_serial = (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k),
+		keystores = seen, keys_seen = all_seen
+	WHERE e.case_id = c.case_id;
+	UPDATE nomp_crypt.tenant t SET state = 'fenced' WHERE t.uuid = c.tenant;
+	PERFORM nomp_crypt._register_fence(c, seen);
+	PERFORM nomp_crypt._audit_case('erase_fence', c, jsonb_build_object('keys', all_seen,
+		'serial', (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k)));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_pass(nomp_crypt.erasure, uuid, jsonb) FROM PUBLIC;
 
 -- The point of no return: every key that the school ever had is seen in the
 -- keystore, and the school is fenced. Repeated, it writes again, so that the
@@ -2024,29 +2154,13 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
 	c nomp_crypt.erasure := nomp_crypt._erase_case(_erase_fence.case_id);
 	installation uuid := nomp_crypt._require_owner();
-	seen jsonb;
-	all_seen text[];
 BEGIN
 	IF c.state NOT IN ('requested', 'fenced') THEN
 		RETURN;
 	END IF;
 	IF c.state = 'requested' THEN
-		PERFORM nomp_crypt._erase_committed(c.case_id);
-		IF nomp_crypt._erase_due(c.case_id) <> '' THEN
-			RAISE EXCEPTION 'erasure case % is not due yet', c.case_id
-				USING ERRCODE = 'object_not_in_prerequisite_state';
-		END IF;
-		seen := nomp_crypt._erase_see(installation, c.tenant);
-		all_seen := ARRAY(SELECT l FROM jsonb_each(seen) k, jsonb_array_elements_text(k.value -> 'seen') l
-						  ORDER BY l);
-		UPDATE nomp_crypt.erasure e SET state = 'fenced', fenced_at = clock_timestamp(),
-			keystore_serial = (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k),
-			keystores = seen, keys_seen = all_seen
-		WHERE e.case_id = c.case_id;
-		UPDATE nomp_crypt.tenant t SET state = 'fenced' WHERE t.uuid = c.tenant;
-		PERFORM nomp_crypt._register_fence(c, seen);
-		PERFORM nomp_crypt._audit_case('erase_fence', c, jsonb_build_object('keys', all_seen,
-			'serial', (SELECT string_agg(k, ' ' ORDER BY k) FROM jsonb_object_keys(seen) k)));
+		PERFORM nomp_crypt._register_require(true);
+		PERFORM nomp_crypt._erase_pass(c, installation, NULL);
 	END IF;
 	UPDATE nomp_crypt.erasure e SET checked_at = clock_timestamp() WHERE e.case_id = c.case_id;
 END
@@ -2378,6 +2492,20 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	JOIN nomp_crypt.kek k ON k.label = r.record -> 'data' ->> 'key' AND k.tenant = r.school
 	WHERE r.type = 'expired' AND k.state <> 'destroyed'
 	UNION ALL
+	-- the last word on each hold counts
+	SELECT h.school, h.type, h.record
+	FROM (SELECT DISTINCT ON (r.school, r.record -> 'data' ->> 'reference') r.* FROM r
+		  WHERE r.type IN ('hold', 'released')
+		  ORDER BY r.school, r.record -> 'data' ->> 'reference', r.number DESC) h
+	JOIN nomp_crypt.tenant t ON t.uuid = h.school
+	WHERE (h.type = 'released' OR t.state IN ('active', 'suspended'))
+		AND (h.type = 'hold') <> EXISTS (SELECT FROM nomp_crypt.legal_hold l WHERE l.tenant = h.school
+			AND l.reference = h.record -> 'data' ->> 'reference' AND l.released_at IS NULL)
+	UNION ALL
+	SELECT r.school, 'withdrawn', r.record FROM r
+	JOIN nomp_crypt.erasure e ON e.tenant = r.school AND e.case_id::text = r.record -> 'data' ->> 'case'
+	WHERE r.type = 'withdrawn' AND e.state = 'requested'
+	UNION ALL
 	SELECT r.school, 'missing', r.record FROM r
 	WHERE r.type = 'born' AND NOT EXISTS (SELECT FROM nomp_crypt.tenant t WHERE t.uuid = r.school)
 		AND NOT EXISTS (SELECT FROM r d WHERE d.school = r.school AND (d.type = 'destroyed'
@@ -2387,10 +2515,11 @@ REVOKE ALL ON FUNCTION nomp_crypt._reconcile_due() FROM PUBLIC;
 
 -- After a restore: make this database say what the register says, record by
 -- record, each verified. What was erased since the backup is erased, what was
--- fenced is fenced, keys that were made since are known. A row for each thing
--- done, and for each school that was made since and is not here. Harmless when
--- repeated. Raises 55000 if the register is in trouble or comes by a
--- subscription, NC004.
+-- fenced is fenced, what was withdrawn is withdrawn, holds are what they were,
+-- keys that were made since are known. Approvals must be given again, and so
+-- must word of the data's return. A row for each thing done, and for each school
+-- that was made since and is not here. Harmless when repeated. Raises 55000 if
+-- the register is in trouble or comes by a subscription, NC004.
 CREATE FUNCTION nomp_crypt.reconcile(OUT tenant text, OUT school uuid, OUT action text, OUT since timestamptz,
 	OUT detail text) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -2450,6 +2579,19 @@ BEGIN
 			UPDATE nomp_crypt.kek e SET state = 'destroyed', destroyed_at = rec.at WHERE e.uuid = k.uuid;
 			detail := format('%s: generation %s%s', detail, rec.data ->> 'generation',
 				CASE WHEN k.needed THEN '; this backup is older than nomp_crypt.backup_retention, its values do not open' END);
+		WHEN 'hold' THEN
+			action := 'held';
+			INSERT INTO nomp_crypt.legal_hold (tenant, reference, placed_at)
+			VALUES (rec.school, rec.data ->> 'reference', rec.at) ON CONFLICT DO NOTHING;
+			detail := format('%s: legal hold %s', detail, rec.data ->> 'reference');
+		WHEN 'released' THEN
+			action := 'released';
+			UPDATE nomp_crypt.legal_hold l SET released_at = rec.at
+			WHERE l.tenant = rec.school AND l.reference = rec.data ->> 'reference' AND l.released_at IS NULL;
+			detail := format('%s: legal hold %s', detail, rec.data ->> 'reference');
+		WHEN 'withdrawn' THEN
+			action := 'withdrawn';
+			PERFORM nomp_crypt._erase_withdraw(rec.school, (rec.data ->> 'case')::uuid);
 		WHEN 'missing' THEN
 			action := 'missing';
 			detail := detail || '; made since this backup, or its making failed';
@@ -2515,7 +2657,7 @@ CREATE TABLE nomp_crypt.legal_hold (
 	uuid		uuid PRIMARY KEY DEFAULT gen_random_uuid(),
 	tenant		uuid NOT NULL,
 	reference	text NOT NULL CHECK (reference ~ '^[A-Za-z0-9._/-]{1,64}$'),
-	placed_by	name NOT NULL,
+	placed_by	name,			-- NULL: reconcile() has it from the register, which does not say who
 	placed_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
 	released_by	name,
 	released_at	timestamptz
@@ -2558,7 +2700,7 @@ BEGIN
 	kind := 'hold';
 	FOR h IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = c.tenant AND l.released_at IS NULL
 			 ORDER BY l.placed_at LOOP
-		missing := format('the release of legal hold %s, placed at %s by %s', h.reference, h.placed_at, h.placed_by);
+		missing := format('the release of legal hold %s, placed at %s%s', h.reference, h.placed_at, ' by ' || h.placed_by);
 		RETURN NEXT;
 	END LOOP;
 	given := ARRAY(SELECT a.role::text FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id ORDER BY a.approved_at);
@@ -2734,6 +2876,146 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_refuse_group(uuid) FROM PUBLIC;
 
+-- Many cases with one look at the keystore. Each step is one transaction for
+-- all of them: what is in the way of one stops it, and then they go one by one.
+
+-- Up to 50 requested cases of an agreement that wait for nothing; NULL if there
+-- is one at most, or a keystore that destroys later, which is asked case by case.
+CREATE FUNCTION nomp_crypt._erase_batch(group_id uuid) RETURNS uuid[]
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN count(*) > 1 AND NOT EXISTS (
+		SELECT FROM nomp_crypt._keystores((SELECT i.uuid FROM nomp_crypt.installation i)) k WHERE k.destroys_at_once IS FALSE)
+		THEN array_agg(b.case_id) END
+	FROM (SELECT e.case_id FROM nomp_crypt.erasure e
+		  WHERE e.group_id = $1 AND e.state = 'requested' AND nomp_crypt._erase_waits(e) IS NULL
+		  ORDER BY e.tenant LIMIT 50) b
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_batch(uuid) FROM PUBLIC;
+
+-- The next agreement's number after that one which has cases that are due.
+CREATE FUNCTION nomp_crypt._erase_next_group(after uuid) RETURNS uuid
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT e.group_id FROM nomp_crypt.erasure e
+	WHERE e.group_id IS NOT NULL AND ($1 IS NULL OR e.group_id > $1) AND e.state = 'requested'
+		AND nomp_crypt._erase_waits(e) IS NULL
+	ORDER BY e.group_id LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_next_group(uuid) FROM PUBLIC;
+
+-- The cases, all in that state and committed, locked in one order as everywhere.
+CREATE FUNCTION nomp_crypt._erase_cases(cases uuid[], state text) RETURNS nomp_crypt.erasure[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	id uuid;
+	c nomp_crypt.erasure;
+	locked nomp_crypt.erasure[] := '{}';
+BEGIN
+	FOR id IN SELECT e.case_id FROM nomp_crypt.erasure e WHERE e.case_id = ANY (_erase_cases.cases) ORDER BY e.tenant LOOP
+		c := nomp_crypt._erase_case(id);
+		IF c.state <> _erase_cases.state OR c.voided_at IS NOT NULL THEN
+			RAISE EXCEPTION 'erasure case % is %', c.case_id, c.state USING ERRCODE = 'object_not_in_prerequisite_state';
+		END IF;
+		PERFORM nomp_crypt._erase_committed(c.case_id);
+		locked := locked || c;
+	END LOOP;
+	IF cardinality(locked) = 0 THEN
+		RAISE EXCEPTION 'no such erasure case' USING ERRCODE = 'undefined_object';
+	END IF;
+	RETURN locked;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_cases(uuid[], text) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._erase_fence_together(cases uuid[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	locked nomp_crypt.erasure[] := nomp_crypt._erase_cases(cases, 'requested');
+	installation uuid := nomp_crypt._require_owner();
+	everywhere jsonb;
+	c nomp_crypt.erasure;
+BEGIN
+	PERFORM nomp_crypt._register_require(true);
+	everywhere := nomp_crypt._erase_look_everywhere(installation, ARRAY(SELECT l.tenant FROM unnest(locked) l));
+	FOREACH c IN ARRAY locked LOOP
+		PERFORM nomp_crypt._erase_pass(c, installation, everywhere);
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_fence_together(uuid[]) FROM PUBLIC;
+
+-- A token that does not disable every one of the keys is asked case by case.
+CREATE FUNCTION nomp_crypt._erase_disable_together(cases uuid[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	locked nomp_crypt.erasure[] := nomp_crypt._erase_cases(cases, 'fenced');
+	installation uuid := nomp_crypt._require_owner();
+	serial text;
+	done record;
+	told jsonb := '{}';
+	c nomp_crypt.erasure;
+BEGIN
+	FOR serial IN SELECT DISTINCT k FROM unnest(locked) l, jsonb_object_keys(l.keystores) k ORDER BY 1 LOOP
+		SELECT * INTO done FROM nomp_crypt._keystore_enable(installation, ARRAY(SELECT l.tenant FROM unnest(locked) l),
+			false, serial);
+		IF done.obeyed < done.keys THEN
+			PERFORM nomp_crypt._erase_disable(l.case_id) FROM unnest(locked) l;
+			RETURN;
+		END IF;
+	END LOOP;
+	FOREACH c IN ARRAY locked LOOP
+		UPDATE nomp_crypt.erasure e SET keystores = (SELECT jsonb_object_agg(k.key, k.value ||
+			jsonb_build_object('disabled', jsonb_array_length(k.value -> 'seen'))) FROM jsonb_each(e.keystores) k)
+		WHERE e.case_id = c.case_id;
+		PERFORM nomp_crypt._audit_case('erase_disable', c, jsonb_build_object('serial', c.keystore_serial,
+			'disabled', cardinality(c.keys_seen)));
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_disable_together(uuid[]) FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._erase_submit_together(cases uuid[]) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT nomp_crypt._erase_submit(l.case_id) FROM unnest(nomp_crypt._erase_cases($1, 'fenced')) l
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_submit_together(uuid[]) FROM PUBLIC;
+
+-- As _erase_destroy: one of the keystores, in which every key of all of these
+-- schools is seen, destroyed, and then not seen. Returns how many are left.
+CREATE FUNCTION nomp_crypt._erase_destroy_together(cases uuid[]) RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	locked nomp_crypt.erasure[] := nomp_crypt._erase_cases(cases, 'submitted');
+	installation uuid := nomp_crypt._require_owner();
+	next_serial text;
+	remaining int;
+	asked record;
+	c nomp_crypt.erasure;
+BEGIN
+	PERFORM nomp_crypt._require_synced((SELECT max(l.submitted_lsn) FROM unnest(locked) l));
+	PERFORM nomp_crypt._register_require();
+	SELECT min(k.key), count(DISTINCT k.key) - 1 INTO next_serial, remaining
+	FROM unnest(locked) l, jsonb_each(l.keystores) k WHERE NOT k.value ? 'destroyed';
+	SELECT * INTO asked FROM nomp_crypt._keystore_destroy(installation,
+		ARRAY(SELECT l.tenant FROM unnest(locked) l WHERE l.keystores ? next_serial), next_serial);
+	IF asked.pending > 0 THEN
+		RAISE EXCEPTION 'the keystore destroys later' USING ERRCODE = 'object_not_in_prerequisite_state';
+	END IF;
+	FOREACH c IN ARRAY locked LOOP
+		IF c.keystores ? next_serial THEN
+			PERFORM nomp_crypt._erase_gone(c, next_serial, ARRAY(SELECT l FROM unnest(asked.labels) l
+				WHERE starts_with(l, format('nomp_crypt:%s:%s:', installation, c.tenant))));
+		END IF;
+		IF remaining = 0 THEN
+			PERFORM nomp_crypt._erase_settle(c.case_id);
+		END IF;
+	END LOOP;
+	RETURN remaining;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_destroy_together(uuid[]) FROM PUBLIC;
+
 -- All schools of an agreement, as erase_tenant: see erase_case.c.
 CREATE PROCEDURE nomp_crypt.erase_agreement(agreement text, reason text, reference text DEFAULT NULL)
 LANGUAGE c AS 'MODULE_PATHNAME', 'nc_erase_agreement';
@@ -2747,7 +3029,7 @@ REVOKE ALL ON PROCEDURE nomp_crypt.run_due_erasures() FROM PUBLIC;
 -- Approve a requested case: by its number, by the number of an agreement's
 -- cases, or by the agreement, which means all of its cases that are requested
 -- now. Returns how many cases that is. Nobody approves twice, or what he has
--- asked for, under whatever role of his. Raises 42704, 55000.
+-- asked for, under whatever role of his. Raises 42704, 55000, NC004.
 CREATE FUNCTION nomp_crypt.approve_erasure(case_or_agreement text) RETURNS int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -2777,6 +3059,9 @@ BEGIN
 		INSERT INTO nomp_crypt.erasure_approval (case_id, role, actors)
 		VALUES (c.case_id, nomp_crypt._acting_role(), mine);
 		PERFORM nomp_crypt._audit_case('approve_erasure', c, jsonb_build_object('actors', to_jsonb(mine)));
+		PERFORM nomp_crypt._register_append('approved', jsonb_build_object('school', c.tenant, 'case', c.case_id,
+			'given', (SELECT count(*) FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id),
+			'needed', greatest(c.approvals_needed, current_setting('nomp_crypt.erasure_approvals')::int)));
 		approved := approved + 1;
 	END LOOP;
 	IF approved = 0 AND earlier IS NOT NULL THEN
@@ -2832,7 +3117,7 @@ REVOKE ALL ON FUNCTION nomp_crypt._require_reference(text) FROM PUBLIC;
 
 -- The school must not be erased until the hold is released; several can be in
 -- force, by their references. It can be read as before. Harmless when
--- repeated. Raises 22023, 42704, 55000.
+-- repeated. Raises 22023, 42704, 55000, and NC004 if that cannot be signed.
 CREATE FUNCTION nomp_crypt.hold_tenant(id text, reference text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -2845,12 +3130,14 @@ BEGIN
 	IF FOUND THEN
 		PERFORM nomp_crypt._audit('hold_tenant', hold_tenant.id,
 			jsonb_build_object('uuid', target, 'reference', hold_tenant.reference));
+		PERFORM nomp_crypt._register_append('hold', jsonb_build_object('school', target,
+			'reference', hold_tenant.reference));
 	END IF;
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.hold_tenant(text, text) FROM PUBLIC;
 
--- Raises 42704, also if no such hold is in force.
+-- Raises 42704, also if no such hold is in force, 55000, NC004.
 CREATE FUNCTION nomp_crypt.release_hold(id text, reference text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -2864,13 +3151,15 @@ BEGIN
 	END IF;
 	PERFORM nomp_crypt._audit('release_hold', release_hold.id,
 		jsonb_build_object('uuid', target, 'reference', release_hold.reference));
+	PERFORM nomp_crypt._register_append('released', jsonb_build_object('school', target,
+		'reference', release_hold.reference));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.release_hold(text, text) FROM PUBLIC;
 
 -- The school's data was given to the controller, in an export with that
 -- manifest (scripts/export-tenant prints its sum), or 'not wanted'. Before the
--- fence, also before the request. Raises 22023, 42704, 55000.
+-- fence, also before the request. Raises 22023, 42704, 55000, NC004.
 CREATE FUNCTION nomp_crypt.data_returned(id text, manifest_sha256 text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -2885,6 +3174,8 @@ BEGIN
 	VALUES (target, sum, nomp_crypt._acting_role());
 	PERFORM nomp_crypt._audit('data_returned', data_returned.id,
 		jsonb_build_object('uuid', target, 'manifest', data_returned.manifest_sha256));
+	PERFORM nomp_crypt._register_append('returned', jsonb_build_object('school', target,
+		'wanted', sum IS NOT NULL, 'manifest_sha256', sum));
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.data_returned(text, text) FROM PUBLIC;
@@ -4017,15 +4308,13 @@ BEGIN
 		END LOOP;
 	END IF;
 	column_name := NULL;
-	IF to_regprocedure('nomp_crypt.lint()') IS NOT NULL THEN
-		EXECUTE 'SELECT count(*) FROM nomp_crypt.lint()' INTO amount;
-		IF amount > 0 THEN
-			object := 'definitions';
-			detail := 'places where values may be in clear: see nomp_crypt.lint()';
-			RETURN NEXT;
-		END IF;
-		amount := NULL;
-	END IF;
+	FOR object, amount, detail IN SELECT p.name, count(*), 'findings of nomp_crypt.lint(): ' || string_agg(DISTINCT l.rule, ', ')
+		FROM nomp_crypt._lint(0, false) l, jsonb_to_recordset(found_in) p(name text, column_name name)
+		WHERE p.column_name IS NULL AND to_regclass(p.name)::oid = ANY (l.relations) AND l.severity IN ('error', 'warning', 'info')
+		GROUP BY 1 ORDER BY 1 LOOP
+		RETURN NEXT;
+	END LOOP;
+	amount := NULL;
 	others := ARRAY(SELECT o FROM nomp_crypt._other_databases() o WHERE o IS NOT NULL ORDER BY 1);
 	IF cardinality(others) > 0 THEN
 		object := 'databases ' || array_to_string(others, ', ');
@@ -4558,6 +4847,8 @@ REVOKE ALL ON FUNCTION nomp_crypt.exposure_report(timestamptz) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._report_words(language text) RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
 	SELECT CASE $1 WHEN 'en' THEN $${
+		"title": "Report on a school's encrypted data", "lead": "What is encrypted and since when, with which keys, and who may read it, on {at}.",
+		"unsigned": "This is what database \"{database}\" of installation {installation} says. It is not signed: what became of keys is proved by the register and by certificates.",
 		"tenant": "School", "id": "Id", "name": "Name", "agreement": "Agreement", "state": "State", "since": "Registered",
 		"active": "in use", "suspended": "suspended: nobody can read the values", "fenced": "being erased: nobody can read the values", "erased": "erased: nobody can ever read the values again",
 		"encryption": "Encryption", "method": "Method", "aes": "AES-256-GCM for each value (XAES-256-GCM), under data keys of this school alone; these are wrapped by keys that never leave the keystore",
@@ -4565,8 +4856,11 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
 		"deks": "Data keys", "version": "Version %s (%s)", "values": "values", "index": "search", "closed": "closed for writing", "key_erased": "destroyed", "key_active": "in use",
 		"columns": "Encrypted columns", "column_since": "encrypted on disk since %s", "column_unknown": "since when is not known",
 		"rights": "Who may read", "all": "in all schools", "granted": "%s: %s, granted %s by %s", "decrypt": "read", "encrypt": "write", "search": "search", "load": "store ciphertext", "none": "nobody",
-		"erasure": "Erasure", "requested": "asked for %s by %s (%s)", "next": "Next", "holds": "Legal holds", "hold": "%s, since %s", "returned": "Data returned"}$$::jsonb
+		"members": "and its members: %s", "superusers": "Superusers", "may_grant": "%s: can give themselves these rights, which leaves a trace",
+		"erasure": "Erasure", "requested": "asked for %s by %s (%s)", "next": "Next", "holds": "Legal holds", "hold": "%s, since %s", "by_register": "by the register", "returned": "Data returned"}$$::jsonb
 	WHEN 'sv' THEN $${
+		"title": "Rapport om en skolas krypterade uppgifter", "lead": "Vad som \u00e4r krypterat och sedan n\u00e4r, med vilka nycklar, och vem som f\u00e5r l\u00e4sa, den {at}.",
+		"unsigned": "S\u00e5 s\u00e4ger databasen \"{database}\" i installation {installation}. Rapporten \u00e4r inte signerad: vad som h\u00e4nt med nycklar bevisas av registret och av intyg.",
 		"tenant": "Skola", "id": "Id", "name": "Namn", "agreement": "Avtal", "state": "Tillst\u00e5nd", "since": "Upplagd",
 		"active": "i bruk", "suspended": "sp\u00e4rrad: ingen kan l\u00e4sa uppgifterna", "fenced": "h\u00e5ller p\u00e5 att raderas: ingen kan l\u00e4sa uppgifterna", "erased": "raderad: ingen kan n\u00e5gonsin mer l\u00e4sa uppgifterna",
 		"encryption": "Kryptering", "method": "Metod", "aes": "AES-256-GCM f\u00f6r varje v\u00e4rde (XAES-256-GCM), med datanycklar som \u00e4r skolans egna; dessa \u00e4r krypterade med nycklar som aldrig l\u00e4mnar nyckelf\u00f6rvaret",
@@ -4574,13 +4868,19 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $do$
 		"deks": "Datanycklar", "version": "Version %s (%s)", "values": "uppgifter", "index": "s\u00f6kning", "closed": "anv\u00e4nds inte l\u00e4ngre f\u00f6r skrivning", "key_erased": "f\u00f6rst\u00f6rd", "key_active": "i bruk",
 		"columns": "Krypterade kolumner", "column_since": "krypterad p\u00e5 disk sedan %s", "column_unknown": "sedan n\u00e4r \u00e4r inte k\u00e4nt",
 		"rights": "Vem som f\u00e5r l\u00e4sa", "all": "i alla skolor", "granted": "%s: %s, gavs %s av %s", "decrypt": "l\u00e4sa", "encrypt": "skriva", "search": "s\u00f6ka", "load": "lagra chiffertext", "none": "ingen",
-		"erasure": "Radering", "requested": "beg\u00e4rd %s av %s (%s)", "next": "N\u00e4sta steg", "holds": "R\u00e4ttsliga sp\u00e4rrar mot radering", "hold": "%s, sedan %s", "returned": "Uppgifterna \u00e5terl\u00e4mnade"}$$::jsonb
+		"members": "och dess medlemmar: %s", "superusers": "Superanv\u00e4ndare", "may_grant": "%s: kan ge sig sj\u00e4lva dessa r\u00e4ttigheter, vilket l\u00e4mnar sp\u00e5r",
+		"erasure": "Radering", "requested": "beg\u00e4rd %s av %s (%s)", "next": "N\u00e4sta steg", "holds": "R\u00e4ttsliga sp\u00e4rrar mot radering", "hold": "%s, sedan %s", "by_register": "enligt registret", "returned": "Uppgifterna \u00e5terl\u00e4mnade"}$$::jsonb
 	END
 $do$;
 REVOKE ALL ON FUNCTION nomp_crypt._report_words(text) FROM PUBLIC;
 
+CREATE FUNCTION nomp_crypt._report_time(at timestamptz) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT to_char($1, 'YYYY-MM-DD HH24:MI TZ') $$;
+REVOKE ALL ON FUNCTION nomp_crypt._report_time(timestamptz) FROM PUBLIC;
+
 -- For a municipality's audit: what is encrypted since when, with which keys,
--- who may read, and in what state the school is; in Swedish or English.
+-- who may read, and in what state the school is; in Swedish or English, with
+-- the session's time zone.
 -- Raises 22023, 42704.
 CREATE FUNCTION nomp_crypt.tenant_report(id text, language text DEFAULT 'sv', OUT section text, OUT item text, OUT value text)
 RETURNS SETOF record
@@ -4599,7 +4899,7 @@ BEGIN
 	SELECT x.* INTO t FROM nomp_crypt.tenant x WHERE x.uuid = nomp_crypt._tenant_uuid(tenant_report.id);
 	section := w ->> 'tenant';
 	FOR item, value IN VALUES (w ->> 'id', t.id), ('UUID', t.uuid::text), (w ->> 'name', t.display_name),
-			(w ->> 'agreement', t.agreement), (w ->> 'state', w ->> t.state), (w ->> 'since', t.created_at::text) LOOP
+			(w ->> 'agreement', t.agreement), (w ->> 'state', w ->> t.state), (w ->> 'since', nomp_crypt._report_time(t.created_at)) LOOP
 		CONTINUE WHEN value IS NULL;
 		RETURN NEXT;
 	END LOOP;
@@ -4610,16 +4910,16 @@ BEGIN
 	section := w ->> 'keks';
 	FOR r IN SELECT k.* FROM nomp_crypt.kek k WHERE k.tenant = t.uuid ORDER BY k.generation LOOP
 		item := format(w ->> 'generation', r.generation, r.keystore);
-		value := concat_ws(', ', format(w ->> 'made', r.created_at),
-			CASE WHEN r.retired_at IS NOT NULL THEN format(w ->> 'retired', r.retired_at) END,
-			CASE WHEN r.state = 'retired' THEN format(w ->> 'kept', r.destroy_after) END,
-			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', r.destroyed_at) END);
+		value := concat_ws(', ', format(w ->> 'made', nomp_crypt._report_time(r.created_at)),
+			CASE WHEN r.retired_at IS NOT NULL THEN format(w ->> 'retired', nomp_crypt._report_time(r.retired_at)) END,
+			CASE WHEN r.state = 'retired' THEN format(w ->> 'kept', nomp_crypt._report_time(r.destroy_after)) END,
+			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', nomp_crypt._report_time(r.destroyed_at)) END);
 		RETURN NEXT;
 	END LOOP;
 	section := w ->> 'deks';
 	FOR r IN SELECT k.* FROM nomp_crypt.tenant_key k WHERE k.tenant = t.uuid ORDER BY k.purpose DESC, k.version LOOP
 		item := format(w ->> 'version', r.version, w ->> r.purpose);
-		value := concat_ws(', ', format(w ->> 'made', r.created_at),
+		value := concat_ws(', ', format(w ->> 'made', nomp_crypt._report_time(r.created_at)),
 			CASE r.state WHEN 'active' THEN w ->> 'key_active' WHEN 'closed' THEN w ->> 'closed' ELSE w ->> 'key_erased' END);
 		RETURN NEXT;
 	END LOOP;
@@ -4632,7 +4932,7 @@ BEGIN
 			EXECUTE 'SELECT i.encrypted_on_disk_since FROM nomp_crypt.inventory i WHERE i.table_name = $1 AND i.column_name = $2'
 			INTO since USING r.name, r.column_name;
 		END IF;
-		value := concat_ws(', ', r.type, CASE WHEN since IS NULL THEN w ->> 'column_unknown' ELSE format(w ->> 'column_since', since) END);
+		value := concat_ws(', ', r.type, CASE WHEN since IS NULL THEN w ->> 'column_unknown' ELSE format(w ->> 'column_since', nomp_crypt._report_time(since)) END);
 		RETURN NEXT;
 	END LOOP;
 	section := w ->> 'rights';
@@ -4642,29 +4942,37 @@ BEGIN
 		item := r.role;
 		value := format(w ->> 'granted', CASE WHEN r.tenant = t.uuid THEN t.id ELSE w ->> 'all' END,
 			concat_ws(', ', CASE WHEN r.decrypt THEN w ->> 'decrypt' END, CASE WHEN r.encrypt THEN w ->> 'encrypt' END,
-				CASE WHEN r.search THEN w ->> 'search' END, CASE WHEN r.load THEN w ->> 'load' END), r.granted_at, r.granted_by);
+				CASE WHEN r.search THEN w ->> 'search' END, CASE WHEN r.load THEN w ->> 'load' END),
+				nomp_crypt._report_time(r.granted_at), r.granted_by)
+			|| coalesce(', ' || (SELECT format(w ->> 'members', string_agg(m.rolname, ', ' ORDER BY m.rolname))
+				FROM pg_roles m JOIN pg_roles g ON g.rolname = r.role
+				WHERE m.oid <> g.oid AND NOT m.rolsuper AND pg_has_role(m.oid, g.oid, 'USAGE')
+				HAVING count(*) > 0), '');
 		RETURN NEXT;
 	END LOOP;
 	IF item = w ->> 'none' THEN
 		value := NULL;
 		RETURN NEXT;
 	END IF;
+	item := w ->> 'superusers';
+	value := format(w ->> 'may_grant', (SELECT string_agg(m.rolname, ', ' ORDER BY m.rolname) FROM pg_roles m WHERE m.rolsuper));
+	RETURN NEXT;
 	section := w ->> 'holds';
 	FOR r IN SELECT l.* FROM nomp_crypt.legal_hold l WHERE l.tenant = t.uuid AND l.released_at IS NULL ORDER BY l.placed_at LOOP
 		item := r.reference;
-		value := format(w ->> 'hold', r.placed_by, r.placed_at);
+		value := format(w ->> 'hold', coalesce(r.placed_by, w ->> 'by_register'), nomp_crypt._report_time(r.placed_at));
 		RETURN NEXT;
 	END LOOP;
 	section := w ->> 'erasure';
 	FOR r IN SELECT e.* FROM nomp_crypt.erasure e WHERE e.tenant = t.uuid ORDER BY e.requested_at LOOP
 		item := r.case_id::text;
-		value := concat_ws(', ', format(w ->> 'requested', r.requested_at, r.requested_by, concat_ws(', ', r.reason, r.reference)), r.state,
-			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', r.destroyed_at) END);
+		value := concat_ws(', ', format(w ->> 'requested', nomp_crypt._report_time(r.requested_at), r.requested_by, concat_ws(', ', r.reason, r.reference)), r.state,
+			CASE WHEN r.destroyed_at IS NOT NULL THEN format(w ->> 'destroyed', nomp_crypt._report_time(r.destroyed_at)) END);
 		RETURN NEXT;
 	END LOOP;
 	FOR r IN SELECT d.* FROM nomp_crypt.data_return d WHERE d.tenant = t.uuid ORDER BY d.recorded_at LOOP
 		item := w ->> 'returned';
-		value := concat_ws(', ', r.recorded_at, r.recorded_by, coalesce(r.manifest_sha256, '-'));
+		value := concat_ws(', ', nomp_crypt._report_time(r.recorded_at), r.recorded_by, coalesce(r.manifest_sha256, '-'));
 		RETURN NEXT;
 	END LOOP;
 END
@@ -4738,15 +5046,41 @@ LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_pin_file';
 REVOKE ALL ON FUNCTION nomp_crypt._pin_file() FROM PUBLIC;
 
 -- The server's settings and those of roles and databases: what can be in force
--- somewhere.
-CREATE FUNCTION nomp_crypt._settings_anywhere(OUT name text, OUT value text) RETURNS SETOF record
+-- somewhere. The server's own is not shown where the caller's role or database
+-- has another; it is in the files then.
+CREATE FUNCTION nomp_crypt._settings_anywhere(OUT name text, OUT value text, OUT place text) RETURNS SETOF record
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-	SELECT s.name, s.reset_val FROM pg_settings s
-	UNION
-	SELECT split_part(c, '=', 1), substr(c, strpos(c, '=') + 1)
-	FROM pg_db_role_setting d, unnest(d.setconfig) c
+	SELECT s.name, s.reset_val, 'the server' FROM pg_settings s WHERE s.source NOT IN ('database', 'user', 'database user')
+	UNION ALL
+	SELECT s.name, coalesce((SELECT f.setting FROM pg_file_settings f WHERE f.name = s.name AND f.applied), s.boot_val), 'the server'
+	FROM pg_settings s WHERE s.source IN ('database', 'user', 'database user')
+	UNION ALL
+	SELECT split_part(c, '=', 1), substr(c, strpos(c, '=') + 1), concat_ws(' in ', 'role ' || quote_ident(r.rolname), 'database ' || quote_ident(b.datname))
+	FROM pg_db_role_setting d CROSS JOIN unnest(d.setconfig) c
+	LEFT JOIN pg_roles r ON r.oid = d.setrole LEFT JOIN pg_database b ON b.oid = d.setdatabase
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._settings_anywhere() FROM PUBLIC;
+
+-- Those that let values get into the log, with statements, plans or parameters,
+-- into what is logged of errors, or into the statistics of statements.
+CREATE FUNCTION nomp_crypt._telling_settings(OUT tells text, OUT name text, OUT value text, OUT place text) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT t.tells, s.name, s.value, s.place FROM nomp_crypt._settings_anywhere() s, LATERAL (SELECT CASE
+		WHEN (s.name = 'log_statement' AND s.value IN ('mod', 'all'))
+			OR (s.name IN ('log_min_duration_statement', 'log_min_duration_sample') AND s.value !~ '^\s*-')
+			OR (s.name = 'log_transaction_sample_rate' AND s.value !~ '^[0.]*$')
+			OR (s.name = 'pgaudit.log' AND s.value !~ '^\s*(none)?\s*$') THEN 'statements'
+		WHEN (s.name = 'auto_explain.log_min_duration' AND s.value !~ '^\s*-')
+			OR (s.name IN ('debug_print_parse', 'debug_print_rewritten', 'debug_print_plan')
+				AND s.value IN ('on', 'true', 'yes', '1')) THEN 'plans'
+		WHEN (s.name IN ('log_parameter_max_length', 'auto_explain.log_parameter_max_length') AND s.value <> '0')
+			OR (s.name = 'pgaudit.log_parameter' AND s.value IN ('on', 'true', 'yes', '1')) THEN 'parameters'
+		WHEN (s.name = 'log_parameter_max_length_on_error' AND s.value <> '0')
+			OR (s.name = 'log_min_error_statement' AND s.value NOT IN ('error', 'fatal', 'panic')) THEN 'errors'
+		WHEN s.name = 'pg_stat_statements.track_utility' AND s.value IN ('on', 'true', 'yes', '1') THEN 'statistics' END) t(tells)
+	WHERE t.tells IS NOT NULL
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._telling_settings() FROM PUBLIC;
 
 -- One check of health(); what it needs to know of server and keystore is in
 -- facts, so that the keystore is asked once. Leaves severity NULL if all is well.
@@ -4992,16 +5326,10 @@ BEGIN
 			advice := 'Set ssl = on, with a certificate, and hostssl in pg_hba.conf.';
 		END IF;
 	WHEN 'log' THEN
-		SELECT string_agg(DISTINCT s.name, ', ' ORDER BY s.name) INTO names FROM nomp_crypt._settings_anywhere() s
-		WHERE (s.name = 'log_statement' AND s.value IN ('mod', 'all'))
-			OR (s.name IN ('log_min_duration_statement', 'log_min_duration_sample', 'auto_explain.log_min_duration')
-				AND s.value !~ '^\s*-')
-			OR (s.name = 'log_transaction_sample_rate' AND s.value !~ '^[0.]*$')
-			OR (s.name IN ('debug_print_parse', 'debug_print_rewritten', 'debug_print_plan')
-				AND s.value IN ('on', 'true', 'yes', '1'));
+		SELECT string_agg(DISTINCT t.name, ', ' ORDER BY t.name) INTO names FROM nomp_crypt._telling_settings() t
+		WHERE t.tells IN ('statements', 'plans');
 		IF names IS NOT NULL THEN
-			IF EXISTS (SELECT FROM nomp_crypt._settings_anywhere() s
-				WHERE s.name = 'log_parameter_max_length' AND s.value <> '0') THEN
+			IF EXISTS (SELECT FROM nomp_crypt._telling_settings() t WHERE t.tells = 'parameters') THEN
 				severity := 'warning';
 				detail := 'statements are logged with the values in them and in their parameters: ' || names;
 				advice := 'Switch it off for roles that send personal data, or set log_parameter_max_length = 0 and send values as parameters only.';
@@ -5049,6 +5377,17 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._health_check(text, jsonb, interval, interval) FROM PUBLIC;
 
+-- What is known of server and keystore. Asks the keystore.
+CREATE FUNCTION nomp_crypt._health_facts() RETURNS jsonb
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT (SELECT to_jsonb(f) FROM nomp_crypt._server_facts() f)
+		|| jsonb_build_object('state', coalesce(string_agg(s.state, '; ') FILTER (WHERE s.state <> 'ok'), 'ok'),
+			'canary', bool_and(s.canary), 'software', bool_or(s.software), 'installation', max(s.installation::text),
+			'lasting_credentials', string_agg(DISTINCT s.credentials, ', ') FILTER (WHERE s.lasting_credentials))
+	FROM nomp_crypt.keystore_status() s
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._health_facts() FROM PUBLIC;
+
 -- Is all well? One row per check. Never raises because something is in
 -- trouble; writes nothing, so it runs on standbys. Asks the keystore, which
 -- takes up to nomp_crypt.keystore_timeout while it hangs.
@@ -5061,11 +5400,7 @@ DECLARE
 	register text := current_setting('nomp_crypt.register_directory', true);
 BEGIN
 	BEGIN
-		SELECT to_jsonb(f) INTO facts FROM nomp_crypt._server_facts() f;
-		SELECT facts || jsonb_build_object('state', coalesce(string_agg(s.state, '; ') FILTER (WHERE s.state <> 'ok'), 'ok'),
-			'canary', bool_and(s.canary), 'software', bool_or(s.software), 'installation', max(s.installation::text),
-			'lasting_credentials', string_agg(DISTINCT s.credentials, ', ') FILTER (WHERE s.lasting_credentials))
-		INTO facts FROM nomp_crypt.keystore_status() s;
+		facts := nomp_crypt._health_facts();
 	EXCEPTION WHEN OTHERS THEN
 		-- without the library nothing else can be known
 		name := 'library';
@@ -5294,31 +5629,13 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._certificate_keys(nomp_crypt.erasure) FROM PUBLIC;
 
--- This database's encrypted columns, and since when they are, where that is
--- known.
+-- This database's encrypted columns, and since when nothing plain of them is on
+-- disk, where that is known.
 CREATE FUNCTION nomp_crypt._certificate_columns() RETURNS jsonb
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
-DECLARE
-	col record;
-	since timestamptz;
-	columns jsonb := '[]';
 BEGIN
-	FOR col IN SELECT format('%I.%I', n.nspname, c.relname) AS tab, a.attname AS name
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-		WHERE c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition AND n.nspname !~ '^pg_'
-			AND nomp_crypt._holds_values(a.atttypid)
-		ORDER BY 1, a.attnum LOOP
-		since := NULL;
-		IF to_regclass('nomp_crypt.column_history') IS NOT NULL THEN
-			EXECUTE 'SELECT max(h.at) FROM nomp_crypt.column_history h
-				WHERE h.table_name = $1 AND h.column_name = $2 AND h.event <> ''gone'''
-			INTO since USING col.tab, col.name;
-		END IF;
-		columns := columns || jsonb_strip_nulls(jsonb_build_object('table', col.tab, 'column', col.name,
-			'encrypted_since', since));
-	END LOOP;
-	RETURN columns;
+	RETURN coalesce((SELECT jsonb_agg(jsonb_strip_nulls(jsonb_build_object('table', i.table_name, 'column', i.column_name,
+		'encrypted_since', i.encrypted_on_disk_since)) ORDER BY i.table_name, i.column_name) FROM nomp_crypt.inventory i), '[]');
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._certificate_columns() FROM PUBLIC;
@@ -5355,9 +5672,20 @@ BEGIN
 				UNION ALL
 				SELECT 'no_node_has_a_key_in_memory', c.lease_acknowledged_by, c.lease_acknowledged_at
 				WHERE c.lease_acknowledged_at IS NOT NULL) a(statement, role, at)), '[]'),
-		'approvals', (SELECT jsonb_agg(jsonb_build_object('role', a.role, 'at', a.approved_at) ORDER BY a.approved_at)
-			FROM nomp_crypt.erasure_approval a WHERE a.case_id = c.case_id),
-		'returned', (SELECT jsonb_build_object('manifest_sha256', r.manifest_sha256, 'role', r.recorded_by, 'at', r.recorded_at)
+		'approvals', (SELECT jsonb_agg(jsonb_build_object('role', a.role, 'at', a.approved_at, 'record', (
+				SELECT max(o.number) FROM nomp_crypt._register_of(c.tenant) o WHERE o.type = 'approved'
+				AND o.data ->> 'case' = c.case_id::text AND (o.data ->> 'given')::int = a.given)) ORDER BY a.given)
+			FROM (SELECT p.*, row_number() OVER (ORDER BY p.approved_at) AS given
+				FROM nomp_crypt.erasure_approval p WHERE p.case_id = c.case_id) a),
+		'holds', (SELECT jsonb_agg(jsonb_build_object('placed_at', h.at, 'placed_record', h.number,
+				'released_at', x.at, 'released_record', x.number) ORDER BY h.number)
+			FROM nomp_crypt._register_of(c.tenant) h
+			LEFT JOIN LATERAL (SELECT o.* FROM nomp_crypt._register_of(c.tenant) o WHERE o.type = 'released'
+				AND o.data ->> 'reference' = h.data ->> 'reference' AND o.number > h.number ORDER BY o.number LIMIT 1) x ON true
+			WHERE h.type = 'hold'),
+		'returned', (SELECT jsonb_build_object('manifest_sha256', r.manifest_sha256, 'role', r.recorded_by, 'at', r.recorded_at,
+				'record', (SELECT max(o.number) FROM nomp_crypt._register_of(c.tenant) o WHERE o.type = 'returned'
+					AND o.data ->> 'manifest_sha256' IS NOT DISTINCT FROM r.manifest_sha256))
 			FROM nomp_crypt.data_return r WHERE r.tenant = c.tenant ORDER BY r.recorded_at DESC LIMIT 1),
 		'nodes', jsonb_build_object('asked', '["this_server"]' || coalesce((SELECT jsonb_agg(a ->> 'node' ORDER BY a ->> 'node')
 				FROM jsonb_array_elements(c.verification -> 'nodes') a
@@ -5526,6 +5854,7 @@ BEGIN
 "number": "Record in the register", "issued": "Issued", "installation": "Installation",
 "agreement_ended": "the agreement has ended", "controller_request": "the controller asked for it", "school_closed": "the school was closed", "test": "a test",
 "timeline": "What was done, and when", "requested_at": "Requested; the school became unreadable", "fenced_at": "Point of no return", "submitted_at": "Destruction ordered", "destroyed_at": "Keys destroyed, and not seen any more", "verified_at": "Verified again",
+"before": "What had to be settled before", "approved": "Approved by role {role}", "held": "Legal hold placed", "released": "Legal hold released", "returned": "Data returned to the controller, manifest with SHA-256 {sum}", "not_wanted": "The controller did not want the data returned",
 "method": "How", "method_text": "Each school has key-encryption keys of its own in the keystore, which never leave it. They encrypt the keys that encrypt the school's values (AES-256). Every one of them was destroyed: cryptographic erasure as in NIST SP 800-88.",
 "keys": "Keys that the school ever had", "label": "Key", "keystore": "Keystore", "made": "Made", "end": "End", "destroyed": "destroyed", "expired": "destroyed earlier, after it was replaced", "removed": "removed, it was never used",
 "observed": "What the system observed",
@@ -5550,6 +5879,7 @@ BEGIN
 "number": "Post i registret", "issued": "Utf\u00e4rdat", "installation": "Installation",
 "agreement_ended": "avtalet har upph\u00f6rt", "controller_request": "den personuppgiftsansvarige beg\u00e4rde det", "school_closed": "skolan har lagts ned", "test": "ett prov",
 "timeline": "Vad som gjordes, och n\u00e4r", "requested_at": "Beg\u00e4rd; skolan blev ol\u00e4sbar", "fenced_at": "D\u00e4refter o\u00e5terkallelig", "submitted_at": "F\u00f6rst\u00f6ringen best\u00e4lld", "destroyed_at": "Nycklarna f\u00f6rst\u00f6rda, och inte l\u00e4ngre sedda", "verified_at": "Kontrollerat igen",
+"before": "Vad som f\u00f6rst var tvunget att klaras ut", "approved": "Godk\u00e4nd av rollen {role}", "held": "R\u00e4ttslig sp\u00e4rr mot radering satt", "released": "R\u00e4ttslig sp\u00e4rr h\u00e4vd", "returned": "Uppgifterna \u00e5terl\u00e4mnade till den personuppgiftsansvarige, manifest med SHA-256 {sum}", "not_wanted": "Den personuppgiftsansvarige ville inte ha uppgifterna tillbaka",
 "method": "Hur", "method_text": "Varje skola har egna nyckelkrypteringsnycklar i nyckelf\u00f6rvaringen, som aldrig l\u00e4mnar den. De krypterar de nycklar som krypterar skolans uppgifter (AES-256). Alla har f\u00f6rst\u00f6rts: kryptografisk radering enligt NIST SP 800-88.",
 "keys": "Nycklar som skolan n\u00e5gonsin har haft", "label": "Nyckel", "keystore": "Nyckelf\u00f6rvaring", "made": "Skapad", "end": "Slut", "destroyed": "f\u00f6rst\u00f6rd", "expired": "f\u00f6rst\u00f6rd tidigare, sedan den ersatts", "removed": "borttagen, anv\u00e4ndes aldrig",
 "observed": "Vad systemet observerade",
@@ -5590,6 +5920,31 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._html_list(jsonb, jsonb) FROM PUBLIC;
 
+-- One page that can be printed and filed: no script, nothing from elsewhere.
+-- The body is HTML, title and lead are not.
+CREATE FUNCTION nomp_crypt._html_page(language text, title text, lead text, body text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $do$
+	SELECT '<!DOCTYPE html>' || E'\n<html lang="' || nomp_crypt._html($1) || E'">\n<head>\n<meta charset="utf-8">\n'
+		|| $$<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>$$ || nomp_crypt._html($2) || $$</title>
+<style>
+@page { margin: 18mm }
+body { font: 11pt/1.45 Georgia, serif; color: #111; max-width: 46em; margin: 2em auto; padding: 0 1em }
+h1 { font-size: 1.5em; border-bottom: 3px solid #111; padding-bottom: .3em }
+h2 { font-size: 1.1em; margin: 1.4em 0 .3em }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; vertical-align: top; padding: .2em .6em .2em 0; border-bottom: 1px solid #ccc; overflow-wrap: anywhere }
+th { font-weight: normal; color: #444 }
+.lead { font-size: 1.1em }
+.note { border-left: 4px solid #a00; padding: .3em .8em; background: #fdf3f3 }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 8.5pt/1.35 monospace; background: #f5f5f5; padding: .6em }
+</style>
+</head>
+<body>
+<h1>$$ || nomp_crypt._html($2) || E'</h1>\n<p class="lead">' || nomp_crypt._html($3) || E'</p>\n' || $4 || E'</body>\n</html>\n'
+$do$;
+REVOKE ALL ON FUNCTION nomp_crypt._html_page(text, text, text, text) FROM PUBLIC;
+
 -- A certificate as one page that can be printed and filed, in Swedish (sv) or
 -- English (en): no script, nothing from elsewhere. Raises as certificate, and
 -- 22023.
@@ -5620,16 +5975,7 @@ BEGIN
 		'lease', replace(replace(w ->> 'lease', '{lease}', make_interval(secs => (d ->> 'longest_lease_seconds')::float8)::text),
 			'{ended}', to_char((d #>> '{timeline,destroyed_at}')::timestamptz +
 				make_interval(secs => (d ->> 'longest_lease_seconds')::float8), day)));
-	page := '<!DOCTYPE html>' || E'\n<html lang="' || language || E'">\n<head>\n<meta charset="utf-8">\n'
-		|| '<meta http-equiv="Content-Security-Policy" content="default-src ''none''; style-src ''unsafe-inline''">' || E'\n<title>'
-		|| nomp_crypt._html(w ->> 'title') || E'</title>\n<style>\n'
-		|| E'@page { margin: 18mm }\nbody { font: 11pt/1.45 Georgia, serif; color: #111; max-width: 46em; margin: 2em auto; padding: 0 1em }\n'
-		|| E'h1 { font-size: 1.5em; border-bottom: 3px solid #111; padding-bottom: .3em }\nh2 { font-size: 1.1em; margin: 1.4em 0 .3em }\n'
-		|| E'table { border-collapse: collapse; width: 100% }\nth, td { text-align: left; vertical-align: top; padding: .2em .6em .2em 0; border-bottom: 1px solid #ccc; overflow-wrap: anywhere }\n'
-		|| E'th { font-weight: normal; color: #444 }\n.lead { font-size: 1.1em }\n.note { border-left: 4px solid #a00; padding: .3em .8em; background: #fdf3f3 }\n'
-		|| E'pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 8.5pt/1.35 monospace; background: #f5f5f5; padding: .6em }\n</style>\n</head>\n<body>\n'
-		|| '<h1>' || nomp_crypt._html(w ->> 'title') || E'</h1>\n<p class="lead">' || nomp_crypt._html(w ->> 'lead') || E'</p>\n'
-		|| '<p>' || nomp_crypt._html(w ->> 'not') || E'</p>\n';
+	page := '<p>' || nomp_crypt._html(w ->> 'not') || E'</p>\n';
 	IF jsonb_path_exists(d, '$.keystores[*] ? (@.software == true)') THEN
 		page := page || '<p class="note" id="software">' || nomp_crypt._html(w ->> 'software') || E'</p>\n';
 	END IF;
@@ -5647,6 +5993,15 @@ BEGIN
 		|| (SELECT string_agg(nomp_crypt._html_row(w ->> e.step, to_char((d -> 'timeline' ->> e.step)::timestamptz, day)), '' ORDER BY e.n)
 			FROM unnest('{requested_at,fenced_at,submitted_at,destroyed_at,verified_at}'::text[]) WITH ORDINALITY e(step, n)
 			WHERE d -> 'timeline' ? e.step) || E'</table>\n'
+		|| coalesce('<h2>' || nomp_crypt._html(w ->> 'before') || E'</h2>\n<table>' || (
+			SELECT string_agg(nomp_crypt._html_row(b.what, to_char(b.at::timestamptz, day)), '' ORDER BY b.at::timestamptz)
+			FROM (SELECT replace(w ->> 'approved', '{role}', a ->> 'role'), a ->> 'at' FROM jsonb_array_elements(d -> 'approvals') a
+				UNION ALL SELECT w ->> 'held', h ->> 'placed_at' FROM jsonb_array_elements(d -> 'holds') h
+				UNION ALL SELECT w ->> 'released', h ->> 'released_at' FROM jsonb_array_elements(d -> 'holds') h
+				UNION ALL SELECT CASE WHEN d -> 'returned' ? 'manifest_sha256'
+					THEN replace(w ->> 'returned', '{sum}', d #>> '{returned,manifest_sha256}') ELSE w ->> 'not_wanted' END,
+					d #>> '{returned,at}') b(what, at)
+			WHERE b.at IS NOT NULL) || E'</table>\n', '')
 		|| '<h2>' || nomp_crypt._html(w ->> 'method') || E'</h2>\n<p>' || nomp_crypt._html(w ->> 'method_text') || E'</p>\n'
 		|| '<h2>' || nomp_crypt._html(w ->> 'keys') || E'</h2>\n<table>'
 		|| nomp_crypt._html_row(w ->> 'label', w ->> 'keystore', w ->> 'made', w ->> 'end')
@@ -5687,11 +6042,33 @@ hex=$(od -An -v -tx1 rs | tr -d ' \n')
 printf 'asn1=SEQUENCE:s\n[s]\nr=INTEGER:0x%.64s\ns=INTEGER:0x%s\n' "$hex" "${hex#????????????????????????????????????????????????????????????????}" > asn1
 openssl asn1parse -genconf asn1 -noout -out signature
 openssl dgst -sha256 -verify key.pem -signature signature signed$sh$) || E'</pre>\n<p>' || nomp_crypt._html(w ->> 'check_jose') || E'</p>\n<h2>'
-		|| nomp_crypt._html(w ->> 'jws') || E'</h2>\n<pre id="jws">' || nomp_crypt._html(jws) || E'</pre>\n</body>\n</html>\n';
-	RETURN page;
+		|| nomp_crypt._html(w ->> 'jws') || E'</h2>\n<pre id="jws">' || nomp_crypt._html(jws) || E'</pre>\n';
+	RETURN nomp_crypt._html_page(language, w ->> 'title', w ->> 'lead', page);
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt.certificate_html(uuid, text) FROM PUBLIC;
+
+-- tenant_report as such a page. Raises as that.
+CREATE FUNCTION nomp_crypt.tenant_report_html(id text, language text DEFAULT 'sv') RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+DECLARE
+	w jsonb := nomp_crypt._report_words(language);
+	sections text;
+BEGIN
+	SELECT string_agg(format(E'<h2>%s</h2>\n<table>%s</table>\n', nomp_crypt._html(s.section), s.lines), '' ORDER BY s.n)
+	INTO sections
+	FROM (SELECT min(r.n) AS n, r.section, string_agg(nomp_crypt._html_row(r.item, r.value), '' ORDER BY r.n) AS lines
+		  FROM nomp_crypt.tenant_report(tenant_report_html.id, tenant_report_html.language)
+			WITH ORDINALITY r(section, item, value, n)
+		  GROUP BY r.section) s;
+	RETURN nomp_crypt._html_page(language, w ->> 'title',
+		replace(w ->> 'lead', '{at}', nomp_crypt._report_time(clock_timestamp())),
+		'<p>' || nomp_crypt._html(replace(replace(w ->> 'unsigned', '{installation}',
+				coalesce((SELECT i.uuid::text FROM nomp_crypt.installation i), '-')), '{database}', current_database()))
+			|| E'</p>\n' || sections);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.tenant_report_html(text, text) FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------
 -- Existing tables: plain columns become encrypted ones, and back. For
@@ -5708,7 +6085,8 @@ CREATE TABLE nomp_crypt.column_history (
 	table_name		text NOT NULL,
 	column_name		name NOT NULL,
 	event			text NOT NULL CHECK (event IN ('born', 'converted', 'rewritten', 'statistics', 'gone')),
-	role			name NOT NULL
+	role			name NOT NULL,
+	file			oid						-- that a table was born with, while it was empty
 );
 COMMENT ON TABLE nomp_crypt.column_history IS 'when columns became encrypted, and when what was plain before left the files';
 CREATE INDEX column_history_table_idx ON nomp_crypt.column_history (table_name);
@@ -6299,8 +6677,10 @@ BEGIN
 		UNION SELECT h.table_name, h.column_name, 'gone' FROM relation r JOIN nomp_crypt.column_history h ON h.table_name = r.name
 		WHERE NOT EXISTS (SELECT FROM encrypted e WHERE e.name = r.name AND e.attname = h.column_name)
 			AND nomp_crypt._last_event(h.table_name, h.column_name) <> 'gone')
-	INSERT INTO nomp_crypt.column_history (at, table_name, column_name, event, role)
-	SELECT clock_timestamp(), v.name, v.attname, v.event, nomp_crypt._acting_role() FROM event v ORDER BY v.event;
+	INSERT INTO nomp_crypt.column_history (at, table_name, column_name, event, role, file)
+	SELECT clock_timestamp(), v.name, v.attname, v.event, nomp_crypt._acting_role(),
+		CASE WHEN v.event = 'born' THEN (SELECT pg_relation_filenode(r.oid) FROM relation r WHERE r.name = v.name LIMIT 1) END
+	FROM event v ORDER BY v.event;
 EXCEPTION WHEN OTHERS THEN
 	NULL;
 END
@@ -6371,17 +6751,7 @@ BEGIN
 END
 $$;
 
--- The steps of rewrite_table, for the table's owner: must its files be
--- rewritten, by what is on record? That they were. Raises 42501, 42809.
-CREATE FUNCTION nomp_crypt._needs_rewrite(of_table regclass, force boolean) RETURNS boolean
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-	PERFORM nomp_crypt._require_table_owner(of_table);
-	RETURN force OR EXISTS (SELECT FROM pg_attribute a, LATERAL nomp_crypt._column_past(nomp_crypt._table_name(of_table), a.attname) p
-		WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
-			AND p.known IN ('unknown', 'plain values may be left in the table''s files'));
-END
-$$;
+-- The steps of rewrite_table. That its files were rewritten:
 CREATE FUNCTION nomp_crypt._note_rewrite(of_table regclass) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	INSERT INTO nomp_crypt.column_history (at, table_name, column_name, event, role)
@@ -6392,6 +6762,38 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 	ORDER BY e.event
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._note_rewrite(regclass) FROM PUBLIC;
+-- Has pg_repack given the table the file that it has, and was that one made,
+-- empty, after the last of its columns was plain? Then nothing plain is in it,
+-- for rows are all that was put there. The old file belongs to pg_repack's own
+-- table until that is dropped.
+CREATE FUNCTION nomp_crypt._repacked(of_table regclass) RETURNS boolean
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT to_regclass('repack.table_' || $1::oid) IS NULL AND EXISTS (
+		SELECT FROM nomp_crypt.column_history h
+		WHERE h.table_name = 'repack.table_' || $1::oid AND h.event = 'born' AND h.file = pg_relation_filenode($1)
+			AND h.at > ALL (SELECT p.at FROM nomp_crypt.column_history p
+							WHERE p.table_name = nomp_crypt._table_name($1) AND p.event IN ('converted', 'gone')))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._repacked(regclass) FROM PUBLIC;
+-- For the table's owner: must its files be rewritten, by what is on record?
+-- Raises 42501, 42809.
+CREATE FUNCTION nomp_crypt._needs_rewrite(of_table regclass, force boolean) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._require_table_owner(of_table);
+	IF force THEN
+		RETURN true;
+	ELSIF NOT EXISTS (SELECT FROM pg_attribute a, LATERAL nomp_crypt._column_past(nomp_crypt._table_name(of_table), a.attname) p
+		WHERE a.attrelid = of_table AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
+			AND p.known IN ('unknown', 'plain values may be left in the table''s files')) THEN
+		RETURN false;
+	ELSIF nomp_crypt._repacked(of_table) THEN
+		PERFORM nomp_crypt._note_rewrite(of_table);
+		RETURN false;
+	END IF;
+	RETURN true;
+END
+$$;
 -- The same for the statistics, of which there is one set for all tables.
 CREATE FUNCTION nomp_crypt._needs_statistics(of_table regclass) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -7078,6 +7480,1202 @@ CREATE FUNCTION nomp_crypt.encrypt_column_preview(table_name regclass, column_na
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_encrypt_column_preview';
 
 -- ---------------------------------------------------------------------------
+-- lint(): where values may be in clear, beside the encrypted columns. Reads
+-- catalogs, settings and samples; decrypts nothing, writes nothing. For
+-- superusers, administrators and members of pg_monitor.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION nomp_crypt._keeps_decrypted(tree pg_node_tree, whole boolean) RETURNS boolean
+LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'nc_keeps_decrypted';
+REVOKE ALL ON FUNCTION nomp_crypt._keeps_decrypted(pg_node_tree, boolean) FROM PUBLIC;
+
+-- Findings that somebody has accepted, by whom and why.
+CREATE TABLE nomp_crypt.lint_accepted (
+	rule	text NOT NULL,
+	object	text NOT NULL,
+	reason	text NOT NULL CHECK (reason <> ''),
+	role	name NOT NULL,
+	at		timestamptz NOT NULL DEFAULT now(),
+	PRIMARY KEY (rule, object)
+);
+COMMENT ON TABLE nomp_crypt.lint_accepted IS 'findings of nomp_crypt.lint() that somebody has accepted';
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.lint_accepted', '');
+
+-- The rules. docs/lint.md explains each.
+CREATE FUNCTION nomp_crypt._lint_rules(OUT rule text, OUT severity text, OUT why text, OUT advice text) RETURNS SETOF record
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	VALUES
+	('index_on_decrypted', 'error', 'the index keeps what is inside encrypted values',
+	 'Drop it. A searchable column finds equal values by fingerprint.'),
+	('statistics_on_decrypted', 'error', 'ANALYZE keeps samples of what is inside encrypted values',
+	 'Drop the statistics object.'),
+	('generated_from_decrypted', 'error', 'the column keeps what is inside encrypted values',
+	 'Drop it, or make it an encrypted column.'),
+	('view_of_decrypted', 'error', 'the materialized view keeps what is inside encrypted values',
+	 'Make it a view, or keep the columns encrypted in it.'),
+	('rule_writes_decrypted', 'error', 'the rule writes what is inside encrypted values',
+	 'Drop it, or let it write to encrypted columns.'),
+	('function_writes_decrypted', 'warning', 'the function writes what is inside encrypted values',
+	 'Let it write to encrypted columns.'),
+	('foreign_table_in_clear', 'warning', 'inside a tenant the foreign table''s wrapper gets and sends what is inside encrypted values',
+	 'Use a wrapper with the handler nomp_crypt.postgres_fdw_handler.'),
+	('trigger_serialises_rows', 'warning', 'a guess from its text: the trigger turns rows into text, which decrypts them inside a tenant',
+	 'Name the columns that it needs, and keep them in encrypted columns.'),
+	('trigger_uses_decrypted', 'warning', 'a guess from its text: the trigger passes on what is inside encrypted values',
+	 'Pass the encrypted value on as it is, into an encrypted column.'),
+	('trigger_copies_rows', 'warning', 'a guess from its text: the trigger copies rows into a table whose columns of the same names are not encrypted',
+	 'Make these columns encrypted ones.'),
+	('function_uses_decrypted', 'info', 'a guess from its text: the function decrypts and writes',
+	 'Look at what it writes where.'),
+	('trigger_unseen', 'not_checked', 'the trigger''s function is not in a language that can be read here',
+	 'Look at what it does with the rows.'),
+	('personal_numbers', 'error', 'the column is not encrypted and has personal identity numbers in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('email_addresses', 'warning', 'the column is not encrypted and has e-mail addresses in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('phone_numbers', 'warning', 'the column is not encrypted and has phone numbers in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('personal_name', 'warning', 'the column is not encrypted, and has a name as if personal data were in it',
+	 'Encrypt it: nomp_crypt.encrypt_column_preview shows what that would meet.'),
+	('rows_unseen', 'not_checked', 'rows were not looked into',
+	 'Give the role SELECT on them, or pg_read_all_data; call this as a role with BYPASSRLS; or call it again.'),
+	('conversion_unfinished', 'warning', 'the conversion of the column is not finished, and the column is in clear until the swap',
+	 'Unless a session is at it, repeat the call of nomp_crypt.encrypt_column_online, or CALL nomp_crypt.cancel_conversion.'),
+	('conversion_leftover', 'warning', 'a conversion that is not on record has left it behind',
+	 'Drop it.'),
+	('files_not_rewritten', 'warning', 'plain values may be left in the table''s files',
+	 'CALL nomp_crypt.rewrite_table.'),
+	('statistics_not_rewritten', 'warning', 'plain values may be left in pg_statistic',
+	 'CALL nomp_crypt.rewrite_table.'),
+	('column_past_unknown', 'info', 'it is not known since when the column is encrypted',
+	 'CALL nomp_crypt.rewrite_table.'),
+	('backups_with_plaintext', 'info', 'backups and WAL archives from before have plain values',
+	 'Let none of them live longer than nomp_crypt.backup_retention says.'),
+	('slot_keeps_plaintext', 'warning', 'the replication slot keeps WAL from before a column was encrypted',
+	 'Let its consumer catch up, or drop the slot.'),
+	('backups_unseen', 'not_checked', 'columns were in clear once; that backups older than nomp_crypt.backup_retention are gone cannot be seen from here',
+	 'Look at what the backup tool keeps, archives and dumps included; then accept this.'),
+	('logs_statements', 'warning', 'statements are logged, with the values that are written in them',
+	 'Switch it off for roles that send personal data, or send values as parameters only.'),
+	('logs_parameters', 'warning', 'parameters of statements are logged',
+	 'Set it to 0, or off.'),
+	('logs_plans', 'warning', 'plans are logged, with the values that are in them',
+	 'Switch it off for roles that send personal data.'),
+	('logs_failed_statements', 'info', 'outside a tenant, more is logged of statements that fail',
+	 'Set log_min_error_statement to error, and log_parameter_max_length_on_error to 0.'),
+	('keeps_statements', 'info', 'pg_stat_statements keeps utility statements as they were written: CALL, COPY, DO, DECLARE, EXECUTE',
+	 'Set pg_stat_statements.track_utility to off, or let them have no personal data in them.'),
+	('credentials', 'error', NULL, NULL),
+	('memory', 'warning', NULL, NULL),
+	('core_dumps', 'info', NULL, NULL),
+	('swap', 'info', NULL, NULL),
+	('no_tls', 'warning', 'clients send and get values in clear over the network',
+	 'Set ssl = on, with a certificate.'),
+	('hba_without_tls', 'warning', 'the line lets clients connect over the network without encryption',
+	 'Write hostssl for host; or put "hostnossl all all all reject" before it.')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_rules() FROM PUBLIC;
+
+-- The same name in every session, whatever its language and search_path.
+CREATE FUNCTION nomp_crypt._lint_object(class regclass, id oid, sub int) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT o.type || ' ' || o.identity FROM pg_identify_object($1, $2, $3) o
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_object(regclass, oid, int) FROM PUBLIC;
+
+-- The tables with encrypted columns that a view or rule is over, through views.
+CREATE FUNCTION nomp_crypt._lint_sources(relation oid) RETURNS oid[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	WITH RECURSIVE s AS (
+		SELECT $1 AS oid
+		UNION
+		SELECT d.refobjid FROM s JOIN pg_rewrite r ON r.ev_class = s.oid
+		JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass)
+	SELECT array_agg(s.oid) FROM s WHERE EXISTS (
+		SELECT FROM pg_attribute a WHERE a.attrelid = s.oid AND a.attnum > 0 AND NOT a.attisdropped
+			AND nomp_crypt._holds_values(a.atttypid))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_sources(oid) FROM PUBLIC;
+
+-- What the catalogs know to keep decrypted values.
+CREATE FUNCTION nomp_crypt._lint_definitions(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT 'index_on_decrypted', nomp_crypt._lint_object('pg_class'::regclass, i.indexrelid, 0), NULL::text, ARRAY[i.indrelid]
+	FROM pg_index i WHERE nomp_crypt._keeps_decrypted(i.indexprs, true)
+	UNION ALL
+	SELECT 'statistics_on_decrypted', nomp_crypt._lint_object('pg_statistic_ext'::regclass, s.oid, 0), NULL, ARRAY[s.stxrelid]
+	FROM pg_statistic_ext s WHERE nomp_crypt._keeps_decrypted(s.stxexprs, true)
+	UNION ALL
+	SELECT 'generated_from_decrypted', nomp_crypt._lint_object('pg_class'::regclass, d.adrelid, d.adnum), NULL, ARRAY[d.adrelid]
+	FROM pg_attrdef d JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+	WHERE a.attgenerated = 's' AND nomp_crypt._keeps_decrypted(d.adbin, true)
+	UNION ALL
+	SELECT 'view_of_decrypted', nomp_crypt._lint_object('pg_class'::regclass, c.oid, 0), NULL, nomp_crypt._lint_sources(c.oid)
+	FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class
+	WHERE c.relkind = 'm' AND nomp_crypt._keeps_decrypted(r.ev_action, true)
+	UNION ALL
+	SELECT 'rule_writes_decrypted', nomp_crypt._lint_object('pg_rewrite'::regclass, r.oid, 0), NULL, nomp_crypt._lint_sources(r.ev_class)
+	FROM pg_rewrite r WHERE r.ev_type <> '1' AND nomp_crypt._keeps_decrypted(r.ev_action, false)
+	UNION ALL
+	SELECT 'function_writes_decrypted', nomp_crypt._lint_object('pg_proc'::regclass, p.oid, 0), NULL,
+		ARRAY(SELECT DISTINCT d.refobjid FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+			AND d.refclassid = 'pg_class'::regclass)
+	FROM pg_proc p WHERE nomp_crypt._keeps_decrypted(p.prosqlbody, false)
+	UNION ALL
+	SELECT 'foreign_table_in_clear', nomp_crypt._lint_object('pg_class'::regclass, f.ftrelid, 0), 'its wrapper is ' || quote_ident(w.fdwname), ARRAY[f.ftrelid]
+	FROM pg_foreign_table f JOIN pg_foreign_server s ON s.oid = f.ftserver JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+	WHERE w.fdwhandler <> 'nomp_crypt.postgres_fdw_handler()'::regprocedure AND EXISTS (
+		SELECT FROM pg_attribute a WHERE a.attrelid = f.ftrelid AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_definitions() FROM PUBLIC;
+
+-- A function's text without its comments.
+CREATE FUNCTION nomp_crypt._lint_text(source text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+	SELECT regexp_replace($1, '/\*.*?\*/|--[^\n]*', ' ', 'g')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_text(text) FROM PUBLIC;
+
+-- What a text seems to do with encrypted columns of these names: patterns,
+-- where "row" is NEW or OLD in a trigger.
+CREATE FUNCTION nomp_crypt._lint_pattern(what text, names name[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT format(CASE $1
+		-- to_jsonb(NEW), hstore(OLD.*), format('%s', NEW), NEW::text, RAISE LOG '%', NEW
+		WHEN 'serialise' THEN
+			'\m(?:to_jsonb?|row_to_json|array_to_json|jsonb?_(?:build_(?:object|array)|agg|object_agg)|hstore|format|concat|concat_ws|'
+			'quote_literal|quote_nullable|xmlforest|pg_notify)\s*\((?:(?:[^();]|\([^()]*\))*,)?\s*(?:new|old)\M\s*(?:\.\s*\*)?\s*[,)]'
+			'|\m(?:new|old)\M\s*(?:\.\s*\*)?\s*\)?\s*::|\mcast\s*\(\s*(?:new|old)\s+as\M'
+			'|\mraise\s+(?:debug|log|info|notice|warning)\M[^;]*,\s*(?:new|old)\M\s*(?:\.\s*\*)?\s*[,;]'
+		-- in a trigger that has all rows as tables: to_jsonb(n), json_agg(n.*)
+		WHEN 'rows' THEN '\m(?:to_jsonb?|row_to_json|jsonb?_agg|hstore)\s*\(\s*\w+\s*(?:\.\s*\*)?\s*\)'
+		-- the same of a field: nomp_crypt.decrypt(NEW.name), NEW.name::text, ...
+		WHEN 'field' THEN
+			'\m(?:to_jsonb?|array_to_json|jsonb?_(?:build_(?:object|array)|agg|object_agg)|hstore|format|concat|concat_ws|'
+			'quote_literal|quote_nullable|xmlforest|pg_notify|decrypt|try_decrypt)\s*\((?:(?:[^();]|\([^()]*\))*,)?\s*(?:new|old)\s*\.\s*"?(?:%1$s)(?!\w)'
+			'|\m(?:new|old)\s*\.\s*"?(?:%1$s)(?!\w)"?\s*\)?\s*::|\mcast\s*\(\s*(?:new|old)\s*\.\s*"?(?:%1$s)"?\s+as\M'
+			'|\mraise\s+(?:debug|log|info|notice|warning)\M[^;]*,\s*(?:new|old)\s*\.\s*"?(?:%1$s)(?!\w)'
+		-- outside triggers
+		WHEN 'decrypt' THEN '\mnomp_crypt\s*\.\s*(?:try_)?decrypt\s*\(|(?:%1$s)(?!\w)"?\s*::\s*(?:text|varchar|date|jsonb?)\M'
+		WHEN 'write' THEN
+			'\minsert\s+into\M|\mupdate\s+[^;]*\mset\M|\mmerge\s+into\M|\mcopy\M[^;]*\mto\M|\mcreate\s+(?:unlogged\s+)?table\M'
+			'|\mselect\M[^;]*\minto\s+(?:unlogged\s+)?table\M|\mraise\s+(?:debug|log|info|notice|warning)\M|\mnotify\M|\mpg_notify\M|\mdblink'
+		END, (SELECT string_agg(regexp_replace(n, '([!-/:-@\[-^`{-~ ])', '\\\1', 'g'), '|') FROM unnest($2) n))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_pattern(text, name[]) FROM PUBLIC;
+
+-- What functions seem to do, by their text; and triggers whose text is not to
+-- be had.
+CREATE FUNCTION nomp_crypt._lint_functions(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH encrypted AS (
+		SELECT a.attrelid AS oid, c.relname, quote_ident(n.nspname) AS schema, array_agg(a.attname) AS names
+		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND a.attnum > 0 AND NOT a.attisdropped AND nomp_crypt._holds_values(a.atttypid)
+		GROUP BY 1, 2, 3),
+	written AS MATERIALIZED (	-- by others than us
+		SELECT p.oid, p.prorettype, quote_ident(n.nspname) AS schema, l.lanname, nomp_crypt._lint_text(p.prosrc) AS source
+		FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang JOIN pg_namespace n ON n.oid = p.pronamespace
+		WHERE p.prokind IN ('f', 'p') AND p.prosqlbody IS NULL AND l.lanname <> 'internal'
+			AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+			AND NOT EXISTS (SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'nomp_crypt'
+				WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass)),
+	fired AS (
+		SELECT t.oid, t.tgrelid, w.lanname, w.source,
+			coalesce((regexp_match(w.source, nomp_crypt._lint_pattern('serialise', NULL), 'i'))[1],
+				CASE WHEN coalesce(t.tgnewtable, t.tgoldtable) IS NOT NULL THEN
+					(regexp_match(w.source, nomp_crypt._lint_pattern('rows', NULL), 'i'))[1] END) AS serialised,
+			(regexp_match(w.source, nomp_crypt._lint_pattern('field', e.names), 'i'))[1] AS field,
+			(SELECT string_agg(DISTINCT m[1], ', ') FROM regexp_matches(w.source,
+					'\minsert\s+into\s+((?:\w+|"[^"]+")(?:\.(?:\w+|"[^"]+"))?)[^;]*?(?:(?:values\s*\(|select)[^;]*?\m(?:new|old)\s*\)?\s*\.\s*\*)', 'gi') m
+				WHERE NOT EXISTS (SELECT FROM encrypted x WHERE x.names @> e.names AND x.oid IN (to_regclass(m[1]),
+					CASE WHEN m[1] !~ '\.' THEN to_regclass(e.schema || '.' || m[1]) END,
+					CASE WHEN m[1] !~ '\.' THEN to_regclass(w.schema || '.' || m[1]) END))) AS copied
+		FROM pg_trigger t JOIN encrypted e ON e.oid = t.tgrelid JOIN written w ON w.oid = t.tgfoid
+		WHERE NOT t.tgisinternal AND t.tgparentid = 0),
+	writes AS MATERIALIZED (
+		SELECT w.* FROM written w
+		WHERE w.lanname <> 'c' AND w.prorettype <> 'trigger'::regtype AND w.source ~* nomp_crypt._lint_pattern('write', NULL))
+	SELECT r.rule, nomp_crypt._lint_object('pg_trigger'::regclass, f.oid, 0), r.detail, ARRAY[f.tgrelid]
+	FROM fired f, LATERAL (
+		SELECT CASE WHEN f.lanname = 'c' THEN 'trigger_unseen'
+				WHEN f.serialised IS NOT NULL THEN 'trigger_serialises_rows'
+				WHEN f.field IS NOT NULL AND f.source ~* nomp_crypt._lint_pattern('write', NULL) THEN 'trigger_uses_decrypted'
+				WHEN f.copied IS NOT NULL THEN 'trigger_copies_rows' END AS rule,
+			left(regexp_replace(coalesce(f.serialised, f.field, f.copied), '\s+', ' ', 'g'), 100) AS detail) r
+	WHERE r.rule IS NOT NULL
+	UNION ALL
+	SELECT 'function_uses_decrypted', nomp_crypt._lint_object('pg_proc'::regclass, w.oid, 0), NULL, array_agg(e.oid)
+	FROM writes w LEFT JOIN encrypted e ON strpos(lower(w.source), lower(e.relname)) > 0
+	WHERE w.source ~* nomp_crypt._lint_pattern('decrypt', coalesce(e.names, '{nomp_crypt}'))
+	GROUP BY w.oid
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_functions() FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._lint_sample(relation oid, "rows" int, OUT column_name name, OUT "values" int, OUT numbers int,
+	OUT shapes int, OUT emails int, OUT phones int, OUT trouble text) RETURNS SETOF record
+LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'nc_lint_sample';
+REVOKE ALL ON FUNCTION nomp_crypt._lint_sample(oid, int) FROM PUBLIC;
+
+-- A name in small letters of ASCII, with "_" between its words; in whatever
+-- encoding, Swedish letters without their rings and dots.
+CREATE FUNCTION nomp_crypt._lint_words(name text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT regexp_replace(lower(regexp_replace(regexp_replace(regexp_replace(regexp_replace(regexp_replace(regexp_replace(
+		encode(convert_to($1, 'UTF8'), 'escape'), '\\303\\20[45]', 'A', 'g'), '\\303\\24[45]', 'a', 'g'), '\\303\\226', 'O', 'g'),
+		'\\303\\266', 'o', 'g'), '\\303\\251', 'e', 'g'), '([a-z0-9])([A-Z])', '\1_\2', 'g')), '[^a-z0-9]+', '_', 'g')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_words(text) FROM PUBLIC;
+
+-- What a column of that name, category of types and table holds, in Swedish
+-- and English; NULL if nothing personal by its name.
+CREATE FUNCTION nomp_crypt._lint_personal(table_name text, column_name text, category "char") RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT p.what FROM nomp_crypt._lint_words($2) w(words), replace(w.words, '_', '') j(joined), (VALUES
+		('personal identity numbers', 'SN', '', 'personn(umme)?r|persnr|(^|_)pnr(_|$)|personal_?(identity_?)?(number|no$|id$)|samordningsn(umme)?r'
+			'|(^|_)ssn(_|$)|social_?security|national_?id|identity_?number|fodelsen(umme)?r'),
+		('names', 'S', '', '(for|efter|mellan|tilltals|full|smek|barn|elev|person|kontakt)_?namn|(first|last|middle|given|family|full|maiden|nick|pupil|student|contact)_?name|surname'),
+		('names', 'S', 'elev|pupil|student|person|guardian|vardnadshavare|foralder|parent|teacher|larare|user|anvandare|kontakt|contact|employee|anstalld|barn|child|member|medlem',
+			'^(name|namn)$'),
+		('e-mail addresses', 'S', '', '(e_?mail|e_?post|mejl|mail)_?(add?ress)?_?[0-9]?$'),
+		('addresses', 'S', '', 'add?ress[0-9]?$|(^|_)(street|gata)|zip_?code|post_?(code|n(umme)?r|ort)|postal_?code'),
+		('phone numbers', 'SN', '', '(telefon|phone|mobil|mobile|tfn|telnr|cell)_?(n(umme)?r|number|no)?_?[0-9]?$'),
+		('dates of birth', 'SDN', '', 'fodelse_?(d(atum|ag)|ar)|(^|_)fodd(_|$)|birth_?(da(te|y)|year)|date_?of_?birth|(^|_)dob(_|$)|(^|_)born(_|$)'),
+		('next of kin', 'S', '', 'vardnadshavare|malsman|guardian|next_?of_?kin|anhorig|foralder'),
+		('health, belief or origin', 'S', '', 'diagnos|allerg|sjukdom|funktionsned|handikapp|disabilit|religion|modersmal|ethnicit|nationalit|medborgarskap|sarskilt_?stod')
+	) p(what, categories, tables, pattern)
+	WHERE strpos(p.categories, $3::text) > 0 AND w.words ~ p.pattern AND (p.tables = '' OR nomp_crypt._lint_words($1) ~ p.tables)
+		AND j.joined !~ '(ip|mac|web|url|host|server)add?ress$' LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_personal(text, text, "char") FROM PUBLIC;
+
+-- Columns in clear with personal data, by what is in some of their values or by
+-- their names. Of a partitioned table, the largest partition is looked into.
+CREATE FUNCTION nomp_crypt._lint_columns(sample_rows int, OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+	t record;
+	s record;
+	found text[] := '{}';
+	unseen jsonb := '{}';
+BEGIN
+	FOR t IN SELECT DISTINCT ON (p.root) c.oid, p.root FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+			LATERAL (SELECT CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid ELSE c.oid END) p(root)
+		WHERE sample_rows > 0 AND c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
+			AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'nomp_crypt')
+		ORDER BY p.root, c.relpages DESC LOOP
+		BEGIN
+			FOR s IN SELECT v.*, a.attnum FROM nomp_crypt._lint_sample(t.oid, sample_rows) v
+				LEFT JOIN pg_attribute a ON a.attrelid = t.root AND a.attname = v.column_name LOOP
+				IF s.trouble IS NOT NULL THEN
+					unseen := unseen || jsonb_build_object(s.trouble, coalesce(unseen -> s.trouble, '[]') || to_jsonb(nomp_crypt._table_name(t.oid)));
+					CONTINUE;
+				END IF;
+				object := nomp_crypt._lint_object('pg_class'::regclass, t.root, s.attnum);
+				relations := ARRAY[t.root];
+				FOR rule, detail IN SELECT r.rule, format('%s of %s values that were looked at', r.n, s.values)
+					FROM (VALUES ('personal_numbers', s.numbers, s.numbers * 2 >= s.shapes), ('email_addresses', s.emails, true),
+						('phone_numbers', s.phones, s.phones * 20 >= s.values)) r(rule, n, enough)
+					WHERE r.n > 0 AND r.enough LOOP
+					found := found || object;
+					RETURN NEXT;
+				END LOOP;
+			END LOOP;
+		EXCEPTION WHEN OTHERS THEN
+			unseen := unseen || jsonb_build_object('error', coalesce(unseen -> 'error', '[]') || to_jsonb(nomp_crypt._table_name(t.oid)));
+		END;
+	END LOOP;
+	rule := 'rows_unseen';
+	relations := NULL;
+	FOR object, detail IN SELECT 'rows: ' || w.why, (SELECT string_agg(x.n, ', ') FROM (SELECT n FROM jsonb_array_elements_text(u.value) n ORDER BY n COLLATE "C" LIMIT 10) x)
+			|| CASE WHEN jsonb_array_length(u.value) > 10 THEN format(' and %s more', jsonb_array_length(u.value) - 10) ELSE '' END
+		FROM jsonb_each(unseen) u JOIN (VALUES ('right', 'SELECT is missing'), ('policy', 'row-level security applies'), ('locked', 'the table is locked'),
+			('access method', 'the access method cannot read by block'), ('error', 'they could not be read')) w(trouble, why) ON w.trouble = u.key LOOP
+		RETURN NEXT;
+	END LOOP;
+	RETURN QUERY SELECT 'personal_name', i.name, p.what, ARRAY[c.oid]
+	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
+	JOIN pg_type y ON y.oid = a.atttypid, LATERAL nomp_crypt._lint_personal(c.relname, a.attname, y.typcategory) p(what),
+		LATERAL nomp_crypt._lint_object('pg_class'::regclass, c.oid, a.attnum) i(name)
+	WHERE c.relkind IN ('r', 'p', 'm', 'f') AND NOT c.relispartition AND c.relpersistence <> 't'
+		AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'nomp_crypt')
+		AND a.attnum > 0 AND NOT a.attisdropped AND a.attinhcount = 0 AND p.what IS NOT NULL
+		AND NOT nomp_crypt._holds_values(a.atttypid) AND i.name <> ALL (found)
+		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e');
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_columns(int) FROM PUBLIC;
+
+-- What conversions have left: themselves, and plain values in files, WAL and
+-- backups.
+CREATE FUNCTION nomp_crypt._lint_conversions(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	RETURN QUERY
+	WITH live AS (
+		SELECT c.*, to_regclass(c.table_name)::oid AS oid FROM nomp_crypt.conversion c WHERE c.state NOT IN ('done', 'cancelled')),
+	called AS (	-- what conversions make has names of this form
+		SELECT 'pg_class'::regclass AS class, c.oid, 0 AS sub, c.relname AS name, NULL::oid AS relation FROM pg_class c WHERE c.relkind = 'S'
+		UNION ALL SELECT 'pg_proc'::regclass, p.oid, 0, p.proname, NULL FROM pg_proc p
+		UNION ALL SELECT 'pg_trigger'::regclass, t.oid, 0, t.tgname, t.tgrelid FROM pg_trigger t WHERE t.tgparentid = 0)
+	SELECT 'conversion_unfinished', format('table column %s.%I', l.table_name, l.column_name),
+		format('state %s since %s, begun by %I', l.state, coalesce(l.swapped_at, l.started_at)::timestamp(0), l.role)
+			|| CASE WHEN l.oid IS NULL THEN '; there is no such table any more' ELSE '' END, ARRAY[l.oid]
+	FROM live l
+	UNION ALL
+	SELECT 'conversion_leftover', nomp_crypt._lint_object(c.class, c.oid, c.sub), NULL, ARRAY[c.relation]
+	FROM called c WHERE c.name ~ '^([~!]?nomp_crypt_[0-9a-f]{8}_(step|missed|tenant)|nomp_crypt_tenant_[0-9a-f]{32})$'
+		AND NOT EXISTS (SELECT FROM live l WHERE strpos(c.name, nomp_crypt._conversion_name(l.uuid, '')) > 0)
+	UNION ALL
+	SELECT 'conversion_leftover', nomp_crypt._lint_object('pg_class'::regclass, a.attrelid, a.attnum), NULL, ARRAY[a.attrelid]
+	FROM pg_description d JOIN pg_attribute a ON a.attrelid = d.objoid AND a.attnum = d.objsubid
+	WHERE d.classoid = 'pg_class'::regclass AND d.objsubid > 0 AND starts_with(d.description, 'made by nomp_crypt.encrypt_column_online')
+		AND a.attinhcount = 0 AND NOT EXISTS (SELECT FROM live l WHERE l.oid = a.attrelid AND l.shadow = a.attname)
+	UNION ALL
+	SELECT r.rule, nomp_crypt._lint_object('pg_class'::regclass, to_regclass(i.table_name), a.attnum),
+		CASE r.rule WHEN 'backups_with_plaintext' THEN 'until ' || i.backups_with_plaintext_until::timestamp(0) END, ARRAY[a.attrelid]
+	FROM nomp_crypt.inventory i JOIN pg_attribute a ON a.attrelid = to_regclass(i.table_name) AND a.attname = i.column_name,
+		LATERAL (SELECT CASE i.state WHEN 'plain values may be left in the table''s files' THEN 'files_not_rewritten'
+			WHEN 'plain values may be left in pg_statistic' THEN 'statistics_not_rewritten'
+			WHEN 'unknown' THEN 'column_past_unknown'
+			ELSE CASE WHEN i.backups_with_plaintext_until > clock_timestamp() THEN 'backups_with_plaintext' END END) r(rule)
+	WHERE r.rule IS NOT NULL
+	UNION ALL
+	SELECT 'backups_unseen', 'backups', NULL, NULL
+	WHERE EXISTS (SELECT FROM nomp_crypt.column_history h WHERE h.event = 'converted');
+	IF NOT pg_is_in_recovery() THEN
+		-- a segment that was last written before then has nothing newer in it
+		RETURN QUERY SELECT 'slot_keeps_plaintext', 'replication slot ' || s.slot_name, format('its oldest segment is of %s', w.at::timestamp(0)), NULL::oid[]
+		FROM pg_replication_slots s,
+			LATERAL (SELECT min(f.modification) AS at FROM pg_ls_waldir() f WHERE substr(f.name, 9) = substr(pg_walfile_name(s.restart_lsn), 9)) w
+		WHERE w.at < (SELECT max(i.encrypted_on_disk_since) FROM nomp_crypt.inventory i WHERE i.state = 'rewritten');
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_conversions() FROM PUBLIC;
+
+-- Settings of the server, roles and databases that let values get elsewhere.
+CREATE FUNCTION nomp_crypt._lint_settings(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH t AS MATERIALIZED (SELECT * FROM nomp_crypt._telling_settings())
+	SELECT 'logs_' || t.tells, t.name || ' of ' || t.place, t.value, NULL::oid[] FROM t
+	WHERE t.tells IN ('statements', 'plans')
+		-- parameters, where statements or plans are logged at all
+		OR (t.name = 'log_parameter_max_length' AND EXISTS (SELECT FROM t x WHERE x.tells = 'statements' AND x.name <> 'pgaudit.log'))
+		OR (t.name = 'auto_explain.log_parameter_max_length' AND EXISTS (SELECT FROM t x WHERE x.name = 'auto_explain.log_min_duration'))
+		OR (t.name = 'pgaudit.log_parameter' AND EXISTS (SELECT FROM t x WHERE x.name = 'pgaudit.log'))
+	UNION ALL
+	SELECT CASE t.tells WHEN 'errors' THEN 'logs_failed_statements' ELSE 'keeps_statements' END, t.name || ' of ' || t.place, t.value, NULL
+	FROM t WHERE t.tells IN ('errors', 'statistics')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_settings() FROM PUBLIC;
+
+-- Does the server listen to other machines?
+CREATE FUNCTION nomp_crypt._listens_outside() RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT EXISTS (SELECT FROM regexp_split_to_table(current_setting('listen_addresses'), ',') a
+		WHERE trim(a) NOT IN ('', 'localhost', '::1') AND trim(a) !~ '^127\.')
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._listens_outside() FROM PUBLIC;
+
+-- Lines of pg_hba.conf that let clients in from elsewhere without encryption,
+-- unless a line before them has sent all of those away.
+CREATE FUNCTION nomp_crypt._lint_network(OUT rule text, OUT object text, OUT detail text, OUT relations oid[])
+RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH line AS (
+		SELECT h.*, concat_ws(' ', h.type, array_to_string(h.database, ','), array_to_string(h.user_name, ','), h.address, h.netmask, h.auth_method) AS text,
+			h.type IN ('host', 'hostnossl', 'hostnogssenc') AS plain,
+			CASE WHEN h.address = 'all' OR h.netmask IN ('0.0.0.0', '::') THEN true ELSE false END AS everywhere
+		FROM pg_hba_file_rules h WHERE h.error IS NULL)
+	SELECT 'no_tls', 'setting ssl', NULL::text, NULL::oid[]
+	WHERE current_setting('ssl') = 'off' AND nomp_crypt._listens_outside()
+	UNION ALL
+	SELECT DISTINCT 'hba_without_tls', 'pg_hba.conf: ' || l.text, NULL, NULL::oid[] FROM line l
+	WHERE l.plain AND l.auth_method <> 'reject' AND nomp_crypt._listens_outside()
+		AND NOT (l.address IN ('samehost', 'localhost') OR (l.address LIKE '127.%' AND l.netmask LIKE '255.%') OR l.address = '::1')
+		AND NOT EXISTS (SELECT FROM line r WHERE r.line_number < l.line_number AND r.plain AND r.auth_method = 'reject'
+			AND r.database = '{all}' AND r.user_name = '{all}' AND r.everywhere
+			AND (r.address = 'all' OR family(r.address::inet) = CASE WHEN l.address LIKE '%:%' THEN 6 ELSE 4 END AND l.address ~ '^[0-9a-f.:]+$'))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_network() FROM PUBLIC;
+
+-- The machine, by what health() finds.
+CREATE FUNCTION nomp_crypt._lint_host(OUT rule text, OUT object text, OUT detail text, OUT severity text, OUT advice text)
+RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	WITH f AS MATERIALIZED (SELECT nomp_crypt._health_facts() AS facts)
+	SELECT r.rule, r.object, c.detail, replace(c.severity, 'critical', 'error'), c.advice
+	FROM f, (VALUES ('credentials', 'keystore credentials'), ('memory', 'memory with keys'), ('core_dumps', 'core dumps'),
+			('swap', 'swap space')) r(rule, object),
+		LATERAL nomp_crypt._health_check(r.rule, f.facts, '1 year', '1 year') c
+	WHERE c.severity IS NOT NULL
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint_host() FROM PUBLIC;
+
+-- All findings, each with the relations that it is about; or those about
+-- relations, which asks no keystore.
+CREATE FUNCTION nomp_crypt._lint(sample_rows int, everything boolean, OUT severity text, OUT rule text, OUT object text, OUT why text,
+	OUT advice text, OUT relations oid[]) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO' AS $$
+	SELECT CASE WHEN a.rule IS NULL THEN coalesce(f.severity, r.severity) ELSE 'accepted' END, f.rule, f.object,
+		concat_ws(': ', r.why, f.detail) || coalesce('; accepted by ' || quote_ident(a.role) || ' on ' || a.at::date || ': ' || a.reason, ''),
+		coalesce(f.advice, r.advice), f.relations
+	FROM (SELECT c.*, NULL AS severity, NULL AS advice FROM (
+			SELECT * FROM nomp_crypt._lint_definitions()
+			UNION ALL SELECT * FROM nomp_crypt._lint_functions()
+			UNION ALL SELECT * FROM nomp_crypt._lint_columns($1)
+			UNION ALL SELECT * FROM nomp_crypt._lint_conversions()
+			UNION ALL SELECT * FROM nomp_crypt._lint_settings() WHERE $2
+			UNION ALL SELECT * FROM nomp_crypt._lint_network() WHERE $2) c
+		UNION ALL SELECT h.rule, h.object, h.detail, NULL, h.severity, h.advice FROM nomp_crypt._lint_host() h WHERE $2) f
+	JOIN nomp_crypt._lint_rules() r ON r.rule = f.rule
+	LEFT JOIN nomp_crypt.lint_accepted a ON a.rule = f.rule AND a.object = f.object
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._lint(int, boolean) FROM PUBLIC;
+
+-- Where values may be in clear, the worst first. Reads up to that many rows of
+-- each table, as the caller may; none with 0.
+CREATE FUNCTION nomp_crypt.lint(sample_rows int DEFAULT 1000, OUT severity text, OUT rule text, OUT object text,
+	OUT why text, OUT advice text) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT l.severity, l.rule, l.object, l.why, l.advice FROM nomp_crypt._lint($1, true) l
+	ORDER BY array_position('{error,warning,info,not_checked,accepted}', l.severity), l.rule COLLATE "C", l.object COLLATE "C"
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.lint(int) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION nomp_crypt.lint(int) TO pg_monitor;
+
+-- Put on record that a finding is known and stays; without a reason, that it
+-- is not accepted any more. Raises 22023, 42704.
+CREATE FUNCTION nomp_crypt.accept_lint(rule text, object text, reason text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	IF accept_lint.rule IS NULL OR accept_lint.object IS NULL OR accept_lint.reason = '' THEN
+		RAISE EXCEPTION 'rule and object must be given, and a reason or null' USING ERRCODE = 'invalid_parameter_value';
+	ELSIF NOT EXISTS (SELECT FROM nomp_crypt._lint_rules() r WHERE r.rule = accept_lint.rule) THEN
+		RAISE EXCEPTION 'there is no rule "%"', accept_lint.rule USING ERRCODE = 'undefined_object';
+	END IF;
+	DELETE FROM nomp_crypt.lint_accepted a WHERE a.rule = accept_lint.rule AND a.object = accept_lint.object;
+	IF NOT FOUND AND accept_lint.reason IS NULL THEN
+		RAISE EXCEPTION 'rule "%" is not accepted for "%"', accept_lint.rule, accept_lint.object USING ERRCODE = 'undefined_object';
+	END IF;
+	INSERT INTO nomp_crypt.lint_accepted (rule, object, reason, role)
+	SELECT accept_lint.rule, accept_lint.object, accept_lint.reason, nomp_crypt._acting_role() WHERE accept_lint.reason IS NOT NULL;
+	PERFORM nomp_crypt._audit('accept_lint', NULL, jsonb_build_object('rule', accept_lint.rule, 'object', accept_lint.object,
+		'reason', accept_lint.reason));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt.accept_lint(text, text, text) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Staging: a copy of production, at a place that cannot reach production's
+-- keystore, becomes an installation of its own with made-up values. No original
+-- is read: there is no key for them here, and where there is one it is refused.
+-- ---------------------------------------------------------------------------
+
+-- The originals' keys by id, and whose they were; empty but between
+-- begin_staging and the end of replace_values.
+CREATE TABLE nomp_crypt.original_key (
+	key_id			bytea PRIMARY KEY,
+	tenant			text NOT NULL,
+	installation	uuid NOT NULL
+);
+COMMENT ON TABLE nomp_crypt.original_key IS 'keys of another installation, whose values replace_values replaces';
+SELECT pg_catalog.pg_extension_config_dump('nomp_crypt.original_key', '');
+
+-- Equal originals get equal values, by these numbers: each identity that a
+-- searchable column has, among those of its kind.
+CREATE TABLE nomp_crypt.made_up_number (
+	kind		text NOT NULL,
+	identity	bytea NOT NULL,
+	number		bigint NOT NULL,
+	PRIMARY KEY (kind, identity)
+);
+COMMENT ON TABLE nomp_crypt.made_up_number IS 'numbers of made-up values, while replace_values is under way';
+
+CREATE FUNCTION nomp_crypt._value_key(value @extschema@.encrypted) RETURNS bytea
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_value_key';
+CREATE FUNCTION nomp_crypt._value_identity(value @extschema@.encrypted) RETURNS bytea
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'nc_value_identity';
+CREATE FUNCTION nomp_crypt._staging_expression(column_name text, expression text,
+	OUT relation regclass, OUT name name, OUT made text)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_staging_expression';
+
+-- Raises unless no keystore in the settings is that installation's: each must
+-- answer, and have no canary of it. Raises 55000, NC004.
+CREATE FUNCTION nomp_crypt._require_unreachable(originals uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	store record;
+	stores int := 0;
+BEGIN
+	FOR store IN SELECT * FROM nomp_crypt._keystores(originals) LOOP
+		stores := stores + 1;
+		IF store.canary THEN
+			RAISE EXCEPTION 'the keys of the originals can be reached here'
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				DETAIL = format('Keystore "%s" is that of installation %s.', store.token, originals),
+				HINT = 'Values are replaced in a copy only, at a place that cannot reach production''s keystore.';
+		ELSIF store.canary IS NULL THEN
+			RAISE EXCEPTION 'the keystore is unavailable: %', store.state
+				USING ERRCODE = 'NC004', HINT = 'It must answer that the keys of the originals are not in it. See nomp_crypt.keystore_status().';
+		END IF;
+	END LOOP;
+	IF stores = 0 THEN
+		RAISE EXCEPTION 'the keystore is unavailable: none is configured' USING ERRCODE = 'NC004',
+			HINT = 'Give staging a keystore of its own: nomp_crypt.keystore.';
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._require_unreachable(uuid) FROM PUBLIC;
+
+-- The first step: this database leaves the installation that it is a copy of,
+-- with all keys, cases and records of that, and founds one of its own, or joins
+-- this server's. Does nothing in one that has. Raises 25006, 55000, NC004.
+CREATE FUNCTION nomp_crypt._begin_staging() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	originals uuid;
+	mine uuid;
+	reg record;
+	school uuid;
+	loaded int;
+BEGIN
+	IF pg_is_in_recovery() THEN
+		RAISE EXCEPTION 'a standby cannot become staging'
+			USING ERRCODE = 'read_only_sql_transaction', HINT = 'Take a base backup of it to another place.';
+	END IF;
+	PERFORM nomp_crypt._lock_keystore(true);
+	SELECT uuid INTO originals FROM nomp_crypt.installation;
+	SELECT * INTO reg FROM nomp_crypt._register_read();
+	IF originals IS NULL THEN
+		RAISE EXCEPTION 'this database is a copy of no installation'
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Restore a dump or backup of production first, with the keys'' rows in it.';
+	ELSIF reg.installation = originals AND EXISTS (SELECT FROM nomp_crypt.original_key o WHERE o.installation <> originals) THEN
+		RETURN;
+	ELSIF reg.installation = originals THEN
+		RAISE EXCEPTION 'this server belongs to installation %, and so do the values', originals
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = 'The register directory names it: this is production, or a machine that was cloned with it.',
+			HINT = 'Staging needs an empty nomp_crypt.register_directory and a keystore of its own.';
+	END IF;
+	PERFORM nomp_crypt._require_unreachable(originals);
+	-- its canary may be gone, and its keys not
+	FOR school IN SELECT t.uuid FROM nomp_crypt.tenant t WHERE t.state = 'active' ORDER BY t.created_at DESC LIMIT 3 LOOP
+		BEGIN
+			loaded := nomp_crypt._load_keys(school);
+		EXCEPTION WHEN SQLSTATE 'NC003' OR SQLSTATE 'NC004' THEN
+			loaded := 0;
+		END;
+		IF loaded > 0 THEN
+			RAISE EXCEPTION 'the keys of the originals can be reached here' USING ERRCODE = 'object_not_in_prerequisite_state';
+		END IF;
+	END LOOP;
+	IF EXISTS (SELECT FROM nomp_crypt._keyring_uses() u JOIN nomp_crypt.tenant t ON t.uuid = u.tenant) THEN
+		RAISE EXCEPTION 'keys of the originals are in this server''s memory'
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Restart the server with staging''s own keystore.';
+	END IF;
+	INSERT INTO nomp_crypt.original_key (key_id, tenant, installation)
+	SELECT k.key_id, t.id, originals FROM nomp_crypt.tenant_key k JOIN nomp_crypt.tenant t ON t.uuid = k.tenant
+	ON CONFLICT DO NOTHING;
+	DELETE FROM nomp_crypt.tenant_key;
+	DELETE FROM nomp_crypt.kek;
+	DELETE FROM nomp_crypt.tenant;
+	DELETE FROM nomp_crypt.tenant_right r WHERE r.tenant <> '00000000-0000-0000-0000-000000000000';
+	DELETE FROM nomp_crypt.erasure;
+	DELETE FROM nomp_crypt.erasure_approval;
+	DELETE FROM nomp_crypt.legal_hold;
+	DELETE FROM nomp_crypt.data_return;
+	DELETE FROM nomp_crypt.attestation;
+	DELETE FROM nomp_crypt.busy;
+	-- the other installation's chain: here a new one begins
+	ALTER TABLE nomp_crypt.register DISABLE TRIGGER append_only;
+	ALTER TABLE nomp_crypt.register DISABLE TRIGGER append_only_rows;
+	DELETE FROM nomp_crypt.register;
+	ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only;
+	ALTER TABLE nomp_crypt.register ENABLE ALWAYS TRIGGER append_only_rows;
+	DELETE FROM nomp_crypt.installation;
+	mine := nomp_crypt._require_owner();
+	PERFORM nomp_crypt._audit('begin_staging', NULL, jsonb_build_object('originals', originals, 'installation', mine));
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._begin_staging() FROM PUBLIC;
+
+CREATE FUNCTION nomp_crypt._original_tenants() RETURNS SETOF text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT DISTINCT o.tenant FROM nomp_crypt.original_key o ORDER BY 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._original_tenants() FROM PUBLIC;
+
+-- A restored copy of production becomes staging: an installation of its own,
+-- and in it a new school, with new keys, for each that has a key in the copy.
+-- From then on no original can be read here, whatever keystore is configured:
+-- their wrapped keys are gone. Interrupted, it is repeated. Raises 55000, NC004.
+-- It commits, so its search_path is the caller's: every name is qualified.
+CREATE PROCEDURE nomp_crypt.begin_staging()
+LANGUAGE plpgsql AS $$
+DECLARE
+	ids pg_catalog.text[];
+BEGIN
+	PERFORM nomp_crypt._begin_staging();
+	COMMIT;
+	ids := ARRAY(SELECT nomp_crypt._original_tenants());
+	CALL nomp_crypt.create_tenants(ids);
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.begin_staging() FROM PUBLIC;
+
+-- Ten digits and a check digit after a date on which nobody was born who was
+-- ever given a number: they have been given since 1947.
+CREATE FUNCTION nomp_crypt._made_up_personnummer(number bigint) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	days CONSTANT int := date '1840-01-01' - date '1800-01-01';
+	born date := date '1800-01-01' + (number % days)::int;
+	digits text := to_char(born, 'YYMMDD') || lpad((1 + number / days)::text, 3, '0');
+	d int;
+	total int := 0;
+BEGIN
+	FOR i IN 1 .. 9 LOOP
+		d := substr(digits, i, 1)::int * (1 + i % 2);
+		total := total + d / 10 + d % 10;
+	END LOOP;
+	RETURN to_char(born, 'YYYYMMDD') || '-' || substr(digits, 7) || (10 - total % 10) % 10;
+END
+$$;
+
+-- A made-up text of that kind, the same for the same number: "name",
+-- "given name", "surname", "personnummer", "email", "phone", "street",
+-- "postcode", "city", "digits", "text". Others for other numbers, up to where
+-- the kind ends (54000). Raises 22023 for other kinds.
+CREATE FUNCTION nomp_crypt.made_up(kind text, number bigint) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	given CONSTANT text[] := '{Anna,Erik,Maria,Lars,Karin,Anders,Sara,Johan,Emma,Per,Lena,Nils,Eva,Karl,Ida,Olof,Elsa,Hugo,Alva,Axel,
+		Maja,Oskar,Ebba,Gustav,Klara,Viktor,Signe,Emil,Linnea,Anton,Stina,Filip,Agnes,Jonas,Sofia,Mats,Ellen,Simon,Tilda,Adam,
+		Amir,Fatima,Leila,Omar,Yasmin,Ali,Zahra,Hassan,Mira,Noah,Selma,Isak,Nora,Vera,Sixten,Ingrid,Alma,Love,Elin,David}'::text[];
+	surname CONSTANT text[] := '{Andersson,Johansson,Karlsson,Nilsson,Eriksson,Larsson,Olsson,Persson,Svensson,Gustafsson,
+		Pettersson,Jonsson,Jansson,Hansson,Bengtsson,Carlsson,Petersson,Lindberg,Magnusson,Lindgren,Axelsson,Berg,Lund,Holm,
+		Lindqvist,Mattsson,Eklund,Sandberg,Hedlund,Nordin,Ali,Mohamed,Hassan,Ahmed,Lundin,Wallin,Engman,Dahl,Ek,Falk,Strand}'::text[];
+	city CONSTANT text[] := '{Exempelby,Provstad,Mallholm,Utkastlund,Skissvik,Modellfors,Testinge,Figurholm}'::text[];
+	n CONSTANT bigint := number;
+	first text := given[1 + n % cardinality(given)];
+	last text := surname[1 + n / cardinality(given) % cardinality(surname)];
+	again bigint := n / (cardinality(given) * cardinality(surname));
+BEGIN
+	IF n < 0 THEN
+		RAISE EXCEPTION 'the number of a made-up value must not be negative' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	CASE kind
+		WHEN 'name' THEN RETURN concat_ws(' ', first, last, nullif(again, 0));
+		WHEN 'given name' THEN RETURN concat_ws(' ', first, nullif(n / cardinality(given), 0));
+		WHEN 'surname' THEN
+			RETURN concat_ws(' ', surname[1 + n % cardinality(surname)], nullif(n / cardinality(surname), 0));
+		WHEN 'personnummer' THEN
+			IF n >= 999 * 14609 THEN
+				RAISE EXCEPTION 'there are no more than 14594391 made-up values of kind "personnummer"'
+					USING ERRCODE = 'program_limit_exceeded';
+			END IF;
+			RETURN nomp_crypt._made_up_personnummer(n);
+		WHEN 'email' THEN RETURN lower(format('%s.%s.%s@example.org', first, last, n));
+		WHEN 'phone' THEN RETURN concat_ws(' ', '070-17406' || lpad((5 + n % 95)::text, 2, '0'), nullif(n / 95, 0));
+		WHEN 'street' THEN RETURN 'Exempelgatan ' || 1 + n;
+		WHEN 'postcode' THEN RETURN concat_ws(' ', to_char(10000 + n % 90000, 'FM999 99'), nullif(n / 90000, 0));
+		WHEN 'city' THEN RETURN concat_ws(' ', city[1 + n % cardinality(city)], nullif(n / cardinality(city), 0));
+		WHEN 'digits' THEN RETURN n;
+		WHEN 'text' THEN RETURN 'Text ' || n;
+		ELSE
+			RAISE EXCEPTION 'there is no made-up value of kind "%"', kind USING ERRCODE = 'invalid_parameter_value';
+	END CASE;
+END
+$$;
+
+-- What a column's made-up values shall look like, by its name and the type
+-- inside: a kind of made_up for texts, else the type.
+CREATE FUNCTION nomp_crypt._made_up_kind(column_name text, inner_type text, digits boolean) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	base text := regexp_replace(inner_type, '\([^)]*\)|\[\]', '', 'g');
+	n text := lower(regexp_replace(column_name, '([a-z0-9])([A-Z])', '\1_\2', 'g'));
+	kind text;
+BEGIN
+	IF base NOT IN ('text', 'character varying', 'character') THEN
+		RETURN CASE WHEN base IN ('integer', 'bigint', 'numeric', 'real', 'double precision', 'money') THEN 'number' ELSE base END;
+	END IF;
+	kind := CASE
+		WHEN n ~ '(^|_)(ssn|pnr|person_?n(r|ummer)|personal_?(identity_?)?(id|no|number)|samordnings_?n(r|ummer))(_|$)' THEN 'personnummer'
+		WHEN n ~ '(mail|mejl|e[_-]?post)' THEN 'email'
+		WHEN n ~ '(phone|telefon|mobil|(^|_)tel(_|$))' THEN 'phone'
+		WHEN n ~ '(first|given|f.r|till?tals)_?(name|namn)' THEN 'given name'
+		WHEN n ~ '(last|family|efter)_?(name|namn)|surname' THEN 'surname'
+		WHEN n ~ '(name|namn)' THEN 'name'
+		WHEN n ~ '(street|address|adress|gata|gatu)' THEN 'street'
+		WHEN n ~ '(zip|postal|post_?n(r|ummer)|post_?code)' THEN 'postcode'
+		WHEN n ~ '(^|_)(city|town|ort|post_?ort|stad)(_|$)' THEN 'city'
+		ELSE 'text' END;
+	RETURN CASE WHEN digits AND kind NOT IN ('personnummer', 'phone') THEN 'digits' ELSE kind END;
+END
+$$;
+
+-- A made-up value of the type inside a column, as text. "wide": another one for
+-- every number, as far as the type goes (54000); else one that looks like the
+-- others. "room": how many characters it may have.
+CREATE FUNCTION nomp_crypt._made_up(kind text, number bigint, inner_type text, room int, wide boolean) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	base text := regexp_replace(inner_type, '\([^)]*\)', '');
+	p int := split_part(substring(inner_type FROM '\(([0-9-]+)'), ',', 1);
+	s int := coalesce(substring(inner_type FROM ',(-?[0-9]+)\)')::int, 0);
+	most bigint;
+	n bigint := number;
+	made text;
+BEGIN
+	IF n IS NULL THEN
+		RAISE EXCEPTION 'a value that is to be replaced has no number' USING ERRCODE = 'internal_error';
+	ELSIF right(base, 2) = '[]' THEN
+		RETURN CASE WHEN wide THEN ARRAY[nomp_crypt._made_up(kind, n, left(inner_type, -2), room, wide)]::text ELSE '{}' END;
+	END IF;
+	most := CASE
+		WHEN base = 'boolean' THEN 2
+		WHEN base LIKE 'time%' AND base NOT LIKE 'timestamp%' THEN 86400
+		WHEN base = 'smallint' THEN CASE WHEN wide THEN 32767 ELSE 100 END
+		WHEN base = 'numeric' AND p IS NOT NULL THEN 10 ^ least(p, CASE WHEN wide THEN 18 ELSE 4 END)
+		WHEN NOT wide AND base = 'date' THEN 16 * 365
+		WHEN NOT wide AND base LIKE 'timestamp%' THEN 365 * 86400
+		WHEN NOT wide AND base = 'inet' THEN 256
+		WHEN base = 'date' THEN 1000000
+		WHEN base = 'real' THEN CASE WHEN wide THEN 16777216 ELSE 1000 END
+		WHEN NOT wide THEN CASE kind WHEN 'name' THEN 60 * 41 WHEN 'given name' THEN 60 WHEN 'surname' THEN 41 WHEN 'personnummer' THEN 14594391
+			WHEN 'phone' THEN 95 WHEN 'street' THEN 200 WHEN 'postcode' THEN 90000 WHEN 'city' THEN 8 WHEN 'email' THEN 1000000
+			WHEN 'uuid' THEN 281474976710656 ELSE 1000 END
+		ELSE 2147483647 END;
+	IF wide AND n >= most THEN
+		RAISE EXCEPTION 'there are no more than % made-up values of type % that differ', most, inner_type
+			USING ERRCODE = 'program_limit_exceeded', HINT = 'Give an expression for the column.';
+	END IF;
+	n := n % most;
+	CASE
+		WHEN base IN ('text', 'character varying', 'character') THEN
+			made := nomp_crypt.made_up(kind, n);
+			IF room IS NULL OR length(made) <= room THEN
+				RETURN made;
+			ELSIF kind = 'personnummer' AND room = 12 THEN
+				RETURN translate(made, '-', '');
+			ELSIF kind = 'personnummer' AND room = 11 THEN		-- the sign of somebody who is older than a hundred
+				RETURN translate(substr(made, 3), '-', '+');
+			ELSIF NOT wide THEN
+				RETURN left(made, room);
+			ELSIF length(n::text) > room THEN
+				RAISE EXCEPTION 'there are more values that differ than % characters can hold', room
+					USING ERRCODE = 'program_limit_exceeded', HINT = 'Give an expression for the column.';
+			END IF;
+			RETURN n;
+		WHEN base = 'bytea' THEN RETURN '\x' || lpad(to_hex(n), 16, '0');
+		WHEN base = 'boolean' THEN RETURN n = 1;
+		WHEN base = 'numeric' AND p IS NOT NULL THEN RETURN n / 10::numeric ^ s;
+		WHEN base = 'date' THEN RETURN to_char(CASE WHEN wide THEN date '2000-01-01' ELSE date '2005-01-01' END + n::int, 'YYYY-MM-DD');
+		WHEN base LIKE 'timestamp%' THEN
+			RETURN to_char(timestamp '2024-01-01' + make_interval(secs => n), 'YYYY-MM-DD HH24:MI:SS')
+				|| CASE WHEN base LIKE '%with time zone' THEN '+00' ELSE '' END;
+		WHEN base LIKE 'time%' THEN
+			RETURN (time '00:00' + make_interval(secs => n))::text || CASE WHEN base LIKE '%with time zone' THEN '+00' ELSE '' END;
+		WHEN base LIKE 'interval%' THEN RETURN n || ' hours';
+		WHEN base = 'uuid' THEN RETURN '00000000-0000-4000-8000-' || lpad(to_hex(n), 12, '0');
+		WHEN base = 'inet' THEN RETURN CASE WHEN wide THEN inet '2001:db8::' + n ELSE inet '192.0.2.0' + n END;
+		WHEN base IN ('json', 'jsonb') THEN RETURN CASE WHEN wide THEN format('{"n": %s}', n) ELSE '{}' END;
+		WHEN base LIKE '%range' AND NOT wide THEN RETURN 'empty';
+		WHEN base IN ('int4range', 'int8range', 'numrange') THEN RETURN format('[%s,%s)', n, n + 1);
+		WHEN base = 'daterange' THEN RETURN format('[%s,%s)', date '2000-01-01' + (n % 1000000)::int, date '2000-01-02' + (n % 1000000)::int);
+		WHEN base LIKE '%range' THEN
+			RETURN format('["%1$s","%1$s"]', to_char(timestamp '2024-01-01' + make_interval(secs => n), 'YYYY-MM-DD HH24:MI:SS'));
+		ELSE RETURN n;
+	END CASE;
+END
+$$;
+
+-- The columns that hold values, with what is to be made up for each. Foreign
+-- keys have their kind from the column that they refer to in the end, and no
+-- more room than it has.
+CREATE FUNCTION nomp_crypt._staging_columns(OUT relation regclass, OUT name name, OUT number int2, OUT shape text,
+	OUT modifier int, OUT inner_type text, OUT searchable boolean, OUT referring boolean, OUT kind text, OUT room int) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET datestyle = ISO AS $$
+	WITH RECURSIVE base AS (
+		SELECT c.oid AS relation, c.relkind, a.attname, a.attnum, a.attgenerated, a.atttypid AS type, a.atttypmod AS typmod, false AS elements
+		FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND nomp_crypt._holds_values(a.atttypid)
+		UNION ALL
+		SELECT b.relation, b.relkind, b.attname, b.attnum, b.attgenerated,
+			CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.typelem END,
+			CASE WHEN b.typmod >= 0 THEN b.typmod ELSE t.typtypmod END, b.elements OR t.typtype <> 'd'
+		FROM base b JOIN pg_type t ON t.oid = b.type
+		WHERE t.typtype = 'd' OR (t.typcategory = 'A' AND t.typelem <> 0 AND NOT b.elements)),
+	held AS (
+		SELECT b.*, CASE WHEN t.oid <> '@extschema@.encrypted'::regtype THEN 'composite' WHEN b.elements THEN 'array' ELSE 'value' END AS shape,
+			format_type('@extschema@.encrypted'::regtype, b.typmod) AS declared
+		FROM base b JOIN pg_type t ON t.oid = b.type
+		WHERE NOT (t.typtype = 'd' OR (t.typcategory = 'A' AND t.typelem <> 0 AND NOT b.elements))),
+	reference AS (
+		SELECT n.conrelid, k.here, n.confrelid, k.there
+		FROM pg_constraint n, unnest(n.conkey, n.confkey) k(here, there) WHERE n.contype = 'f'),
+	-- each column's way up; the last on it is its origin
+	way AS (
+		SELECT h.relation, h.attnum, h.relation AS at_relation, h.attnum AS at_number, 0 AS depth FROM held h
+		UNION
+		SELECT w.relation, w.attnum, r.confrelid, r.there, w.depth + 1
+		FROM way w JOIN reference r ON r.conrelid = w.at_relation AND r.here = w.at_number WHERE w.depth < 30),
+	origin AS (
+		SELECT DISTINCT ON (w.relation, w.attnum) w.relation, w.attnum, o.attname, w.depth > 0 AS referring
+		FROM way w JOIN pg_attribute o ON o.attrelid = w.at_relation AND o.attnum = w.at_number
+		ORDER BY w.relation, w.attnum, w.depth DESC, o.attname, w.at_relation),
+	kinds AS (
+		SELECT h.*, o.referring, i.inner_type, h.declared ~ ', searchable' AS searchable, o.attname AS origin,
+			nomp_crypt._made_up_kind(o.attname, i.inner_type, h.declared ~ ', searchable.*digits') AS kind,
+			CASE WHEN i.inner_type ~ '^character' THEN substring(i.inner_type FROM '\(([0-9]+)\)')::int END AS own_room
+		FROM held h JOIN origin o USING (relation, attnum),
+			LATERAL (SELECT CASE WHEN h.shape <> 'composite' THEN nomp_crypt._inner_type(h.typmod) END) i(inner_type)),
+	fitting AS (
+		SELECT k.*, CASE WHEN k.searchable THEN min(k.own_room) OVER (PARTITION BY k.kind, k.origin) ELSE k.own_room END AS room FROM kinds k)
+	SELECT f.relation, f.attname, f.attnum, f.shape, f.typmod, f.inner_type, f.searchable,
+		f.referring OR EXISTS (SELECT FROM reference r WHERE r.confrelid = f.relation AND r.there = f.attnum), f.kind, f.room
+	FROM fitting f WHERE f.relkind = 'r' AND f.attgenerated = '' ORDER BY 1, 3
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_columns() FROM PUBLIC;
+
+-- SQL for "t", a row of the relation: holds its column such a value? "which" is
+-- a condition on its key, "k.id".
+CREATE FUNCTION nomp_crypt._staging_holds(name name, shape text, which text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT format('EXISTS (SELECT FROM %s v(v), LATERAL (SELECT nomp_crypt._value_key(v.v)) k(id) WHERE k.id IS NOT NULL AND %s)',
+		format(CASE shape WHEN 'array' THEN 'unnest(t.%I)' ELSE '(SELECT t.%I)' END, name), which)
+$$;
+
+-- SQL for the kind of number of a value of "o": types with few values count by
+-- school.
+CREATE FUNCTION nomp_crypt._staging_kind(kind text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN kind ~ '^(boolean|smallint|time with)' THEN format('%L || o.tenant', kind || ' ') ELSE quote_literal(kind) END
+$$;
+
+-- A number for the rest, by seed, table, column and row. Without a search_path,
+-- so that PostgreSQL takes it in.
+CREATE FUNCTION nomp_crypt._staging_number(VARIADIC parts text[]) RETURNS bigint
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+	SELECT pg_catalog.concat('x', pg_catalog."left"(pg_catalog.encode(pg_catalog.sha256(
+		pg_catalog.convert_to(parts::pg_catalog.text, 'UTF8')), 'hex'), 12))::pg_catalog.bit(48)::pg_catalog.int8
+$$;
+
+-- Before anything is changed: may values be replaced here, and can all of them
+-- be? Raises 42501, 55000, 0A000, NC004.
+CREATE FUNCTION nomp_crypt._require_staging() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	originals uuid;
+	c record;
+	strangers bigint;
+BEGIN
+	IF (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = nomp_crypt._acting_role()) IS NOT TRUE THEN
+		RAISE EXCEPTION 'must be superuser to replace values' USING ERRCODE = 'insufficient_privilege';
+	ELSIF NOT EXISTS (SELECT FROM nomp_crypt.original_key o, nomp_crypt.installation i WHERE o.installation <> i.uuid) THEN
+		RAISE EXCEPTION 'this database is not staging' USING ERRCODE = 'object_not_in_prerequisite_state',
+			DETAIL = 'It has no values of another installation.',
+			HINT = 'In a copy of production, and nowhere else: CALL nomp_crypt.begin_staging();';
+	END IF;
+	PERFORM nomp_crypt._require_owner();
+	FOR originals IN SELECT DISTINCT o.installation FROM nomp_crypt.original_key o LOOP
+		PERFORM nomp_crypt._require_unreachable(originals);
+	END LOOP;
+	FOR c IN SELECT n.table_name, n.column_name FROM nomp_crypt.conversion n WHERE n.state NOT IN ('done', 'cancelled') LOOP
+		RAISE EXCEPTION 'column "%" of % is being converted', c.column_name, c.table_name
+			USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Finish or cancel the conversion first.';
+	END LOOP;
+	FOR c IN SELECT * FROM nomp_crypt._staging_columns() LOOP
+		IF c.shape = 'composite' THEN
+			EXECUTE format('SELECT count(t.%I) FROM ONLY %s t', c.name, c.relation) INTO strangers;
+			IF strangers > 0 THEN
+				RAISE EXCEPTION 'column "%" of % holds values within a composite type', c.name, c.relation
+					USING ERRCODE = 'feature_not_supported', HINT = 'Make it null first.';
+			END IF;
+			CONTINUE;
+		END IF;
+		EXECUTE format('SELECT count(*) FROM ONLY %s t WHERE %s', c.relation, nomp_crypt._staging_holds(c.name, c.shape,
+			'NOT EXISTS (SELECT FROM nomp_crypt.original_key o WHERE o.key_id = k.id) AND NOT EXISTS (SELECT FROM nomp_crypt.tenant_key o WHERE o.key_id = k.id)'))
+		INTO strangers;
+		IF strangers > 0 THEN
+			RAISE EXCEPTION 'column "%" of % has values in % rows under keys that the copy does not know', c.name, c.relation, strangers
+				USING ERRCODE = 'object_not_in_prerequisite_state',
+				DETAIL = 'So nobody can say whose they are.', HINT = 'Make them null first.';
+		END IF;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._require_staging() FROM PUBLIC;
+
+-- Expressions by column, "oid.name". Raises 0A000 where equal values must stay equal.
+CREATE FUNCTION nomp_crypt._staging_plan(columns oid[], names name[], made text[]) RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c record;
+BEGIN
+	FOR c IN SELECT s.name, s.relation FROM nomp_crypt._staging_columns() s, unnest(columns, names) u(relation, name)
+			 WHERE s.name = u.name AND s.referring
+				AND u.relation IN (SELECT s.relation UNION SELECT p.relid FROM pg_partition_ancestors(s.relation) p) LOOP
+		RAISE EXCEPTION 'column "%" of % is part of a foreign key', c.name, c.relation
+			USING ERRCODE = 'feature_not_supported', HINT = 'Its values must equal others: leave them to replace_values.';
+	END LOOP;
+	RETURN coalesce((SELECT jsonb_object_agg(u.relation || '.' || u.name, u.made) FROM unnest(columns, names, made) u(relation, name, made)), '{}');
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_plan(oid[], name[], text[]) FROM PUBLIC;
+
+-- Number the identities of all searchable columns, once.
+CREATE FUNCTION nomp_crypt._staging_count(seed text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	sources text;
+BEGIN
+	IF EXISTS (SELECT FROM nomp_crypt.made_up_number) THEN
+		RETURN;
+	END IF;
+	SELECT string_agg(format('SELECT %s AS kind, nomp_crypt._value_identity(v.v) AS identity
+			FROM ONLY %s t, LATERAL %s v(v) JOIN nomp_crypt.original_key o ON o.key_id = nomp_crypt._value_key(v.v)',
+			nomp_crypt._staging_kind(c.kind), c.relation, format(CASE c.shape WHEN 'array' THEN 'unnest(t.%I)' ELSE '(SELECT t.%I)' END, c.name)), ' UNION ')
+	INTO sources FROM nomp_crypt._staging_columns() c WHERE c.searchable AND c.shape <> 'composite';
+	IF sources IS NOT NULL THEN
+		EXECUTE format('INSERT INTO nomp_crypt.made_up_number (kind, identity, number)
+			SELECT s.kind, s.identity, row_number() OVER (PARTITION BY s.kind ORDER BY sha256(convert_to($1, ''UTF8'') || s.identity)) - 1
+			FROM (%s) s', sources) USING seed;
+		ANALYZE nomp_crypt.made_up_number;
+	END IF;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_count(text) FROM PUBLIC;
+
+-- What names a row of "t" in every copy: its primary key, or the value's own
+-- bytes where there is none.
+CREATE FUNCTION nomp_crypt._staging_row(of_table regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce((SELECT string_agg(format(CASE WHEN nomp_crypt._holds_values(a.atttypid) THEN 'nomp_crypt._value_identity(t.%I)::text'
+			ELSE 't.%I::text' END, a.attname), ', ' ORDER BY a.attnum)
+		FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::int2[])
+		WHERE i.indrelid = $1 AND i.indisprimary), 'nomp_crypt._value_identity(v.v)::text')
+$$;
+
+-- The UPDATE of a relation's rows between two places, $1 and $2; NULL if it
+-- has no such column.
+CREATE FUNCTION nomp_crypt._staging_statement(of_table regclass, seed text, plan jsonb) RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	c record;
+	made text;
+	assignments text[] := '{}';
+	conditions text[] := '{}';
+BEGIN
+	FOR c IN SELECT * FROM nomp_crypt._staging_columns() s WHERE s.relation = of_table AND s.shape <> 'composite' LOOP
+		made := coalesce((SELECT plan ->> (r.relid || '.' || c.name) FROM
+				(SELECT of_table::oid, 0 UNION SELECT p.relid::oid, 1 FROM pg_partition_ancestors(of_table) p) r(relid, far)
+				WHERE plan ? (r.relid || '.' || c.name) ORDER BY r.far LIMIT 1),
+			format('nomp_crypt._made_up(%L, %s, %L, %L, %L)', c.kind,
+				CASE WHEN c.searchable THEN
+					format('(SELECT m.number FROM nomp_crypt.made_up_number m WHERE m.kind = %s AND m.identity = nomp_crypt._value_identity(v.v))', nomp_crypt._staging_kind(c.kind))
+				ELSE format('nomp_crypt._staging_number(%L, %L, %L, %s)', seed,
+					nomp_crypt._table_name(coalesce(pg_partition_root(of_table), of_table)), c.name, nomp_crypt._staging_row(of_table)
+					|| CASE c.shape WHEN 'array' THEN ', v.place::text' ELSE '' END) END,
+				c.inner_type, c.room, c.searchable));
+		made := format('CASE WHEN o.tenant IS NULL THEN v.v ELSE nomp_crypt._encrypt_as((%s)::%s, o.tenant, %s) END', made, c.inner_type, c.modifier);
+		assignments := assignments || format(CASE c.shape
+			WHEN 'array' THEN '%1$I = (SELECT coalesce(array_agg(%2$s ORDER BY v.place), t.%1$I) FROM unnest(t.%1$I) WITH ORDINALITY v(v, place)
+				LEFT JOIN nomp_crypt.original_key o ON o.key_id = nomp_crypt._value_key(v.v))'
+			ELSE '%1$I = (SELECT %2$s FROM (SELECT t.%1$I) v(v)
+				LEFT JOIN nomp_crypt.original_key o ON o.key_id = nomp_crypt._value_key(v.v))' END, c.name, made);
+		conditions := conditions || nomp_crypt._staging_holds(c.name, c.shape,
+			'EXISTS (SELECT FROM nomp_crypt.original_key o WHERE o.key_id = k.id)');
+	END LOOP;
+	RETURN CASE WHEN cardinality(assignments) > 0 THEN
+		format('UPDATE ONLY %s t SET %s WHERE t.ctid >= $1 AND t.ctid < $2 AND (%s)', of_table,
+			array_to_string(assignments, ', '), array_to_string(conditions, ' OR ')) END;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_statement(regclass, text, jsonb) FROM PUBLIC;
+
+-- One batch, with the caller's rights in the schools: only a superuser may,
+-- because no trigger is fired and no foreign key looked at.
+CREATE FUNCTION nomp_crypt._staging_batch(of_table regclass, seed text, plan jsonb, from_block bigint, to_block bigint) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off
+SET session_replication_role = replica SET datestyle = ISO SET timezone = 'UTC' SET jit = off AS $$
+DECLARE
+	changed bigint;
+BEGIN
+	EXECUTE nomp_crypt._staging_statement(of_table, seed, plan)
+	USING format('(%s,0)', from_block)::tid, format('(%s,0)', to_block)::tid;
+	GET DIAGNOSTICS changed = ROW_COUNT;
+	RETURN changed;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_batch(regclass, text, jsonb, bigint, bigint) FROM PUBLIC;
+
+-- Nothing of the originals is left, and every foreign key finds what it refers
+-- to. Raises 55000, 23503.
+CREATE FUNCTION nomp_crypt._staging_verify() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET nomp_crypt.tenant = '' SET row_security = off AS $$
+DECLARE
+	c record;
+	wrong bigint;
+BEGIN
+	FOR c IN SELECT * FROM nomp_crypt._staging_columns() s WHERE s.shape <> 'composite' LOOP
+		EXECUTE format('SELECT count(*) FROM ONLY %s t WHERE %s', c.relation, nomp_crypt._staging_holds(c.name, c.shape,
+			'EXISTS (SELECT FROM nomp_crypt.original_key o WHERE o.key_id = k.id)')) INTO wrong;
+		IF wrong > 0 THEN
+			RAISE EXCEPTION 'column "%" of % has % originals left', c.name, c.relation, wrong
+				USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Somebody wrote them meanwhile, or a trigger puts them back. Repeat the call.';
+		END IF;
+	END LOOP;
+	FOR c IN SELECT n.conname, n.conrelid::regclass AS child, n.confrelid::regclass AS parent,
+				string_agg(format('p.%I OPERATOR(%I.%s) t.%I', q.attname, s.nspname, o.oprname, a.attname), ' AND ') AS equal,
+				string_agg(format('t.%I IS NOT NULL', a.attname), ' AND ') AS present
+			FROM pg_constraint n, unnest(n.conkey, n.confkey, n.conpfeqop) k(here, there, op)
+			JOIN pg_operator o ON o.oid = k.op JOIN pg_namespace s ON s.oid = o.oprnamespace,
+				pg_attribute a, pg_attribute q
+			WHERE n.contype = 'f' AND n.conparentid = 0 AND n.convalidated AND a.attrelid = n.conrelid AND a.attnum = k.here
+				AND q.attrelid = n.confrelid AND q.attnum = k.there
+			GROUP BY n.oid HAVING bool_or(nomp_crypt._holds_values(a.atttypid)) ORDER BY n.oid LOOP
+		EXECUTE format('SELECT count(*) FROM %s t WHERE %s AND NOT EXISTS (SELECT FROM %s p WHERE %s)',
+			c.child, c.present, c.parent, c.equal) INTO wrong;
+		IF wrong > 0 THEN
+			RAISE EXCEPTION 'foreign key "%" of % is violated by % rows', c.conname, c.child, wrong
+				USING ERRCODE = 'foreign_key_violation', HINT = 'Both sides must have the same type inside, and the same flags.';
+		END IF;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_verify() FROM PUBLIC;
+
+-- Who could still see rows as they were before that transaction.
+CREATE FUNCTION nomp_crypt._staging_seen_by(before xid8) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT s.who FROM (
+		SELECT format('process %s', a.pid), x.xid FROM pg_stat_activity a, unnest(ARRAY[a.backend_xmin, a.backend_xid]) x(xid)
+		WHERE a.pid <> pg_backend_pid()
+		UNION ALL SELECT format('replication slot "%s"', r.slot_name), r.xmin FROM pg_replication_slots r
+		UNION ALL SELECT format('prepared transaction "%s"', p.gid), p.transaction FROM pg_prepared_xacts p) s(who, xid)
+	WHERE s.xid IS NOT NULL AND age(s.xid) > age($1::xid) LIMIT 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_seen_by(xid8) FROM PUBLIC;
+
+-- Materialized views are made anew; what does not work is for people.
+CREATE FUNCTION nomp_crypt._staging_refresh() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	view regclass;
+BEGIN
+	FOR view IN SELECT c.oid FROM pg_class c WHERE c.relkind = 'm' AND c.relispopulated ORDER BY c.oid LOOP
+		BEGIN
+			EXECUTE format('REFRESH MATERIALIZED VIEW %s', view);
+		EXCEPTION WHEN OTHERS THEN
+			EXECUTE format('REFRESH MATERIALIZED VIEW %s WITH NO DATA', view);
+			RAISE WARNING 'materialized view % could not be made anew, and is empty: %', view, SQLERRM;
+		END;
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_refresh() FROM PUBLIC;
+
+-- How many blocks a relation has; or about so many rows of it.
+CREATE FUNCTION nomp_crypt._staging_blocks(of_table regclass, "rows" int) RETURNS bigint
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN $2 IS NULL THEN size.blocks
+		ELSE greatest(1, ($2 / greatest(1, CASE WHEN c.reltuples > 0 THEN c.reltuples / greatest(1, c.relpages) ELSE 100 END))::bigint) END
+	FROM pg_class c, LATERAL (SELECT pg_relation_size(c.oid) / current_setting('block_size')::bigint) size(blocks) WHERE c.oid = $1
+$$;
+
+CREATE FUNCTION nomp_crypt._staging_done(replaced bigint) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	DELETE FROM nomp_crypt.original_key;
+	TRUNCATE nomp_crypt.made_up_number;
+	SELECT nomp_crypt._audit('replace_values', NULL, jsonb_build_object('rows', $1));
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._staging_done(bigint) FROM PUBLIC;
+
+-- Every value of the originals, in all tables of the database, is replaced by a
+-- made-up one of its school, under keys of this installation; equal ones of a
+-- school in searchable columns by equal ones. None is read. "expressions" are
+-- SQL over a table's columns by column, {"pupil.name": "'Elev ' || id"}. Then all of
+-- these tables are written anew. Repeated after an interruption, it goes on.
+-- Raises 22023, 23503, 23505, 42501, 42601, 42703, 54000, 55000, 0A000, NC004.
+-- It commits, so its search_path is the caller's: every name is qualified.
+CREATE PROCEDURE nomp_crypt.replace_values(seed text, expressions jsonb DEFAULT '{}', batch_size int DEFAULT 10000,
+	patience interval DEFAULT '1 hour', INOUT replaced bigint DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+	plan pg_catalog.jsonb;
+	tables pg_catalog.regclass[];
+	of_table pg_catalog.regclass;
+	step pg_catalog.int8;
+	blocks pg_catalog.int8;
+	block pg_catalog.int8;
+	last_change pg_catalog.xid8;
+	deadline pg_catalog.timestamptz;
+	seen_by pg_catalog.text;
+BEGIN
+	IF seed IS NULL OR expressions IS NULL OR (batch_size OPERATOR(pg_catalog.>) 0) IS NOT TRUE OR patience IS NULL THEN
+		RAISE EXCEPTION 'a seed, expressions, a batch size above 0 and patience are needed' USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	PERFORM nomp_crypt._progress('replace_values', pg_catalog.current_database(), 'looking at the originals', 'rows', 0, 0);
+	PERFORM nomp_crypt._require_staging();
+	SELECT nomp_crypt._staging_plan(pg_catalog.array_agg(x.relation::pg_catalog.oid), pg_catalog.array_agg(x.name), pg_catalog.array_agg(x.made))
+	INTO plan FROM pg_catalog.jsonb_each_text(expressions) e, nomp_crypt._staging_expression(e.key, e.value) x;
+	PERFORM nomp_crypt._staging_count(seed);
+	COMMIT;
+	replaced := 0;
+	tables := ARRAY(SELECT DISTINCT c.relation FROM nomp_crypt._staging_columns() c ORDER BY 1);
+	FOREACH of_table IN ARRAY tables LOOP
+		blocks := nomp_crypt._staging_blocks(of_table, NULL);
+		step := nomp_crypt._staging_blocks(of_table, batch_size);
+		block := 0;
+		WHILE block OPERATOR(pg_catalog.<) blocks LOOP
+			replaced := replaced OPERATOR(pg_catalog.+) nomp_crypt._staging_batch(of_table, seed, plan, block, block OPERATOR(pg_catalog.+) step);
+			block := block OPERATOR(pg_catalog.+) step;
+			COMMIT;
+			PERFORM nomp_crypt._progress('replace_values', of_table::pg_catalog.text, 'replacing', 'blocks', block, blocks);
+		END LOOP;
+	END LOOP;
+	PERFORM nomp_crypt._staging_verify();
+	last_change := pg_catalog.pg_current_xact_id();
+	COMMIT;
+	deadline := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) patience;
+	PERFORM nomp_crypt._progress('replace_values', pg_catalog.current_database(), 'waiting for old snapshots', 'tables', 0, 0);
+	LOOP
+		seen_by := nomp_crypt._staging_seen_by(last_change);
+		EXIT WHEN seen_by IS NULL;
+		IF pg_catalog.clock_timestamp() OPERATOR(pg_catalog.>) deadline THEN
+			RAISE EXCEPTION 'originals may be left in the tables'' files: % can still see them', seen_by
+				USING ERRCODE = 'object_in_use', HINT = 'End it, and repeat the call.';
+		END IF;
+		PERFORM pg_catalog.pg_sleep(0.5);
+		COMMIT;
+	END LOOP;
+	FOREACH of_table IN ARRAY tables OPERATOR(pg_catalog.||) 'nomp_crypt.tenant_key'::pg_catalog.regclass LOOP
+		CALL nomp_crypt.rewrite_table(of_table, force => true);
+	END LOOP;
+	PERFORM nomp_crypt._staging_refresh();
+	PERFORM nomp_crypt._staging_done(replaced);
+	PERFORM nomp_crypt._progress(NULL, NULL, NULL, NULL, NULL, NULL);
+END
+$$;
+REVOKE ALL ON PROCEDURE nomp_crypt.replace_values(text, jsonb, int, interval, bigint) FROM PUBLIC;
+
+-- ---------------------------------------------------------------------------
 -- Administrators
 -- ---------------------------------------------------------------------------
 
@@ -7104,7 +8702,7 @@ BEGIN
 						   'repair_register', 'register_archived', 'reconcile', '_register_follow',
 						   'attest_erasure', 'certificate', 'verify_certificate', 'certificate_html')
 			 OR p.proname IN ('health', 'prewarm', '_stat_keystore', '_stat_keyring', '_keyring_uses')
-			 OR p.proname IN ('_column_past', '_backup_retention')
+			 OR p.proname IN ('_column_past', '_backup_retention', 'lint', 'accept_lint')
 			 OR p.proname IN ('erase_agreement', 'run_due_erasures', 'approve_erasure', 'hold_tenant', 'release_hold',
 							  'data_returned', '_erase_open', '_erase_refuse', '_erase_tenant_id', '_erase_next',
 							  '_erase_next_of', '_erase_group', '_erase_request_agreement', '_erase_group_waits',
@@ -7112,9 +8710,11 @@ BEGIN
 							  'acknowledge_lease', 'certify_erasure', '_certify', 'purge_tenant', '_purge_plan',
 							  '_purge_order', '_purge_dependents', '_purge_children', '_purge_batch', '_purged',
 							  '_referrers', '_owned', '_value_columns', '_count_values', '_finished_case',
-							  '_keep_sample', 'exposure_report', 'tenant_report')
+							  '_keep_sample', 'exposure_report', 'tenant_report', 'tenant_report_html')
 			 OR p.proname IN ('_access', '_erase_request', '_erase_wipe', '_erase_due', '_erase_fence',
-							  '_erase_disable', '_erase_submit', '_erase_destroy')
+							  '_erase_disable', '_erase_submit', '_erase_destroy', '_erase_batch', '_erase_next_group',
+							  '_erase_fence_together', '_erase_disable_together', '_erase_submit_together',
+							  '_erase_destroy_together')
 			 OR p.proname IN ('resubmit_erasure', '_erase_resubmit')) LOOP
 		EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f, role);
 	END LOOP;

@@ -13,6 +13,12 @@
 extern bool compare_guard_holds(Oid type, Oid ours);
 
 /*
+ * The same for what an expression returns.  *unknown is set if it is a
+ * record from somewhere else in the query, which may hold anything.
+ */
+extern bool compare_guard_expr_holds(Node *expr, Oid ours, bool *unknown);
+
+/*
  * Raise 0A000 for a query, rewritten already, that compares hidden values;
  * or for an expression that is stored, if it compares values at all but by
  * fingerprint.  True if it makes records of our type, which functions that it

@@ -52,10 +52,14 @@
 #define KS_MAX_IN_FLIGHT		64	/* requests that a helper may be sent at once */
 #define KS_MAX_KEYS				12	/* keys in one CREATE_KEK or UNWRAP */
 #define KS_LIST_PAGE			20	/* entries in one reply of LIST, SEE, DESTROY */
+#define KS_MAX_TENANTS			50	/* in one SEE, DESTROY or ENABLE */
 
 /*
  * Bodies, request -> reply with KS_OK.  "inst" and "tenant" are uuids in
- * their 36-character lower-case form.
+ * their 36-character lower-case form; "tenants" are up to KS_MAX_TENANTS of
+ * them with a blank between each two, and what is said of the tenant then
+ * holds for all of them: one look finds the keys of all.  A keystore that
+ * takes one at a time answers to more with KS_UNSUPPORTED.
  *
  * HELLO       u16 version, str keystore uri, str pin_stamp, str regions (where
  *             keys may be, with blanks between them) -> u16 version, u16
@@ -84,12 +88,12 @@
  * REMOVE      str inst, str label, u64 seconds -> u8 removed
  *             destroys one key that is provisional and at least that old;
  *             anything else is refused with KS_REFUSED
- * SEE         str inst, str tenant, u32 offset -> str serial, u16 n, n * (str
+ * SEE         str inst, str tenants, u32 offset -> str serial, u16 n, n * (str
  *             label, u8 provisional, u8 KsKeyState, u64 until, str reference):
  *             the keys found for the tenant, sorted by label, canary found
  *             before and after; until: when one that is pending will be gone;
  *             reference: what the keystore itself calls it, an ARN, or ""
- * DESTROY     str inst, str tenant, str serial, u16 days -> u16 n, n * (str
+ * DESTROY     str inst, str tenants, str serial, u16 days -> u16 n, n * (str
  *             label), u16 pending, u64 until
  *             sees, destroys and no longer sees every key of the tenant,
  *             canary found before and after, on the token with that serial
@@ -100,11 +104,11 @@
  * DESTROY_KEK str inst, str label, str serial, u16 days -> u8 destroyed, u64
  *             until: the same for that one key; 0 if it was not there any
  *             more; until is not 0 as long as it is pending
- * ENABLE      str inst, str tenant, u8 enable -> u16 n, u16 obeyed
+ * ENABLE      str inst, str tenants, u8 enable -> u16 n, u16 obeyed
  *             lets every key of the tenant be used, or not, and reads that
  *             back; n keys were found, of so many the token obeyed
- * REGISTER_KEY str inst, u32 generation, u8 create -> u8 created, str
- *             reference, str public key (SubjectPublicKeyInfo, DER)
+ * REGISTER_KEY str inst, u32 generation, u8 create -> u8 created, str serial,
+ *             str public key (SubjectPublicKeyInfo, DER)
  *             the key pair (P-256) that signs the register
  * SIGN        str inst, u32 generation, str digest -> str signature (r, s)
  *             ECDSA over a SHA-256 digest, with that key

@@ -90,7 +90,7 @@ typedef struct KsSeen
 /* The key pair that signs the register. */
 typedef struct KsRegisterKey
 {
-	char		reference[KS_MAX_REFERENCE + 1];
+	char		serial[KS_MAX_SERIAL + 1];	/* of the token that has it */
 	uint8_t		public_key[KS_MAX_PUBLIC_KEY];	/* SubjectPublicKeyInfo, DER */
 	size_t		public_key_len;
 	bool		created;
@@ -135,15 +135,16 @@ typedef struct KeystoreProvider
 						 KsSeen *out, KsFailure *why);
 	KsStatus	(*remove) (Keystore *ks, const KsLabel *label, uint64_t seconds,
 						   bool *removed, KsFailure *why);
-	KsStatus	(*see) (Keystore *ks, const char *inst, const char *tenant,
+	/* "tenants" as in protocol.h */
+	KsStatus	(*see) (Keystore *ks, const char *inst, const char *tenants,
 						uint32_t offset, KsSeen *out, KsFailure *why);
-	KsStatus	(*destroy) (Keystore *ks, const char *inst, const char *tenant,
+	KsStatus	(*destroy) (Keystore *ks, const char *inst, const char *tenants,
 							const char *serial, unsigned days, KsSeen *out,
 							KsFailure *why);
 	KsStatus	(*destroy_kek) (Keystore *ks, const KsLabel *label, const char *serial,
 								unsigned days, bool *destroyed, uint64_t *until,
 								KsFailure *why);
-	KsStatus	(*enable) (Keystore *ks, const char *inst, const char *tenant, bool on,
+	KsStatus	(*enable) (Keystore *ks, const char *inst, const char *tenants, bool on,
 						   size_t *found, size_t *obeyed, KsFailure *why);
 
 	/* these may be NULL: KS_UNSUPPORTED */

@@ -42,6 +42,9 @@ look_for_tenant(Keystore *ks, const char *inst, const char *tenant, KmsFounds *o
 	char		prefix[KS_MAX_LABEL + 1];
 	const KmsQuery query = {inst, prefix, true, false, KMS_WRAPPING};
 
+	*out = (KmsFounds) {NULL, 0};
+	if (!label_is_uuid(tenant))
+		return ks_fail(why, KS_UNSUPPORTED, "a key service takes one school at a time");
 	label_tenant_prefix(inst, tenant, prefix);
 	return kms_look(ks, &query, out, why);
 }

@@ -51,7 +51,7 @@ get_public_key(Keystore *ks, const char *arn, KsRegisterKey *out, KsFailure *why
 		 !kms_is_p256(out->public_key, out->public_key_len) || !offers_es256(reply.body)))
 		status = ks_fail(why, KS_MODULE_ERROR, "GetPublicKey: the answer is no key on P-256 for ECDSA with SHA-256");
 	aws_reply_free(&reply);
-	strcpy(out->reference, arn);
+	kms_serial(ks, out->serial);
 	return status;
 }
 

@@ -204,6 +204,48 @@ label_tenant_prefix(const char *inst, const char *tenant, char out[KS_MAX_LABEL 
 	snprintf(out, KS_MAX_LABEL + 1, PREFIX "%s:%s:", inst, tenant);
 }
 
+/* One uuid or more, with a blank between each two. */
+bool
+label_are_uuids(const char *s)
+{
+	for (;; s += UUID_TEXT_LEN + 1)
+	{
+		if (!starts_with_uuid(s))
+			return false;
+		if (s[UUID_TEXT_LEN] != ' ')
+			return s[UUID_TEXT_LEN] == '\0';
+	}
+}
+
+/* What every label of these schools' keys starts with, and maybe others'. */
+void
+label_tenants_prefix(const char *inst, const char *tenants, char out[KS_MAX_LABEL + 1])
+{
+	if (label_is_uuid(tenants))
+		label_tenant_prefix(inst, tenants, out);
+	else
+		label_installation_prefix(inst, out);
+}
+
+/* Is it a label of one of these schools' keys? */
+bool
+label_is_of(const char *label, const char *inst, const char *tenants)
+{
+	char		prefix[KS_MAX_LABEL + 1];
+	size_t		len;
+
+	label_installation_prefix(inst, prefix);
+	len = strlen(prefix);
+	if (strncmp(label, prefix, len) != 0)
+		return false;
+	for (const char *t = tenants; *t != '\0'; t += UUID_TEXT_LEN + (t[UUID_TEXT_LEN] == ' '))
+	{
+		if (strncmp(label + len, t, UUID_TEXT_LEN) == 0 && label[len + UUID_TEXT_LEN] == ':')
+			return true;
+	}
+	return false;
+}
+
 /* A key's CKA_ID: the school's uuid, then the generation, big-endian. */
 void
 label_key_id(const char *tenant, uint32_t generation, uint8_t out[KEY_ID_LEN])

@@ -46,6 +46,10 @@ extern void label_head(const char *inst, char out[KS_MAX_LABEL + 1]);
 extern void label_installation_prefix(const char *inst, char out[KS_MAX_LABEL + 1]);
 extern void label_tenant_prefix(const char *inst, const char *tenant,
 								char out[KS_MAX_LABEL + 1]);
+extern bool label_are_uuids(const char *s);
+extern void label_tenants_prefix(const char *inst, const char *tenants,
+								 char out[KS_MAX_LABEL + 1]);
+extern bool label_is_of(const char *label, const char *inst, const char *tenants);
 extern void label_key_id(const char *tenant, uint32_t generation,
 						 uint8_t out[KEY_ID_LEN]);
 

@@ -149,18 +149,18 @@ extern KsStatus p11_destroy(Keystore *ks, CK_OBJECT_HANDLE handle, bool *destroy
 /* pkcs11_erase.c */
 extern KsStatus p11_list(Keystore *ks, const char *inst, uint32_t offset,
 						 KsSeen *out, KsFailure *why);
-extern KsStatus p11_see(Keystore *ks, const char *inst, const char *tenant,
+extern KsStatus p11_see(Keystore *ks, const char *inst, const char *tenants,
 						uint32_t offset, KsSeen *out, KsFailure *why);
 extern KsStatus p11_remove(Keystore *ks, const KsLabel *label, uint64_t seconds,
 						   bool *removed, KsFailure *why);
-extern KsStatus p11_destroy_tenant(Keystore *ks, const char *inst, const char *tenant,
-								   const char *serial, unsigned days, KsSeen *out,
-								   KsFailure *why);
+extern KsStatus p11_destroy_tenants(Keystore *ks, const char *inst, const char *tenants,
+									const char *serial, unsigned days, KsSeen *out,
+									KsFailure *why);
 extern KsStatus p11_destroy_kek(Keystore *ks, const KsLabel *label, const char *serial,
 								unsigned days, bool *destroyed, uint64_t *until,
 								KsFailure *why);
-extern KsStatus p11_enable_tenant(Keystore *ks, const char *inst, const char *tenant, bool on,
-								  size_t *found, size_t *obeyed, KsFailure *why);
+extern KsStatus p11_enable_tenants(Keystore *ks, const char *inst, const char *tenants, bool on,
+								   size_t *found, size_t *obeyed, KsFailure *why);
 
 /* pkcs11_register.c */
 extern KsStatus p11_register_key(Keystore *ks, const char *inst, uint32_t generation,

@@ -51,10 +51,29 @@ look(Keystore *ks, const char *inst, const char *prefix, FoundKeys *found)
 	return status;
 }
 
+/* The same for one school or several, in one look. */
+static KsStatus
+look_for_tenants(Keystore *ks, const char *inst, const char *tenants, FoundKeys *found)
+{
+	char		prefix[KS_MAX_LABEL + 1];
+	size_t		kept = 0;
+	KsStatus	status;
+
+	label_tenants_prefix(inst, tenants, prefix);
+	status = look(ks, inst, prefix, found);
+	for (size_t i = 0; i < found->n; i++)
+	{
+		if (label_is_of(found->items[i].label, inst, tenants))
+			found->items[kept++] = found->items[i];
+	}
+	found->n = kept;
+	return status;
+}
+
 typedef struct SeeWork
 {
 	const char *inst;
-	const char *prefix;
+	const char *tenants;		/* see, destroy */
 	const char *serial;			/* destroy: the token it must be */
 	uint32_t	offset;			/* list, see: keys to skip */
 	KsSeen	   *out;
@@ -65,11 +84,13 @@ list_work(Keystore *ks, void *arg)
 {
 	SeeWork    *w = arg;
 	FoundKeys	found = {0};
+	char		prefix[KS_MAX_LABEL + 1];
 	KsLabel		label;
 	KsStatus	status;
 
 	memset(w->out, 0, sizeof(*w->out));
-	status = look(ks, w->inst, w->prefix, &found);
+	label_installation_prefix(w->inst, prefix);
+	status = look(ks, w->inst, prefix, &found);
 	for (size_t i = 0; status == KS_OK && i < found.n; i++)
 	{
 		if (!label_parse(found.items[i].label, &label) || !label.provisional)
@@ -84,10 +105,8 @@ list_work(Keystore *ks, void *arg)
 KsStatus
 p11_list(Keystore *ks, const char *inst, uint32_t offset, KsSeen *out, KsFailure *why)
 {
-	char		prefix[KS_MAX_LABEL + 1];
-	SeeWork		w = {inst, prefix, NULL, offset, out};
+	SeeWork		w = {inst, NULL, NULL, offset, out};
 
-	label_installation_prefix(inst, prefix);
 	return p11_run(ks, list_work, &w, why);
 }
 
@@ -100,7 +119,7 @@ see_work(Keystore *ks, void *arg)
 
 	memset(w->out, 0, sizeof(*w->out));
 	p11_serial(ks, w->out->serial);
-	status = look(ks, w->inst, w->prefix, &found);
+	status = look_for_tenants(ks, w->inst, w->tenants, &found);
 	for (size_t i = w->offset; status == KS_OK && i < found.n && w->out->n < KS_LIST_PAGE; i++)
 		add_seen(w->out, &found.items[i]);
 	w->out->total = found.n;
@@ -109,13 +128,11 @@ see_work(Keystore *ks, void *arg)
 }
 
 KsStatus
-p11_see(Keystore *ks, const char *inst, const char *tenant, uint32_t offset, KsSeen *out,
+p11_see(Keystore *ks, const char *inst, const char *tenants, uint32_t offset, KsSeen *out,
 		KsFailure *why)
 {
-	char		prefix[KS_MAX_LABEL + 1];
-	SeeWork		w = {inst, prefix, NULL, offset, out};
+	SeeWork		w = {inst, tenants, NULL, offset, out};
 
-	label_tenant_prefix(inst, tenant, prefix);
 	return p11_run(ks, see_work, &w, why);
 }
 
@@ -165,11 +182,11 @@ destroy_work(Keystore *ks, void *arg)
 	KsStatus	status = check_serial(ks, w->serial);
 
 	if (status == KS_OK)
-		status = look(ks, w->inst, w->prefix, &found);
+		status = look_for_tenants(ks, w->inst, w->tenants, &found);
 	if (status == KS_OK)
 		status = destroy_found(ks, &found, w->out, &left);
 	if (status == KS_OK)
-		status = look(ks, w->inst, w->prefix, &after);
+		status = look_for_tenants(ks, w->inst, w->tenants, &after);
 	if (status == KS_OK && after.n > left)
 		status = p11_refuse(ks, KS_MODULE_ERROR,
 							"%zu keys are still there after they were destroyed", after.n);
@@ -179,13 +196,11 @@ destroy_work(Keystore *ks, void *arg)
 }
 
 KsStatus
-p11_destroy_tenant(Keystore *ks, const char *inst, const char *tenant, const char *serial,
-				   unsigned days, KsSeen *out, KsFailure *why)
+p11_destroy_tenants(Keystore *ks, const char *inst, const char *tenants, const char *serial,
+					unsigned days, KsSeen *out, KsFailure *why)
 {
-	char		prefix[KS_MAX_LABEL + 1];
-	SeeWork		w = {inst, prefix, serial, 0, out};
+	SeeWork		w = {inst, tenants, serial, 0, out};
 
-	label_tenant_prefix(inst, tenant, prefix);
 	return p11_run(ks, destroy_work, &w, why);
 }
 
@@ -251,7 +266,7 @@ p11_destroy_kek(Keystore *ks, const KsLabel *label, const char *serial, unsigned
 typedef struct EnableWork
 {
 	const char *inst;
-	const char *prefix;
+	const char *tenants;
 	bool		on;
 	size_t	   *found;
 	size_t	   *obeyed;
@@ -262,7 +277,7 @@ enable_work(Keystore *ks, void *arg)
 {
 	EnableWork *w = arg;
 	FoundKeys	found = {0};
-	KsStatus	status = look(ks, w->inst, w->prefix, &found);
+	KsStatus	status = look_for_tenants(ks, w->inst, w->tenants, &found);
 
 	*w->obeyed = 0;
 	*w->found = found.n;
@@ -278,13 +293,11 @@ enable_work(Keystore *ks, void *arg)
 }
 
 KsStatus
-p11_enable_tenant(Keystore *ks, const char *inst, const char *tenant, bool on,
-				  size_t *found, size_t *obeyed, KsFailure *why)
+p11_enable_tenants(Keystore *ks, const char *inst, const char *tenants, bool on,
+				   size_t *found, size_t *obeyed, KsFailure *why)
 {
-	char		prefix[KS_MAX_LABEL + 1];
-	EnableWork	w = {inst, prefix, on, found, obeyed};
+	EnableWork	w = {inst, tenants, on, found, obeyed};
 
-	label_tenant_prefix(inst, tenant, prefix);
 	return p11_run(ks, enable_work, &w, why);
 }
 

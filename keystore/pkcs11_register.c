@@ -254,6 +254,7 @@ register_key_work(Keystore *ks, void *arg)
 		status = KS_OK;
 	if (status == KS_OK && !have)
 		status = read_point(ks, private_key, w->out, &have);
+	p11_serial(ks, w->out->serial);
 	if (status == KS_OK && !have)
 		status = p11_refuse(ks, KS_REFUSED, "the token does not show the public key of \"%s\"", label);
 	return status;

@@ -51,6 +51,17 @@ get_uuid(Request *rq, char out[UUID_TEXT_LEN + 1], bool *ok)
 		*ok = false;
 }
 
+#define TENANTS_TEXT_MAX	(KS_MAX_TENANTS * (UUID_TEXT_LEN + 1))
+
+/* Read one school or several; *ok is cleared if they are not uuids. */
+static inline void
+get_tenants(Request *rq, char out[TENANTS_TEXT_MAX], bool *ok)
+{
+	wire_get_cstr(&rq->in, out, TENANTS_TEXT_MAX);
+	if (!label_are_uuids(out))
+		*ok = false;
+}
+
 static inline KsStatus
 refuse_name(Request *rq)
 {

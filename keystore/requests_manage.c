@@ -61,20 +61,20 @@ KsStatus
 do_see(Request *rq)
 {
 	char		inst[UUID_TEXT_LEN + 1];
-	char		tenant[UUID_TEXT_LEN + 1];
+	char		tenants[TENANTS_TEXT_MAX];
 	KsSeen		seen = {0};
 	uint32_t	offset;
 	bool		ok = true;
 	KsStatus	status;
 
 	get_uuid(rq, inst, &ok);
-	get_uuid(rq, tenant, &ok);
+	get_tenants(rq, tenants, &ok);
 	offset = (uint32_t) wire_get_uint(&rq->in, 4);
 	if (!wire_done(&rq->in))
 		return malformed(rq);
 	if (!ok)
 		return refuse_name(rq);
-	status = provider->see(keystore, inst, tenant, offset, &seen, &rq->why);
+	status = provider->see(keystore, inst, tenants, offset, &seen, &rq->why);
 	if (status != KS_OK)
 		return status;
 	put_text(&rq->out, seen.serial);
@@ -94,7 +94,7 @@ KsStatus
 do_destroy(Request *rq)
 {
 	char		inst[UUID_TEXT_LEN + 1];
-	char		tenant[UUID_TEXT_LEN + 1];
+	char		tenants[TENANTS_TEXT_MAX];
 	char		serial[KS_MAX_SERIAL + 1];
 	KsSeen		seen = {0};
 	bool		ok = true;
@@ -102,14 +102,14 @@ do_destroy(Request *rq)
 	KsStatus	status;
 
 	get_uuid(rq, inst, &ok);
-	get_uuid(rq, tenant, &ok);
+	get_tenants(rq, tenants, &ok);
 	wire_get_cstr(&rq->in, serial, sizeof(serial));
 	days = (unsigned) wire_get_uint(&rq->in, 2);
 	if (!wire_done(&rq->in))
 		return malformed(rq);
 	if (!ok)
 		return refuse_name(rq);
-	status = provider->destroy(keystore, inst, tenant, serial, days, &seen, &rq->why);
+	status = provider->destroy(keystore, inst, tenants, serial, days, &seen, &rq->why);
 	if (status != KS_OK)
 		return status;
 	wire_put_uint(&rq->out, seen.n, 2);
@@ -150,7 +150,7 @@ KsStatus
 do_enable(Request *rq)
 {
 	char		inst[UUID_TEXT_LEN + 1];
-	char		tenant[UUID_TEXT_LEN + 1];
+	char		tenants[TENANTS_TEXT_MAX];
 	size_t		found = 0;
 	size_t		obeyed = 0;
 	bool		ok = true;
@@ -158,13 +158,13 @@ do_enable(Request *rq)
 	KsStatus	status;
 
 	get_uuid(rq, inst, &ok);
-	get_uuid(rq, tenant, &ok);
+	get_tenants(rq, tenants, &ok);
 	on = (unsigned) wire_get_uint(&rq->in, 1);
 	if (!wire_done(&rq->in) || on > 1)
 		return malformed(rq);
 	if (!ok)
 		return refuse_name(rq);
-	status = provider->enable(keystore, inst, tenant, on == 1, &found, &obeyed, &rq->why);
+	status = provider->enable(keystore, inst, tenants, on == 1, &found, &obeyed, &rq->why);
 	if (status != KS_OK)
 		return status;
 	wire_put_uint(&rq->out, found, 2);
@@ -201,7 +201,7 @@ do_register_key(Request *rq)
 	if (status != KS_OK)
 		return status;
 	wire_put_uint(&rq->out, key.created, 1);
-	put_text(&rq->out, key.reference);
+	put_text(&rq->out, key.serial);
 	wire_put_str(&rq->out, key.public_key, key.public_key_len);
 	return KS_OK;
 }

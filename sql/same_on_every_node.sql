@@ -3,7 +3,8 @@
 -- depend on what the caller's session, there, finds in its search_path.
 
 -- columns of the extension's tables that are an oid or its kin, or a place in the
--- WAL: only where the fence of an erasure lies, for the node that executes it
+-- WAL: only where the fence of an erasure lies, for the node that executes it,
+-- and which file pg_repack made, for the node where that is found again
 SELECT format_type(a.atttypid, a.atttypmod) AS type,
 	string_agg(format('%s.%s', c.relname, a.attname), ', ' ORDER BY c.relname COLLATE "C", a.attnum) FILTER (
 		WHERE a.atttypid NOT IN ('uuid'::regtype, 'text'::regtype, 'text[]'::regtype, 'name'::regtype,
@@ -28,7 +29,8 @@ SELECT d.adrelid::regclass, pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d JO
 WHERE c.relnamespace = 'nomp_crypt'::regnamespace AND pg_get_expr(d.adbin, d.adrelid) ~ 'nextval|oid|txid|pg_current_xact';
 
 -- every table can be replicated logically: a primary key, and dumped with the rest;
--- but not which schools were busy in one cluster, which nobody need restore
+-- but not which schools were busy in one cluster, and what ends with a transaction
+-- or a call that is repeated, which nobody need restore
 SELECT c.relname FROM pg_class c
 WHERE c.relnamespace = 'nomp_crypt'::regnamespace AND c.relkind = 'r'
 	AND (NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)

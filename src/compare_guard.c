@@ -81,12 +81,8 @@ compare_guard_holds(Oid type, Oid ours)
 	return holds;
 }
 
-/*
- * The same for what an expression returns.  *unknown is set if it is a
- * record from somewhere else in the query, which may hold anything.
- */
-static bool
-expr_holds(Node *expr, Oid ours, bool *unknown)
+bool
+compare_guard_expr_holds(Node *expr, Oid ours, bool *unknown)
 {
 	Oid			type;
 	List	   *parts = NIL;
@@ -101,7 +97,7 @@ expr_holds(Node *expr, Oid ours, bool *unknown)
 		parts = ((ArrayExpr *) expr)->elements;
 	foreach(lc, parts)
 	{
-		if (expr_holds(lfirst(lc), ours, unknown))
+		if (compare_guard_expr_holds(lfirst(lc), ours, unknown))
 			return true;
 	}
 	if (type == RECORDOID && IsA(expr, FuncExpr))
@@ -132,7 +128,7 @@ any_compared(List *exprs, Walk *walk)
 		if (IsA(expr, TargetEntry))
 			expr = (Node *) ((TargetEntry *) expr)->expr;
 		if (!rewrite_is_ours(expr, walk->ours) &&
-			expr_holds(expr, walk->ours, &walk->compares_records))
+			compare_guard_expr_holds(expr, walk->ours, &walk->compares_records))
 			return true;
 	}
 	return false;
@@ -206,7 +202,7 @@ clauses_compare(List *clauses, List *targets, Walk *walk)
 
 			if (entry->ressortgroupref == clause->tleSortGroupRef &&
 				!rewrite_is_ours((Node *) entry->expr, walk->ours) &&
-				expr_holds((Node *) entry, walk->ours, &walk->compares_records))
+				compare_guard_expr_holds((Node *) entry, walk->ours, &walk->compares_records))
 				return true;
 		}
 	}
@@ -367,7 +363,7 @@ check_call(Node *node, Oid function, List *args, Walk *walk)
 
 	if (compares_elements(function) && any_compared(args, walk))
 		refuse("compared");
-	if (expr_holds(node, walk->ours, &unknown) && exprType(node) == RECORDOID)
+	if (compare_guard_expr_holds(node, walk->ours, &unknown) && exprType(node) == RECORDOID)
 		walk->makes_records = true;
 }
 
@@ -432,7 +428,7 @@ check_node(Node *node, Walk *walk)
 				walk->whole_rows = true;
 			break;
 		case T_RowExpr:
-			if (expr_holds(node, walk->ours, &unknown))
+			if (compare_guard_expr_holds(node, walk->ours, &unknown))
 				walk->makes_records = true;
 			break;
 		default:

@@ -6,8 +6,10 @@
  * is over, enough roles have approved, no legal hold is on the school, its data
  * was given back where that is asked for, and not too many went today.  What
  * is missing is told by the SQL function _erase_missing; the fence itself
- * asks it again.  One thing happens here: many cases are driven one after the
- * other, and the failure of one is not the others'.
+ * asks it again.  Two things happen here.  Many cases are driven one after the
+ * other, and the failure of one is not the others'.  And before that, those of
+ * an agreement are tried together, each step one transaction for all, so that
+ * one look at the keystore sees the keys of all.
  */
 #include "postgres.h"
 
@@ -108,6 +110,56 @@ execute(Run *run, char *case_id)
 			 error->hint != NULL ? errhint("%s", error->hint) : 0));
 }
 
+/* Cases that wait for nothing, in args[0], from the fence to their end; each step commits. */
+static void
+execute_together(char **args)
+{
+	char	   *left;
+
+	(void) steps_run("SELECT nomp_crypt._erase_fence_together($1::pg_catalog.uuid[])::pg_catalog.text", 1, args);
+	steps_commit();
+	(void) steps_run("SELECT pg_catalog.count(nomp_crypt._erase_wipe(c)) FROM pg_catalog.unnest($1::pg_catalog.uuid[]) c", 1, args);
+	(void) steps_run("SELECT nomp_crypt._erase_disable_together($1::pg_catalog.uuid[])::pg_catalog.text", 1, args);
+	steps_commit();
+	(void) steps_run("SELECT nomp_crypt._erase_submit_together($1::pg_catalog.uuid[])::pg_catalog.text", 1, args);
+	steps_commit();
+	do
+	{
+		left = steps_run("SELECT nomp_crypt._erase_destroy_together($1::pg_catalog.uuid[])::pg_catalog.text", 1, args);
+		steps_commit();
+	} while (strcmp(left, "0") != 0);
+	(void) steps_run("SELECT pg_catalog.count(nomp_crypt._erase_wipe(c)) FROM pg_catalog.unnest($1::pg_catalog.uuid[]) c", 1, args);
+	steps_commit();
+}
+
+/*
+ * What is due of an agreement's cases, many with one look at the keystore.  If
+ * that fails, execute() goes through them one by one, and says why.
+ */
+static void
+execute_group(Run *run, char *group)
+{
+	char	   *batch;
+
+	while ((batch = steps_run("SELECT nomp_crypt._erase_batch($1::pg_catalog.uuid)::pg_catalog.text", 1, &group)) != NULL)
+	{
+		char	   *n = steps_run("SELECT pg_catalog.cardinality($1::pg_catalog.uuid[])::pg_catalog.text", 1, &batch);
+		ErrorData  *error;
+
+		steps_commit();
+		error = steps_attempt(execute_together, &batch);
+		CHECK_FOR_INTERRUPTS();
+		if (error != NULL)
+		{
+			ereport(DEBUG1,
+					(errmsg("these erasures go one by one: %s", error->message)));
+			return;
+		}
+		run->done += pg_strtoint32(n);
+	}
+	steps_commit();
+}
+
 /* Everything that could be done is committed: say what could not. */
 static void
 finish(const Run *run)
@@ -134,8 +186,11 @@ nc_run_due_erasures(PG_FUNCTION_ARGS)
 {
 	Run			run = {0};
 	char	   *last = NULL;
+	char	   *group = NULL;
 
 	steps_begin(fcinfo, "run_due_erasures");
+	while ((group = steps_run("SELECT nomp_crypt._erase_next_group($1::pg_catalog.uuid)::pg_catalog.text", 1, &group)) != NULL)
+		execute_group(&run, group);
 	while ((last = steps_run("SELECT nomp_crypt._erase_next($1::pg_catalog.uuid)::pg_catalog.text", 1, &last)) != NULL)
 	{
 		steps_commit();
@@ -192,6 +247,8 @@ nc_erase_agreement(PG_FUNCTION_ARGS)
 	pair[0] = request_all(args);
 	if (pair[0] == NULL)
 		ereport(NOTICE, (errmsg("all tenants of this agreement are erased")));
+	else
+		execute_group(&run, pair[0]);
 	while (pair[0] != NULL &&
 		   (pair[1] = steps_run("SELECT nomp_crypt._erase_next_of($1::pg_catalog.uuid, $2::pg_catalog.uuid)::pg_catalog.text", 2, pair)) != NULL)
 	{

@@ -102,6 +102,31 @@ put_uuid(Exchange *x, const pg_uuid_t *uuid)
 	wire_put_str(&x->w, text, 36);
 }
 
+/* Schools, as protocol.h has them. */
+static void
+put_uuids(Exchange *x, ArrayType *uuids)
+{
+	StringInfoData text;
+	Datum	   *items;
+	bool	   *nulls;
+	int			n;
+
+	deconstruct_array(uuids, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR, &items, &nulls, &n);
+	if (n < 1 || n > KS_MAX_TENANTS)
+		elog(ERROR, "%d tenants in a request to the keystore", n);
+	initStringInfo(&text);
+	for (int i = 0; i < n; i++)
+	{
+		char		one[37];
+
+		if (nulls[i])
+			elog(ERROR, "a tenant without uuid in a request to the keystore");
+		uuid_text(DatumGetUUIDP(items[i]), one);
+		appendStringInfo(&text, "%s%s", i > 0 ? " " : "", one);
+	}
+	wire_put_str(&x->w, text.data, text.len);
+}
+
 static void
 put_text(Exchange *x, const char *text)
 {
@@ -325,10 +350,10 @@ get_seen_key(Exchange *x, StringInfo json)
 }
 
 /*
- * nomp_crypt._keystore_see(installation uuid, tenant uuid, keystore text,
+ * nomp_crypt._keystore_see(installation uuid, tenants uuid[], keystore text,
  *							OUT serial text, OUT labels text[], OUT keys jsonb)
  *
- * Every key that the keystore of that serial has for a tenant, its canary
+ * Every key that the keystore of that serial has for the tenants, its canary
  * found before and after.  keys: the same with their states, when those that
  * are pending will be gone, and what the keystore itself calls them.
  */
@@ -349,7 +374,7 @@ nc_keystore_see(PG_FUNCTION_ARGS)
 		Exchange   *x = new_exchange();
 
 		put_uuid(x, PG_GETARG_UUID_P(0));
-		put_uuid(x, PG_GETARG_UUID_P(1));
+		put_uuids(x, PG_GETARG_ARRAYTYPE_P(1));
 		wire_put_uint(&x->w, (uint64) total, 4);
 		exchange(x, KS_OP_SEE, keystore_store_arg(fcinfo, 2));
 		values[0] = CStringGetTextDatum(get_text(x));
@@ -366,11 +391,11 @@ nc_keystore_see(PG_FUNCTION_ARGS)
 }
 
 /*
- * nomp_crypt._keystore_destroy(installation uuid, tenant uuid, serial text,
+ * nomp_crypt._keystore_destroy(installation uuid, tenants uuid[], serial text,
  *								OUT labels text[], OUT pending int,
  *								OUT until timestamptz)
  *
- * Destroys every key of the tenant on the token of that serial and sees that
+ * Destroys every key of the tenants on the token of that serial and sees that
  * none is left; the labels destroyed now (none, if an earlier call did).  In a
  * keystore that destroys later, asks for that: the labels are those that it
  * was asked for now, so many are pending in all, and the last will be gone at
@@ -390,7 +415,7 @@ nc_keystore_destroy(PG_FUNCTION_ARGS)
 		Exchange   *x = new_exchange();
 
 		put_uuid(x, PG_GETARG_UUID_P(0));
-		put_uuid(x, PG_GETARG_UUID_P(1));
+		put_uuids(x, PG_GETARG_ARRAYTYPE_P(1));
 		put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
 		wire_put_uint(&x->w, deletion_days(), 2);
 		exchange(x, KS_OP_DESTROY, keystore_store_arg(fcinfo, 2));
@@ -432,10 +457,10 @@ nc_keystore_destroy_kek(PG_FUNCTION_ARGS)
 }
 
 /*
- * nomp_crypt._keystore_enable(installation uuid, tenant uuid, enable boolean,
+ * nomp_crypt._keystore_enable(installation uuid, tenants uuid[], enable boolean,
  *							   serial text, OUT keys int, OUT obeyed int)
  *
- * Lets the tenant's keys be used in that keystore, or not.  It has so many
+ * Lets the tenants' keys be used in that keystore, or not.  It has so many
  * keys; so many of them are as they should be now.
  */
 Datum
@@ -446,7 +471,7 @@ nc_keystore_enable(PG_FUNCTION_ARGS)
 	bool		nulls[2] = {false, false};
 
 	put_uuid(x, PG_GETARG_UUID_P(0));
-	put_uuid(x, PG_GETARG_UUID_P(1));
+	put_uuids(x, PG_GETARG_ARRAYTYPE_P(1));
 	wire_put_uint(&x->w, PG_GETARG_BOOL(2), 1);
 	exchange(x, KS_OP_ENABLE, keystore_store_arg(fcinfo, 3));
 	for (int i = 0; i < 2; i++)

@@ -145,7 +145,11 @@ ask(Question *q, KsOp op, const KeystoreRef *store, char *reason)
 	return status;
 }
 
-/* One keystore's key of a generation, made there if asked to. */
+/*
+ * One keystore's key of a generation, made there if asked to.  Whatever is
+ * asked of that key afterwards goes to the token that has it: the keystores'
+ * order may change meanwhile.
+ */
 static KsStatus
 ask_key(const char *installation, uint32 generation, bool make, int place,
 		RegisterKey **key, bool *created, char *reason)
@@ -163,11 +167,11 @@ ask_key(const char *installation, uint32 generation, bool make, int place,
 	if (status != KS_OK)
 		return status;
 	*created = wire_get_uint(&q.r, 1) == 1;
-	(void) wire_get_str(&q.r, &der);
+	wire_get_cstr(&q.r, store.serial, sizeof(store.serial));
 	len = wire_get_str(&q.r, &der);
-	if (!wire_done(&q.r) || !jws_key(der, len, &found))
+	if (!wire_done(&q.r) || store.serial[0] == '\0' || !jws_key(der, len, &found))
 	{
-		strlcpy(reason, "the register's key is no point of P-256", REQUEST_REASON_MAX);
+		strlcpy(reason, "the register's key is no point of P-256 in a token with a serial number", REQUEST_REASON_MAX);
 		return KS_MODULE_ERROR;
 	}
 	*key = remember(generation, &found);
@@ -344,6 +348,18 @@ placed_key(const char *kid, const char *installation)
 }
 
 /*
+ * Ask the token that has the key; false if it has it no more, or is configured
+ * no more, and is to be looked for again.
+ */
+static bool
+ask_holder(RegisterKey *key, Question *q, KsOp op, KsStatus *status, char *reason)
+{
+	*status = ask(q, op, &key->store, reason);
+	key->is_placed = *status != KS_KEY_ABSENT && *status != KS_OTHER_TOKEN;
+	return key->is_placed;
+}
+
+/*
  * nomp_crypt._register_sign(kid text, payload text) returns text
  *
  * The payload as a record that the key of that thumbprint signed.  The
@@ -357,25 +373,23 @@ nc_register_sign(PG_FUNCTION_ARGS)
 	char		installation[37];
 	char		reason[REQUEST_REASON_MAX];
 	uint8		digest[KS_DIGEST_LEN];
-	KsStatus	status = KS_KEY_ABSENT;
+	KsStatus	status;
 	const uint8 *signature = NULL;
-	RegisterKey *key = NULL;
+	RegisterKey *key;
 	Question	q;
-	char	   *input = NULL;
+	char	   *input;
 	char	   *jws;
+	int			attempts = 0;
 
 	require_installation(installation);
-	/* once more if the keystores' order has changed since it was found */
-	for (int attempt = 0; attempt < 2 && status == KS_KEY_ABSENT; attempt++)
+	do
 	{
 		key = placed_key(kid, installation);
 		input = jws_input(&key->key, payload);
 		jws_digest(input, digest);
 		start_question(&q, installation, key->generation);
 		wire_put_str(&q.w, digest, sizeof(digest));
-		status = ask(&q, KS_OP_SIGN, &key->store, reason);
-		key->is_placed = status != KS_KEY_ABSENT;
-	}
+	} while (!ask_holder(key, &q, KS_OP_SIGN, &status, reason) && ++attempts < 2);
 	if (status != KS_OK)
 		error_keystore(status == KS_KEY_ABSENT ? KS_OTHER_TOKEN : status, reason, NULL);
 	if (wire_get_str(&q.r, &signature) != KS_SIGNATURE_LEN || !wire_done(&q.r))
@@ -419,25 +433,22 @@ nc_register_head(PG_FUNCTION_ARGS)
 	char		installation[37];
 	char		reason[REQUEST_REASON_MAX];
 	char		head[KS_MAX_HEAD + 1];
+	const char *set = PG_ARGISNULL(1) ? "" : text_to_cstring(PG_GETARG_TEXT_PP(1));
 	Question	q;
 	RegisterKey *key;
 	KsStatus	status;
+	int			attempts = 0;
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
 	require_installation(installation);
-	key = placed_key(text_to_cstring(PG_GETARG_TEXT_PP(0)), installation);
-	start_question(&q, installation, 0);
-	wire_put_uint(&q.w, !PG_ARGISNULL(1), 1);
-	if (PG_ARGISNULL(1))
-		wire_put_str(&q.w, "", 0);
-	else
+	do
 	{
-		char	   *set = text_to_cstring(PG_GETARG_TEXT_PP(1));
-
+		key = placed_key(text_to_cstring(PG_GETARG_TEXT_PP(0)), installation);
+		start_question(&q, installation, 0);
+		wire_put_uint(&q.w, !PG_ARGISNULL(1), 1);
 		wire_put_str(&q.w, set, strlen(set));
-	}
-	status = ask(&q, KS_OP_HEAD, &key->store, reason);
+	} while (!ask_holder(key, &q, KS_OP_HEAD, &status, reason) && ++attempts < 2);
 	if (status == KS_UNSUPPORTED)
 		PG_RETURN_NULL();
 	if (status != KS_OK)

@@ -1,8 +1,9 @@
 # At the end of June an agreement ends for fifty schools: they are erased
 # together, approved once, without the limit for a day standing in the way; a
 # school that must be kept does not keep the others, and other agreements'
-# schools are not touched.  What is due is executed by pg_cron; a case that
-# fails fails alone.
+# schools are not touched.  The token is looked through for all of them at
+# once, and not for each.  What is due is executed by pg_cron; a case that fails
+# fails alone.
 
 use strict;
 use warnings;
@@ -17,7 +18,11 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = nomp_node('main');
-$node->append_conf('postgresql.conf', <<'CONF');
+my $counted =
+  keystore_uri($node->{nomp_dir}, 'nomp', shim_module($node->{nomp_dir}));
+shim_says();
+$node->append_conf('postgresql.conf', <<"CONF");
+nomp_crypt.keystore = '$counted'
 shared_preload_libraries = 'nomp_crypt, pg_cron'
 cron.database_name = 'postgres'
 cron.use_background_workers = on
@@ -97,11 +102,15 @@ is( $node->safe_psql(
 	),
 	't',
 	'a school comes to the agreement late');
+my $labels = shim_calls('C_GetAttributeValue');
 like(
 	as('anna', $call),
 	qr/^55000 the erasure of 1 tenants \(m-51\) waits for .*approvals.*; the erasure of 1 tenants \(m-07\) waits for the release of legal hold T-1|^55000 the erasure of 1 tenants \(m-07\) waits for the release of legal hold T-1.*; the erasure of 1 tenants \(m-51\) waits for .*approvals/,
 	'the call again says what two wait for');
+$labels = shim_calls('C_GetAttributeValue') - $labels;
 is(states($mine), "erased|49\nsuspended|2", 'the others are erased');
+cmp_ok($labels, '<', 49 * 49,
+	"the token was not looked through for each: $labels labels read");
 is(states("id IN ('other', 'stray')"), 'active|2', 'and nobody else');
 is(school_reads($node, 'other'), 'Anna i other', 'other schools read on');
 is(school_reads($node, 'm-33'), 'NC001', 'these do not');
@@ -167,6 +176,18 @@ is(sqlstate($node, 'CALL nomp_crypt.run_due_erasures()'),
 	'NC003', 'another run fails again, for as long as it does');
 is(sqlstate($node, 'BEGIN; CALL nomp_crypt.run_due_erasures(); COMMIT'),
 	'2D000', 'it cannot be part of a transaction');
+
+# The same in an agreement: what is tried for all of its schools together fails,
+# and then each goes alone.
+$node->safe_psql('postgres',
+	"SELECT nomp_crypt.create_tenant('g-' || i, agreement => 'PUB-G') FROM generate_series(1, 3) i"
+);
+delete_from_token($node->{nomp_dir}, 'nomp', kek_label($node, 'g-2'));
+is(sqlstate($node, "CALL nomp_crypt.erase_agreement('PUB-G', 'test')"),
+	'NC003', 'an agreement with a key that is not there');
+is(states("agreement = 'PUB-G'"),
+	"erased|2\nsuspended|1", 'is erased but for that school');
+$node->safe_psql('postgres', "SELECT nomp_crypt.withdraw_erasure('g-2')");
 
 # A run that is cancelled is cancelled, and not taken for a failed case.
 $node->safe_psql('postgres', "SELECT nomp_crypt.withdraw_erasure('f-2')");

@@ -30,7 +30,11 @@ SELECT nomp_crypt.create_tenant('s-0180-42', $$Ribersborgs<script>alert("skola")
 SELECT nomp_crypt.create_tenant('other', agreement => 'Anna Andersson, rektor');
 INSERT INTO pupil VALUES (1, 's-0180-42', nomp_crypt.encrypt('Anna Andersson', 's-0180-42'), NULL);
 SELECT nomp_crypt.rewrap_tenant('s-0180-42');
-CREATE ROLE stranger;
+CREATE TABLE converted (id int, school text, name text);
+SELECT nomp_crypt.encrypt_column('converted', 'name', 'school');
+CREATE ROLE stranger; CREATE ROLE dpo LOGIN; SELECT nomp_crypt.grant_admin('dpo');
+SELECT nomp_crypt.hold_tenant('s-0180-42', 'T-77-26'); SELECT nomp_crypt.release_hold('s-0180-42', 'T-77-26');
+SELECT nomp_crypt.data_returned('s-0180-42', repeat('ab', 32));
 SQL
 
 sub one { return $node->safe_psql('postgres', $_[0]) }
@@ -71,6 +75,10 @@ is( one('SELECT number || $$ $$ || hash FROM nomp_crypt.register_key()'),
 one("SELECT nomp_crypt._erase_request('s-0180-42', 'agreement_ended', 'PUB-2024/117')"
 );
 my $case = one('SELECT case_id FROM nomp_crypt.erasure');
+{
+	local $ENV{PGUSER} = 'dpo';
+	one("SELECT nomp_crypt.approve_erasure('$case')");
+}
 is(sqlstate($node, "SELECT nomp_crypt.certificate('$case')"),
 	'55000', 'nothing is certified before the keys are destroyed');
 is(sqlstate($node, 'SELECT nomp_crypt.certificate(gen_random_uuid())'),
@@ -154,6 +162,7 @@ is(one('SELECT state FROM nomp_crypt.register_status()'),
 for my $call (
 	"certificate('$case')",
 	"certificate_html('$case')",
+	"tenant_report_html('living')",
 	"verify_certificate('x')",
 	'register_key()',
 	'register_status()',
@@ -191,13 +200,29 @@ is( run_program(
 	'it is as its schema says, and other things are not');
 unlike(
 	$payload,
-	qr/Anna|Andersson|Ribersborg|alert/,
+	qr/Anna|Andersson|Ribersborg|alert|T-77/,
 	'nothing personal is in it');
 my $data = JSON::PP->new->utf8->decode($payload)->{data};
 is($data->{agreement}, 'PUB-2024/117', 'the agreement is');
 is( join(',', map { "$_->{generation} $_->{end}{how}" } @{ $data->{keys} }),
 	'1 destroyed,2 destroyed',
 	'and every key that the school ever had');
+my %columns =
+  map { ("$_->{table}.$_->{column}" => $_) } @{ $data->{columns} };
+ok( $columns{'public.pupil.name'}{encrypted_since},
+	'and since when a column is encrypted');
+is_deeply(
+	$columns{'public.converted.name'},
+	{ table => 'public.converted', column => 'name' },
+	'but not where plain values may be left');
+is( join(' ',
+		map { one("SELECT type FROM nomp_crypt.register WHERE number = $_") }
+		  $data->{holds}[0]{placed_record},
+		$data->{holds}[0]{released_record},
+		$data->{returned}{record},
+		$data->{approvals}[0]{record}),
+	'hold released returned approved',
+	'and what was settled before, with the records that say so');
 ok($data->{keystores}[0]{software},
 	'and that the keystore was software, which proves nothing');
 
@@ -320,60 +345,103 @@ like(
 	qr/^born /,
 	'and with the new key what that one signed');
 
-# The page, as people see it.
-for my $language (qw(sv en))
-{
-	my $html =
-	  one("SELECT nomp_crypt.certificate_html('$case', '$language')");
-	my $title = { sv => 'Intyg om radering', en => 'Certificate of erasure' }
-	  ->{$language};
-	my @chromium = (
+# The pages, as people see them.
+my %chromium = map {
+	$_ => [
 		'chromium', '--headless',
 		'--no-sandbox', '--disable-gpu',
 		'--disable-dev-shm-usage', "--user-data-dir=$temp/browser",
-		'--window-size=900,2900');
+		"--window-size=900,$_"
+	]
+} 2900, 1400;
+
+# browse(NAME, FUNCTION, HEIGHT): the page that it makes, in a browser.
+sub browse
+{
+	my ($name, $function, $height) = @_;
+	my $html = one("SELECT nomp_crypt.$function");
+	my $path = "$temp/" . ($name =~ tr/a-z//cdr);
 
 	utf8::decode($html);
-	one_in_file("$temp/$language.html", $html);
+	one_in_file("$path.html", $html);
 	unlike(
 		$html,
 		qr/<script|<img|<link|<iframe|\bsrc=|\bhref=|https?:|url\(/,
-		"$language: nothing from elsewhere, no script");
-	unlike(
-		$html,
-		qr/deleted everywhere|raderad överallt/i,
-		"$language: nothing that cannot be known");
+		"$name: nothing from elsewhere, no script");
 	local $ENV{HOME} = $temp;
-	my $dom =
-	  run_program('', @chromium, '--dump-dom', "file://$temp/$language.html")
-	  // '';
+	my $dom = run_program('', @{ $chromium{$height} },
+		'--dump-dom', "file://$path.html") // '';
 	utf8::decode($dom);
+	like($dom, qr/Ribersborgs&lt;script&gt;alert/, "$name: a name is text");
+	unlike($dom, qr/\{\w+\}/, "$name: every word is in its place");
+	ok( defined run_program(
+			'', @{ $chromium{$height} },
+			"--screenshot=$path.png", "file://$path.html"),
+		"$name: it is drawn");
+	like(slurp_file("$path.png"), qr/^\x89PNG/, "$name: as a picture");
+	cmp_ok(-s "$path.png", '>', 50000, "$name: with something on it");
+	return $dom;
+}
+
+for my $language (qw(sv en))
+{
+	my $dom = browse("certificate, $language",
+		"certificate_html('$case', '$language')", 2900);
+	my $title = { sv => 'Intyg om radering', en => 'Certificate of erasure' }
+	  ->{$language};
+
+	unlike(
+		$dom,
+		qr/deleted everywhere|raderad \x{f6}verallt/i,
+		"$language: nothing that cannot be known");
 	like($dom, qr/<h1>\Q$title\E/, "$language: the browser shows the title");
+	like($dom, qr/id="software"/, "$language: software is no HSM");
 	like(
 		$dom,
-		qr/Ribersborgs&lt;script&gt;alert/,
-		"$language: a name is text");
-	like($dom, qr/id="software"/, "$language: software is no HSM");
+		{
+			sv =>
+			  qr/R\x{e4}ttslig sp\x{e4}rr h\x{e4}vd.*(?:ab){32}.*Godk\x{e4}nd av rollen dpo/s,
+			en => qr/Legal hold released.*(?:ab){32}.*Approved by role dpo/s
+		}->{$language},
+		"$language: what was settled before, in its order");
 	like($dom, qr/\Q$uuid\E/, "$language: the school is on it");
 	like($dom, qr/SHA256:$fingerprint/,
 		"$language: so is the key's fingerprint");
 	like($dom, qr/\Q$certificate\E/,
 		"$language: so is the certificate itself");
-	unlike(
-		$dom,
-		qr/\{(?:at|until|lease|ended)\}/,
-		"$language: every word is in its place");
-	ok( defined run_program(
-			'', @chromium, "--screenshot=$temp/$language.png",
-			"file://$temp/$language.html"),
-		"$language: it is drawn");
-	like(slurp_file("$temp/$language.png"),
-		qr/^\x89PNG/, "$language: as a picture");
-	cmp_ok(-s "$temp/$language.png",
-		'>', 50000, "$language: with something on it");
 }
 is(sqlstate($node, "SELECT nomp_crypt.certificate_html('$case', 'fr')"),
 	'22023', 'in the languages that there are');
+
+# The report for a municipality's audit.
+one(<<'SQL');
+CREATE ROLE "clerks<b>"; CREATE ROLE clerk1 LOGIN; GRANT "clerks<b>" TO clerk1;
+SELECT nomp_crypt.grant_tenant('living', 'clerks<b>', '{decrypt}');
+UPDATE nomp_crypt.tenant SET display_name = (SELECT display_name FROM nomp_crypt.tenant WHERE id = 's-0180-42') WHERE id = 'living';
+SQL
+for my $language (qw(sv en))
+{
+	my $dom = browse("report, $language",
+		"tenant_report_html('living', '$language')", 1400);
+
+	like(
+		$dom,
+		{
+			sv =>
+			  qr{<h1>Rapport om .*<h2>Nycklar i nyckelf\x{f6}rvaret</h2>.*public\.pupil\.name</th><td>public\.encrypted\(text\), krypterad p\x{e5} disk sedan \d{4}.*clerks&lt;b&gt;</th><td>living: l\x{e4}sa, gavs .*, och dess medlemmar: clerk1<}s,
+			en =>
+			  qr{<h1>Report on .*<h2>Keys in the keystore</h2>.*public\.pupil\.name</th><td>public\.encrypted\(text\), encrypted on disk since \d{4}.*clerks&lt;b&gt;</th><td>living: read, granted .*, and its members: clerk1<}s
+		}->{$language},
+		"$language: what, since when, with which keys, for whom");
+	like(
+		$dom,
+		qr/@{[ one('SELECT uuid FROM nomp_crypt.installation') ]}/,
+		"$language: and whose word that is");
+}
+is(sqlstate($node, "SELECT nomp_crypt.tenant_report_html('living', 'fr')"),
+	'22023', 'in the languages that there are');
+is(sqlstate($node, "SELECT nomp_crypt.tenant_report_html('nowhere')"),
+	'42704', 'of a school that there is');
 
 $node->stop;
 done_testing();

@@ -21,6 +21,10 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $rows = $ENV{NOMP_CONVERT_ROWS} // 20000;
+
+# recovery of a large table takes its time
+$ENV{PGCTLTIMEOUT} = 1800;
+
 my $marker = 'Synlig' . join '', map { ('a' .. 'z')[ rand 26 ] } 1 .. 12;
 my $node = nomp_node('primary', allows_streaming => 1);
 my $dir = $node->{nomp_dir};

@@ -20,7 +20,6 @@ use Test::More;
 my $temp = PostgreSQL::Test::Utils::tempdir();
 my $node = nomp_node('main', allows_streaming => 1);
 my $dir = $node->{nomp_dir};
-my $register = "$dir/register-main";
 
 my @backrest =
   ('pgbackrest', "--config=$temp/pgbackrest.conf", '--stanza=main');
@@ -123,25 +122,6 @@ $node->poll_query_until('postgres',
 	'SELECT last_archived_wal >= pg_walfile_name(pg_current_wal_lsn() - 1) OR failed_count > 100 FROM pg_stat_archiver'
 ) or die 'the WAL was not archived';
 
-# own_register(NODE): a folder of its own, with a copy of what the original's
-# says, as a machine has that was restored from its backup.
-sub own_register
-{
-	my ($copy) = @_;
-	my $own = "$dir/register-" . $copy->name;
-
-	mkdir $own, 0700;
-	for my $file ('installation', 'register', 'register.keys')
-	{
-		append_to_file("$own/$file", slurp_file("$register/$file"))
-		  if -e "$register/$file";
-		chmod 0600, "$own/$file";
-	}
-	$copy->append_conf('postgresql.conf',
-		"nomp_crypt.register_directory = '$own'\narchive_mode = off\n");
-	return;
-}
-
 # what every copy must do
 sub check_copy
 {
@@ -191,7 +171,7 @@ sub check_copy
 		  . "\nunix_socket_directories = '"
 		  . $copy->host
 		  . "'\n");
-	own_register($copy);
+	own_register($node, $copy);
 	$copy->start;
 	$copy->poll_query_until('postgres', 'SELECT NOT pg_is_in_recovery()')
 	  or die 'the copy did not come up';
@@ -204,7 +184,7 @@ sub check_copy
 	my $copy = PostgreSQL::Test::Cluster->new('base_backup');
 
 	$copy->init_from_backup($node, 'base');
-	own_register($copy);
+	own_register($node, $copy);
 	$copy->start;
 	check_copy($copy, 'pg_basebackup', $values);
 	$copy->stop;
@@ -216,7 +196,7 @@ sub check_copy
 	my $copy = PostgreSQL::Test::Cluster->new('older');
 
 	$copy->init_from_backup($node, 'before_the_rewrap');
-	own_register($copy);
+	own_register($node, $copy);
 	$copy->start;
 	is( $copy->safe_psql(
 			'postgres',
@@ -234,7 +214,7 @@ sub check_copy
 
 	$copy->init(extra => [ '--encoding=UTF8', '--no-locale' ]);
 	nomp_conf($copy, $dir, 'nomp');
-	own_register($copy);
+	own_register($node, $copy);
 	$copy->start;
 	command_ok([ 'pg_restore', '-d', $copy->connstr('postgres'), $dump ],
 		'a dump is restored');
@@ -257,7 +237,7 @@ sub check_copy
 	is(everything($late, 'stays'), $values, 'but the other school');
 	$node->stop;
 	$late->append_conf('postgresql.conf', "primary_conninfo = ''\n");
-	own_register($late);
+	own_register($node, $late);
 	$late->restart;
 	$late->promote;
 	check_late();

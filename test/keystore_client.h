@@ -28,6 +28,8 @@
 #define INST2	"22222222-2222-4222-8222-222222222222"
 #define SCHOOL	"aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa"
 #define SCHOOL2 "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
+#define SCHOOL3 "cccccccc-cccc-4ccc-8ccc-cccccccccccc"
+#define SCHOOL4 "dddddddd-dddd-4ddd-8ddd-dddddddddddd"
 #define LABEL(inst, school, generation) "nomp_crypt:" inst ":" school ":" generation
 #define KEK1	LABEL(INST, SCHOOL, "1")
 

@@ -401,6 +401,44 @@ test_many_keys(const char *uri)
 	stop(&h);
 }
 
+/* Several schools in one request: theirs and nobody else's. */
+static void
+test_several_schools(const char *uri)
+{
+	static const char *const no_lists[] = {
+		SCHOOL3 " ", " " SCHOOL3, SCHOOL3 "  " SCHOOL4, SCHOOL3 "," SCHOOL4, SCHOOL3 " school", SCHOOL3 SCHOOL4,
+	};
+	const char *const both = SCHOOL3 " " SCHOOL4;
+	Helper		h = start(uri);
+	char		fifty[KS_MAX_TENANTS * 37] = SCHOOL3;
+	char		serial[64];
+	int			found;
+
+	for (int i = 1; i < KS_MAX_TENANTS; i++)
+		strcat(fifty, " " SCHOOL4);
+	if (create_kek(&h, INST, SCHOOL3, 1, NULL, 0) != KS_OK ||
+		create_kek(&h, INST, SCHOOL4, 1, NULL, 0) != KS_OK ||
+		create_kek(&h, INST, SCHOOL4, 2, NULL, 0) != KS_OK ||
+		create_kek(&h, INST, SCHOOL, 1, NULL, 0) != KS_OK)
+		tap_bail("no keys: %s", reply.reason);
+	for (size_t i = 0; i < sizeof(no_lists) / sizeof(no_lists[0]); i++)
+		tap_ok(see(&h, INST, no_lists[i]) == -1 && enable(&h, no_lists[i], false, &found) == -1 &&
+			   ask_strings(&h, KS_OP_DESTROY, INST, no_lists[i], "") == KS_REFUSED,
+			   "no list of schools: \"%s\"", no_lists[i]);
+	tap_ok(see(&h, INST, both) == 3, "the keys of both are seen");
+	tap_ok(see(&h, INST, fifty) == 3, "as many as one request takes can be named");
+	tap_ok(see(&h, INST, SCHOOL3 " " SCHOOL) == 2, "but no other's");
+	tap_ok(enable(&h, both, false, &found) == 3 && found == 3, "both are disabled");
+	tap_ok(enable(&h, SCHOOL, true, &found) == 1, "the other can still be used");
+	(void) ask_see(&h, INST, both, 0);
+	snprintf(serial, sizeof(serial), "%s", next_string());
+	tap_ok(ask_strings(&h, KS_OP_DESTROY, INST, both, serial) == KS_OK &&
+		   wire_get_uint(&reply.r, 2) == 3, "the keys of both are destroyed");
+	tap_ok(see(&h, INST, both) == 0 && see(&h, INST, SCHOOL) == 1, "the other's is not");
+	tap_ok(ask_strings(&h, KS_OP_DESTROY, INST, SCHOOL, serial) == KS_OK, "until that is asked for");
+	stop(&h);
+}
+
 /* What other programs do to the token while a helper has it open. */
 static void
 test_other_programs(const char *uri)
@@ -461,6 +499,7 @@ main(int argc, char **argv)
 
 	test_token("SoftHSM", uri);
 	test_many_keys(uri);
+	test_several_schools(uri);
 	test_other_programs(uri);
 	test_token("NSS", make_nss_token("nss", pin_file));
 	return end_tests();

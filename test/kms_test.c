@@ -133,6 +133,9 @@ test_enable(Helper *h, Helper *other, DataKey *good)
 	key.wrapped[100] ^= 1;
 	tap_ok(unwrap_one(h, KEK1, &key) == KS_KEY_DISABLED, "whatever is to be opened");
 	tap_ok(wrap(h, KEK1, true, &key) == KS_KEY_DISABLED, "nothing is wrapped either");
+	tap_ok(ask_see(h, INST, SCHOOL " " SCHOOL2, 0) == KS_UNSUPPORTED &&
+		   ask_strings(h, KS_OP_DESTROY, INST, SCHOOL " " SCHOOL2, SERIAL) != KS_OK,
+		   "schools are looked for one at a time");
 	tap_ok(ask_see(h, INST, SCHOOL, 0) == KS_OK && strcmp(next_string(), SERIAL) == 0 &&
 		   wire_get_uint(&reply.r, 2) == 2 && strcmp(next_string(), KEK1) == 0 &&
 		   wire_get_uint(&reply.r, 1) == 0 && wire_get_uint(&reply.r, 1) == KS_STATE_DISABLED &&

@@ -27,7 +27,7 @@ our @EXPORT = qw(
   shim_module shim_says shim_calls set_keystore keystore_state failure
   start_query end_query open_session says starts libpq_calls
   restart_helper tampered flips outcome
-  cold_schools read_school school_reads kek_label broken_rules
+  cold_schools read_school school_reads kek_label broken_rules own_register
   serial_of shim_pid set_keystores frail_keystore
   keystore_has_trouble keystore_recovers keystore_calls over_kms
   token_goes token_returns token_is_backed_up token_is_restored
@@ -145,6 +145,26 @@ sub nomp_node
 	nomp_conf($node, $dir, 'nomp');
 	$node->{nomp_dir} = $dir;
 	return $node;
+}
+
+# own_register(NODE, COPY): a register directory of the copy's own, with what
+# the original's says now, as a machine has that was restored from its backup.
+sub own_register
+{
+	my ($node, $copy) = @_;
+	my $from = "$node->{nomp_dir}/register-" . $node->name;
+	my $own = "$node->{nomp_dir}/register-" . $copy->name;
+
+	mkdir $own, 0700;
+	for my $file ('installation', 'register', 'register.keys')
+	{
+		append_to_file("$own/$file", slurp_file("$from/$file"))
+		  if -e "$from/$file";
+		chmod 0600, "$own/$file";
+	}
+	$copy->append_conf('postgresql.conf',
+		"nomp_crypt.register_directory = '$own'\narchive_mode = off\n");
+	return;
 }
 
 # create_nomp(NODE, IDS...): extension, tenants, every right for the test's
