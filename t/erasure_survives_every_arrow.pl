@@ -38,12 +38,16 @@ my %steps = (
 	],
 	erase_agreement => [
 		qw(_erase_group _erase_request_agreement | _erase_next_of _erase_wipe |
-		  _erase_next_of _erase_due | _erase_tenant_id |),
-		@execute,
-		qw(_erase_next_of | _erase_group_waits |)
+		  _erase_next_of _erase_due | _erase_batch |
+		  _erase_fence_together _register_at_commit |
+		  _erase_wipe _erase_disable_together | _erase_submit_together |
+		  _erase_destroy_together _register_at_commit | _erase_wipe |
+		  _erase_batch | _erase_group_waits |)
 	],
-	run_due_erasures =>
-	  [ qw(_erase_next | _erase_tenant_id |), @execute, qw(_erase_next |) ]);
+	run_due_erasures => [
+		qw(_erase_next_group _erase_next | _erase_tenant_id |),
+		@execute, qw(_erase_next |)
+	]);
 
 # Within steps, where something outside the transaction is asked or changed.
 my %within = (
