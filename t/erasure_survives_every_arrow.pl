@@ -305,7 +305,6 @@ for my $what (sort keys %happens)
 		$what,
 		$what eq 'helper' ? 30 : 16,
 		qw(erase_tenant certify_erasure purge_tenant));
-	drive($what, 6, 'erase_agreement') if $what eq 'server';
 	drive($what, 1, 'run_due_erasures')
 	  if $what eq 'server' || $what eq 'cancellation';
 	$node->stop;
