@@ -2519,7 +2519,7 @@ REVOKE ALL ON FUNCTION nomp_crypt._reconcile_due() FROM PUBLIC;
 -- keys that were made since are known. Approvals must be given again, and so
 -- must word of the data's return. A row for each thing done, and for each school
 -- that was made since and is not here. Harmless when repeated. Raises 55000 if
--- the register is in trouble, NC004.
+-- the register is in trouble or comes by a subscription, NC004.
 CREATE FUNCTION nomp_crypt.reconcile(OUT tenant text, OUT school uuid, OUT action text, OUT since timestamptz,
 	OUT detail text) RETURNS SETOF record
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -2533,6 +2533,11 @@ BEGIN
 	IF pg_is_in_recovery() THEN
 		RAISE EXCEPTION 'a standby follows its primary' USING ERRCODE = 'read_only_sql_transaction',
 			HINT = 'Reconcile there.';
+	END IF;
+	IF EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = 'nomp_crypt.register'::regclass) THEN
+		-- what it would write comes from there too, and would stop the subscription
+		RAISE EXCEPTION 'a subscriber follows its publisher' USING ERRCODE = 'object_not_in_prerequisite_state',
+			HINT = 'Reconcile there. If this database is to go on without it: DROP SUBSCRIPTION first.';
 	END IF;
 	PERFORM nomp_crypt._lock_register();
 	PERFORM nomp_crypt._register_require(true);

@@ -90,7 +90,9 @@ sub destroys_nothing
 			suspend_tenant => "CALL nomp_crypt.suspend_tenant('kept')",
 			resume_tenant => "CALL nomp_crypt.resume_tenant('kept')",
 			reconcile_keystore =>
-			  "SELECT nomp_crypt.reconcile_keystore(true, '0')");
+			  "SELECT nomp_crypt.reconcile_keystore(true, '0')",
+			rotate_register_key => 'SELECT nomp_crypt.rotate_register_key()',
+			repair_register => 'SELECT nomp_crypt.repair_register()');
 
 		is(reading($node, 'kept', %options), 'Anna', 'it reads');
 		for my $name (sort keys %refused)
@@ -119,10 +121,11 @@ $stranger->append_conf('postgresql.conf',
 	"nomp_crypt.register_directory = '$dir/register-stranger'");
 $stranger->start;
 destroys_nothing($stranger, 'a clone with a register directory of its own');
-copy(
-	"$dir/register-original/installation",
-	"$dir/register-stranger/installation"
-) or die "could not copy the register: $!";
+for my $file (qw(installation register register.keys))
+{
+	copy("$dir/register-original/$file", "$dir/register-stranger/$file")
+	  or die "could not copy the register: $!";
+}
 destroys_nothing($stranger, 'a clone with a copied register directory');
 
 my $twin = copy_from_backup('twin');

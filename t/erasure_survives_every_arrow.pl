@@ -38,12 +38,16 @@ my %steps = (
 	],
 	erase_agreement => [
 		qw(_erase_group _erase_request_agreement | _erase_next_of _erase_wipe |
-		  _erase_next_of _erase_due | _erase_tenant_id |),
-		@execute,
-		qw(_erase_next_of | _erase_group_waits |)
+		  _erase_next_of _erase_due | _erase_batch |
+		  _erase_fence_together _register_at_commit |
+		  _erase_wipe _erase_disable_together | _erase_submit_together |
+		  _erase_destroy_together _register_at_commit | _erase_wipe |
+		  _erase_batch | _erase_group_waits |)
 	],
-	run_due_erasures =>
-	  [ qw(_erase_next | _erase_tenant_id |), @execute, qw(_erase_next |) ]);
+	run_due_erasures => [
+		qw(_erase_next_group _erase_next | _erase_tenant_id |),
+		@execute, qw(_erase_next |)
+	]);
 
 # Within steps, where something outside the transaction is asked or changed.
 my %within = (
@@ -214,6 +218,7 @@ sub own_points
 	$of =
 	  qr/^(?:_erase_next|_erase_tenant_id|_erase_fence ends|_erase_destroy ends|2 _erase_next begins)/
 	  if $procedure eq 'run_due_erasures';
+	$of = qr/_agreement|_batch|_together/ if $procedure eq 'erase_agreement';
 	$of = qr/committed$|_keystore|_register_sign|_erase_see|_ask_nodes/
 	  if $what eq 'helper' || $what eq 'broker';
 	return grep { /$of/ } points($procedure);
@@ -249,6 +254,30 @@ sub drive
 		'',
 		"$label: no other error than it should be at $points points");
 	finish($label, $procedures[0], @travellers);
+	return;
+}
+
+# drive_alone(WHAT, PROCEDURE): schools of their own to each point, one after
+# the other.  Those of an agreement are together once: who is interrupted on the
+# way goes through them one by one.
+sub drive_alone
+{
+	my ($what, $procedure) = @_;
+	my @travellers =
+	  map { { ids => [ schools_for($procedure) ], point => $_ } }
+	  own_points($what, $procedure);
+
+	for (@travellers)
+	{
+		my $id = $_->{name} = $_->{ids}->[0];
+
+		$_->{stops} =
+		  [ [ $_->{point}, 'postgres', [], calls($id, $procedure) ] ];
+	}
+	is( join(' ', map { travel($node, $happens{$what}, $_) } @travellers),
+		' ' x $#travellers,
+		"$what, $procedure: no other error than it should be at each point");
+	finish("$what, $procedure", $procedure, @travellers);
 	return;
 }
 
@@ -301,7 +330,7 @@ for my $what (sort keys %happens)
 		$what,
 		$what eq 'helper' ? 30 : 16,
 		qw(erase_tenant certify_erasure purge_tenant));
-	drive($what, 6, 'erase_agreement') if $what eq 'server';
+	drive_alone($what, 'erase_agreement') if $what eq 'server';
 	drive($what, 1, 'run_due_erasures')
 	  if $what eq 'server' || $what eq 'cancellation';
 	$node->stop;
