@@ -144,8 +144,8 @@ jobs_finish(Job *job, KsStatus status, const char *reason,
 bool
 jobs_wanted(const Job *job)
 {
-	/* a confirmation is posted: nobody waits for it, but it must be done */
-	if (job->is_check || job->is_probe || job->op == KS_OP_CONFIRM)
+	/* what is posted nobody waits for, but it must be done: confirmations, heads */
+	if (job->is_check || job->is_probe || job->op == KS_OP_CONFIRM || job->op == KS_OP_HEAD)
 		return true;
 	for (Waiter *waiter = job->waiters; waiter != NULL; waiter = waiter->next)
 	{
