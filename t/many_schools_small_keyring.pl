@@ -163,6 +163,8 @@ SQL
 			"SELECT count(*) = $n FROM pg_stat_activity"
 		  . " WHERE state = 'active' AND wait_event_type = 'Extension'")
 	  or die "not all of $n clients wait for the keystore";
+	wait_until(sub { keystore_calls('unwrap') > $calls },
+		'the keystore to be asked');
 	# a token is asked one thing at a time, a service once for each key
 	my $asked = keystore_calls('unwrap') - $calls;
 	my $most = over_kms() ? $requests * $keys_per_school : 1;

@@ -36,23 +36,6 @@ $node->safe_psql('postgres',
 );
 $node->backup('before_the_move');
 
-# A folder of its own, with a copy of what the original's says.
-sub own_register
-{
-	my ($copy) = @_;
-	my $own = "$dir/own-register-" . $copy->name;
-
-	mkdir $own, 0700;
-	for my $file (qw(installation register register.keys))
-	{
-		append_to_file("$own/$file", slurp_file("$dir/register-main/$file"));
-		chmod 0600, "$own/$file";
-	}
-	$copy->append_conf('postgresql.conf',
-		"nomp_crypt.register_directory = '$own'\n");
-	return;
-}
-
 sub reconciled
 {
 	my ($copy) = @_;
@@ -93,7 +76,7 @@ $node->safe_psql('postgres',
 is( sqlstate($node, "CALL nomp_crypt.erase_tenant('gone', 'test', 'PUB-1')"),
 	'',
 	'a school is erased where it is published');
-own_register($subscriber);
+own_register($node, $subscriber);
 $subscriber->restart;
 is(school_reads($subscriber, 'gone'),
 	'NC003', 'the subscriber, which has not heard, does not read it');
@@ -132,7 +115,7 @@ $subscriber->stop;
 	my $copy = PostgreSQL::Test::Cluster->new('older');
 
 	$copy->init_from_backup($node, 'before_the_move');
-	own_register($copy);
+	own_register($node, $copy);
 	$copy->append_conf('postgresql.conf',
 		"nomp_crypt.keystore = '$new_uri'\nnomp_crypt.other_keystores = ''\n"
 	);
