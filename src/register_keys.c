@@ -151,10 +151,9 @@ ask(Question *q, KsOp op, const KeystoreRef *store, char *reason)
  * order may change meanwhile.
  */
 static KsStatus
-ask_key(const char *installation, uint32 generation, bool make, int place,
+ask_key(const char *installation, uint32 generation, bool make, KeystoreRef store,
 		RegisterKey **key, bool *created, char *reason)
 {
-	KeystoreRef store = {{0}, place};
 	Question	q;
 	const uint8 *der;
 	size_t		len;
@@ -180,6 +179,48 @@ ask_key(const char *installation, uint32 generation, bool make, int place,
 	return KS_OK;
 }
 
+/* The serial of the token at a place in the settings, "" if it cannot say. */
+static void
+ask_serial(const char *installation, KeystoreRef *store)
+{
+	const KeystoreRef at = {{0}, store->place};
+	char		why[REQUEST_REASON_MAX];
+	Question	q;
+	const uint8 *label;
+
+	start_question(&q, installation, 0);
+	if (ask(&q, KS_OP_STATUS, &at, why) != KS_OK)
+		return;
+	(void) wire_get_str(&q.r, &label);
+	wire_get_cstr(&q.r, store->serial, sizeof(store->serial));
+	if (q.r.bad)
+		store->serial[0] = '\0';
+}
+
+/*
+ * The tokens of all configured keystores.  One that is met twice changed its
+ * place meanwhile, and another may have been missed: they are asked again.
+ */
+static int
+all_stores(const char *installation, KeystoreRef list[MAX_KEYSTORES])
+{
+	int			n;
+	bool		twice = true;
+
+	for (int attempt = 0; twice && attempt < 10; attempt++)
+	{
+		twice = false;
+		for (n = 0; n < MAX_KEYSTORES && stores_uri(n) != NULL; n++)
+		{
+			list[n] = (KeystoreRef) {{0}, n};
+			ask_serial(installation, &list[n]);
+			for (int i = 0; i < n; i++)
+				twice |= list[n].serial[0] != '\0' && strcmp(list[i].serial, list[n].serial) == 0;
+		}
+	}
+	return n;
+}
+
 /*
  * Any configured keystore's key of a generation.  KS_KEY_ABSENT: none has it.
  * One in trouble may have it, so its trouble is the answer then.
@@ -188,17 +229,19 @@ static KsStatus
 find_key(const char *installation, uint32 generation, RegisterKey **key, char *reason)
 {
 	KsStatus	answer = KS_NOT_CONFIGURED;
+	KeystoreRef list[MAX_KEYSTORES];
+	int			n = all_stores(installation, list);
 	bool		created;
 
-	for (int place = 0; stores_uri(place) != NULL; place++)
+	for (int i = 0; i < n; i++)
 	{
 		char		why[REQUEST_REASON_MAX];
-		KsStatus	status = ask_key(installation, generation, false, place, key, &created, why);
+		KsStatus	status = ask_key(installation, generation, false, list[i], key, &created, why);
 
 		if (status == KS_OK)
 			return KS_OK;
 		/* one that was never used, or that knows no registers */
-		if (place > 0 && (status == KS_TOKEN_WRONG || status == KS_UNSUPPORTED))
+		if (i > 0 && (status == KS_TOKEN_WRONG || status == KS_UNSUPPORTED))
 			continue;
 		if (answer == KS_NOT_CONFIGURED || answer == KS_KEY_ABSENT)
 		{
@@ -306,7 +349,7 @@ nc_register_key(PG_FUNCTION_ARGS)
 	register_pinned_keys(remember_pinned);
 	status = find_key(installation, generation, &key, reason);
 	if (status == KS_KEY_ABSENT && PG_GETARG_BOOL(1))
-		status = ask_key(installation, generation, true, 0, &key, &created, reason);
+		status = ask_key(installation, generation, true, (KeystoreRef) {{0}, 0}, &key, &created, reason);
 	if (status != KS_OK && status != KS_KEY_ABSENT)
 		error_keystore(status, reason, NULL);
 	if (status == KS_OK)
