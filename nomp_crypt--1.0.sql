@@ -8348,12 +8348,10 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 	SELECT CASE WHEN kind ~ '^(boolean|smallint|time with)' THEN format('%L || o.tenant', kind || ' ') ELSE quote_literal(kind) END
 $$;
 
--- A number for the rest, by seed, table, column and row. Without a search_path,
--- so that PostgreSQL takes it in.
+-- A number for the rest, by seed, table, column and row.
 CREATE FUNCTION nomp_crypt._staging_number(VARIADIC parts text[]) RETURNS bigint
-LANGUAGE sql STABLE PARALLEL SAFE AS $$
-	SELECT pg_catalog.concat('x', pg_catalog."left"(pg_catalog.encode(pg_catalog.sha256(
-		pg_catalog.convert_to(parts::pg_catalog.text, 'UTF8')), 'hex'), 12))::pg_catalog.bit(48)::pg_catalog.int8
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT ('x' || left(encode(sha256(convert_to(parts::text, 'UTF8')), 'hex'), 12))::bit(48)::bigint
 $$;
 
 -- Before anything is changed: may values be replaced here, and can all of them
