@@ -179,65 +179,52 @@ ask_key(const char *installation, uint32 generation, bool make, KeystoreRef stor
 	return KS_OK;
 }
 
-/* The serial of the token at a place in the settings, "" if it cannot say. */
-static void
-ask_serial(const char *installation, KeystoreRef *store)
+/* The serial of the token at a place in the settings; "" if it has none yet. */
+static KsStatus
+ask_serial(const char *installation, KeystoreRef *store, char *reason)
 {
 	const KeystoreRef at = {{0}, store->place};
-	char		why[REQUEST_REASON_MAX];
 	Question	q;
 	const uint8 *label;
+	KsStatus	status;
 
 	start_question(&q, installation, 0);
-	if (ask(&q, KS_OP_STATUS, &at, why) != KS_OK)
-		return;
+	status = ask(&q, KS_OP_STATUS, &at, reason);
+	if (status != KS_OK)
+		return status;
 	(void) wire_get_str(&q.r, &label);
 	wire_get_cstr(&q.r, store->serial, sizeof(store->serial));
-	if (q.r.bad)
-		store->serial[0] = '\0';
-}
-
-/*
- * The tokens of all configured keystores.  One that is met twice changed its
- * place meanwhile, and another may have been missed: they are asked again.
- */
-static int
-all_stores(const char *installation, KeystoreRef list[MAX_KEYSTORES])
-{
-	int			n;
-	bool		twice = true;
-
-	for (int attempt = 0; twice && attempt < 10; attempt++)
-	{
-		twice = false;
-		for (n = 0; n < MAX_KEYSTORES && stores_uri(n) != NULL; n++)
-		{
-			list[n] = (KeystoreRef) {{0}, n};
-			ask_serial(installation, &list[n]);
-			for (int i = 0; i < n; i++)
-				twice |= list[n].serial[0] != '\0' && strcmp(list[i].serial, list[n].serial) == 0;
-		}
-	}
-	return n;
+	if (!q.r.bad)
+		return KS_OK;
+	strlcpy(reason, "malformed answer from the keystore helper", REQUEST_REASON_MAX);
+	return KS_MODULE_ERROR;
 }
 
 /*
  * Any configured keystore's key of a generation.  KS_KEY_ABSENT: none has it.
- * One in trouble may have it, so its trouble is the answer then.
+ * One in trouble may have it, so its trouble is the answer then.  *twice: a
+ * token was met twice, so the keystores changed their places meanwhile, and
+ * another may have been missed.
  */
 static KsStatus
-find_key(const char *installation, uint32 generation, RegisterKey **key, char *reason)
+find_key_once(const char *installation, uint32 generation, RegisterKey **key, char *reason, bool *twice)
 {
 	KsStatus	answer = KS_NOT_CONFIGURED;
 	KeystoreRef list[MAX_KEYSTORES];
-	int			n = all_stores(installation, list);
 	bool		created;
 
-	for (int i = 0; i < n; i++)
+	*twice = false;
+	for (int i = 0; i < MAX_KEYSTORES && stores_uri(i) != NULL; i++)
 	{
 		char		why[REQUEST_REASON_MAX];
-		KsStatus	status = ask_key(installation, generation, false, list[i], key, &created, why);
+		KsStatus	status;
 
+		list[i] = (KeystoreRef) {{0}, i};
+		status = ask_serial(installation, &list[i], why);
+		for (int k = 0; k < i; k++)
+			*twice |= list[i].serial[0] != '\0' && strcmp(list[k].serial, list[i].serial) == 0;
+		if (status == KS_OK)
+			status = ask_key(installation, generation, false, list[i], key, &created, why);
 		if (status == KS_OK)
 			return KS_OK;
 		/* one that was never used, or that knows no registers */
@@ -250,6 +237,19 @@ find_key(const char *installation, uint32 generation, RegisterKey **key, char *r
 		}
 	}
 	return answer;
+}
+
+static KsStatus
+find_key(const char *installation, uint32 generation, RegisterKey **key, char *reason)
+{
+	KsStatus	status;
+	bool		twice;
+	int			attempts = 0;
+
+	do
+		status = find_key_once(installation, generation, key, reason, &twice);
+	while (status != KS_OK && twice && ++attempts < 10);
+	return status;
 }
 
 /* Ask for all generations, until there is none. */
