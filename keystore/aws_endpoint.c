@@ -62,6 +62,12 @@ partition_of(const char *region)
 	return p;
 }
 
+const char *
+aws_partition_of(const char *region)
+{
+	return partition_of(region)->name;
+}
+
 bool
 aws_is_loopback(const char *host)
 {

@@ -34,6 +34,9 @@ typedef struct AwsAddress
 extern KsStatus aws_endpoint(const char *service, const AwsOptions *options,
 							 const char *given, AwsEndpoint *out, KsFailure *why);
 
+/* The partition of a region, as in "aws-eusc", by how its name begins. */
+extern const char *aws_partition_of(const char *region);
+
 /* False if it is no URL of http or https, or has a user in it. */
 extern bool aws_take_apart(const char *url, AwsAddress *out);
 

@@ -86,6 +86,7 @@ typedef struct KmsKeys
 typedef struct KmsSight
 {
 	bool		found;
+	bool		creating;		/* not usable yet, and not "found" */
 	KsKeyState	state;
 	uint64_t	until;			/* if pending */
 } KmsSight;
@@ -146,7 +147,6 @@ extern bool kms_signature_holds(const uint8_t *spki, size_t spki_len,
 
 /* kms_arn.c */
 extern bool kms_arn_parse(const char *text, KmsArn *out);
-extern const char *kms_partition_of(const char *region);
 extern bool kms_region_allowed(const Keystore *ks, const char *region);
 extern bool kms_account_is_ours(Keystore *ks, const KmsArn *arn);
 extern KsStatus kms_check_arn(Keystore *ks, const KmsArn *arn, KsFailure *why);

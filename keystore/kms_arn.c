@@ -82,27 +82,6 @@ kms_arn_parse(const char *text, KmsArn *out)
 	return true;
 }
 
-/* Regions of other partitions than AWS's commercial one, by their beginning. */
-const char *
-kms_partition_of(const char *region)
-{
-	static const char *const others[][2] = {
-		{"eusc-", "aws-eusc"},
-		{"cn-", "aws-cn"},
-		{"us-gov-", "aws-us-gov"},
-		{"us-iso-", "aws-iso"},
-		{"us-isob-", "aws-iso-b"},
-		{"eu-isoe-", "aws-iso-e"},
-	};
-
-	for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
-	{
-		if (strncmp(region, others[i][0], strlen(others[i][0])) == 0)
-			return others[i][1];
-	}
-	return "aws";
-}
-
 bool
 kms_region_allowed(const Keystore *ks, const char *region)
 {

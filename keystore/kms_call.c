@@ -160,6 +160,8 @@ read_state(const json_t *metadata, const KmsArn *arn, KmsSight *sight, KsFailure
 		sight->state = KS_STATE_DISABLED;
 	else if (says(metadata, "KeyState", "PendingDeletion"))
 		sight->state = KS_STATE_PENDING;
+	else if (says(metadata, "KeyState", "Creating"))
+		sight->creating = true;
 	else
 		return wrong_kind(metadata, KS_MODULE_ERROR, arn, "KeyState", why);
 	if (sight->state == KS_STATE_PENDING)
@@ -188,11 +190,14 @@ kms_read_description(Keystore *ks, const json_t *metadata, KmsKind kind, KmsArn 
 		status = check_kind(metadata, kind, arn, why);
 	if (status == KS_OK)
 		status = read_state(metadata, arn, sight, why);
-	sight->found = status == KS_OK;
+	sight->found = status == KS_OK && !sight->creating;
 	return status;
 }
 
-/* Ask the service for a key, now; one that it does not know is not "found". */
+/*
+ * Ask the service for a key, now; one that it does not know is not "found".
+ * One that is still being created is an error to all but its maker.
+ */
 KsStatus
 kms_describe(Keystore *ks, const char *arn, KmsKind kind, KmsSight *sight, KsFailure *why)
 {
@@ -208,8 +213,13 @@ kms_describe(Keystore *ks, const char *arn, KmsKind kind, KmsSight *sight, KsFai
 	else if (status == KS_REFUSED)
 		status = kms_error_is(&reply, "NotFoundException") ? KS_OK :
 			kms_refused("DescribeKey", &reply, why);
-	if (status == KS_OK && sight->found && strcmp(seen.text, arn) != 0)
+	if (status == KS_OK && (sight->found || sight->creating) && strcmp(seen.text, arn) != 0)
+	{
+		memset(sight, 0, sizeof(*sight));
 		status = ks_fail(why, KS_MODULE_ERROR, "DescribeKey: the answer is about another key than %s", arn);
+	}
+	else if (status == KS_OK && sight->creating)
+		status = ks_fail(why, KS_MODULE_ERROR, "%s is still being created", arn);
 	aws_reply_free(&reply);
 	return status;
 }

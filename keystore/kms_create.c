@@ -83,7 +83,7 @@ wait_until_seen(Keystore *ks, KmsKind kind, KmsKey *key, KsFailure *why)
 		status = kms_describe(ks, made.arn, kind, &sight, why);
 		if (status == KS_OK && sight.found && sight.state == KS_STATE_USABLE)
 			status = directory_read(ks, made.arn, key, why);
-		else if (status == KS_OK)
+		else if (status == KS_OK || sight.creating)
 			status = KS_KEY_ABSENT;
 		if (status == KS_OK && strcmp(key->label, made.label) == 0 &&
 			key->provisional == made.provisional)

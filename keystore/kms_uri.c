@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "aws_endpoint.h"
 #include "kms.h"
 
 #define SCHEME "aws-kms://"
@@ -172,7 +173,7 @@ kms_configure(Keystore *ks, const char *text, KsFailure *why)
 	if (status != KS_OK)
 		return status;
 	ks->account_given = ks->account[0] != '\0';
-	strcpy(ks->partition, kms_partition_of(o->region));
+	strcpy(ks->partition, aws_partition_of(o->region));
 	if (!kms_region_allowed(ks, o->region))
 		return ks_fail(why, KS_REGION, "the keystore is in region %s, which is not one of: %s",
 					   o->region, ks->regions);

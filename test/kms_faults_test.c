@@ -471,6 +471,16 @@ test_lag(Helper *h)
 	put("5:abc");
 	tap_ok(ask(h, KS_OP_HEAD) == KS_OK && strcmp(next_string(), "5:abc") == 0, "a head is there when it says so");
 	recover();
+	FAULT("\"kind\": \"patch\", \"action\": \"CreateKey\", \"values\": {\"KeyMetadata.KeyState\": \"Creating\"}");
+	FAULT("\"kind\": \"patch\", \"action\": \"DescribeKey\", \"values\": {\"KeyMetadata.KeyState\": \"Creating\"}, "
+		  "\"times\": 2, \"skip\": 2");
+	tap_ok(create_kek(h, INST, EXTRA, 31, &key, 1) == KS_OK, "one that is still being created is waited for: %s",
+		   reply.reason);
+	recover();
+	FAULT("\"kind\": \"patch\", \"action\": \"DescribeKey\", \"values\": {\"KeyMetadata.KeyState\": \"Creating\"}, \"skip\": 1");
+	tap_ok(see(h, INST, EXTRA) == -1 && strstr(reply.reason, "still being created") != NULL,
+		   "others are told, and that it is absent is not said: %s", reply.reason);
+	recover();
 	stop(&other);
 }
 
