@@ -21,6 +21,9 @@ typedef Node *(*ExpressionCoerce) (Node *expr, void *pstate);
 extern Node *expression_parse(Relation rel, const char *text, ExpressionCoerce coerce,
 							  const char *what, const char *hint);
 
+/* The coercion to text, whatever the type; a literal is one already. */
+extern Node *expression_as_text(Node *expr, void *pstate);
+
 /*
  * As text again, with every name qualified, so that it means the same under
  * any search_path.  Columns have the prefix "t" if "prefix", and within

@@ -18,8 +18,6 @@
 #include "inside.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
-#include "parser/parse_coerce.h"
-#include "parser/parse_node.h"
 #include "tables.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -27,21 +25,6 @@
 #include "utils/rel.h"
 
 NC_FUNCTION(nc_tenant_expression);
-
-/* The expression as text, whatever its type; a literal is one already. */
-static Node *
-to_text(Node *expr, void *pstate)
-{
-	Node	   *text = coerce_to_target_type(pstate, expr, exprType(expr), TEXTOID, -1,
-											 COERCION_EXPLICIT, COERCE_EXPLICIT_CAST, -1);
-
-	if (text == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("tenant expression must be of a type that is a text, not %s",
-						format_type_be(exprType(expr)))));
-	return text;
-}
 
 /* The column that an expression is but for one cast to text; or 0. */
 static AttrNumber
@@ -143,7 +126,7 @@ nc_tenant_expression(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	expr = expression_parse(rel, text_to_cstring(PG_GETARG_TEXT_PP(2)), to_text,
+	expr = expression_parse(rel, text_to_cstring(PG_GETARG_TEXT_PP(2)), expression_as_text,
 							"tenant expression must be one expression",
 							"Write what gives the tenant's id: a column, or a look-up in parentheses.");
 	(void) look(expr, &what);

@@ -7,13 +7,17 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "expression.h"
 #include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
 #include "parser/parse_clause.h"
+#include "parser/parse_coerce.h"
 #include "parser/parse_collate.h"
 #include "parser/parse_expr.h"
 #include "parser/parse_relation.h"
 #include "parser/parser.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -85,6 +89,19 @@ expression_parse(Relation rel, const char *text, ExpressionCoerce coerce,
 	error_context_stack = callback.previous;
 	free_parsestate(pstate);
 	return expr;
+}
+
+Node *
+expression_as_text(Node *expr, void *pstate)
+{
+	Node	   *text = coerce_to_target_type(pstate, expr, exprType(expr), TEXTOID, -1,
+											 COERCION_EXPLICIT, COERCE_EXPLICIT_CAST, -1);
+
+	if (text == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("%s cannot be written as text", format_type_be(exprType(expr)))));
+	return text;
 }
 
 char *

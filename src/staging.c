@@ -11,15 +11,11 @@
 
 #include "access/table.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_type.h"
 #include "compat.h"
 #include "envelope.h"
 #include "expression.h"
 #include "funcapi.h"
 #include "inside.h"
-#include "nodes/nodeFuncs.h"
-#include "parser/parse_coerce.h"
-#include "parser/parse_node.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -93,19 +89,6 @@ column_by_name(text *name, Oid *table)
 	return number;
 }
 
-static Node *
-to_text(Node *expr, void *pstate)
-{
-	Node	   *text = coerce_to_target_type(pstate, expr, exprType(expr), TEXTOID, -1,
-											 COERCION_EXPLICIT, COERCE_EXPLICIT_CAST, -1);
-
-	if (text == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("%s cannot be written as text", format_type_be(exprType(expr)))));
-	return text;
-}
-
 /*
  * nomp_crypt._staging_expression(column_name text, expression text,
  *		OUT relation regclass, OUT name name, OUT made text) returns record
@@ -127,7 +110,7 @@ nc_staging_expression(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	expr = expression_parse(rel, text_to_cstring(PG_GETARG_TEXT_PP(1)), to_text,
+	expr = expression_parse(rel, text_to_cstring(PG_GETARG_TEXT_PP(1)), expression_as_text,
 							"made-up values must be one expression",
 							"Write one expression, without SELECT.");
 	values[0] = ObjectIdGetDatum(table);

@@ -13,6 +13,7 @@ use NompTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Troubles;
 
 my $node = nomp_node('main', allows_streaming => 1);
 my $dir = $node->{nomp_dir};
@@ -46,42 +47,12 @@ sub check
 # trouble(NAME, CHECK, MAKE, EXPECTED, UNMAKE): ok, then EXPECTED, then ok.
 sub trouble
 {
-	my ($name, $check, $make, $expected, $unmake) = @_;
-	my $before = check($check);
-
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	unlike($before, $expected, "$name: not said before");
-	$make->();
-	wait_until(sub { check($check) =~ $expected },
-		"$check to say $expected, not " . check($check));
-	pass("$name: said");
-	$unmake->();
-	wait_until(sub { check($check) eq $before },
-		"$check to say $before again");
-	pass("$name: gone again");
-	return;
+	return said_while(\&check, @_);
 }
 
-sub alter_and_reload
-{
-	my ($sql) = @_;
-
-	$node->safe_psql('postgres', $sql);
-	$node->reload;
-	return;
-}
-
-# set(NAME, VALUE): code that sets it by reload; RESET without a value.
 sub set
 {
-	my ($name, $value) = @_;
-
-	return sub {
-		alter_and_reload(
-			defined $value
-			? "ALTER SYSTEM SET $name = '$value'"
-			: "ALTER SYSTEM RESET $name");
-	};
+	return setting($node, @_);
 }
 
 is( $node->safe_psql(

@@ -19,7 +19,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $folder = PostgreSQL::Test::Utils::tempdir() . '/kms';
-my $double = start_double($folder);
+start_double($folder);
 my @steps = qw(disable submit destroy);
 my @crash_schools = map { "crash_$_" } qw(fenced disabled submitted
   scheduling pending gone settled);
@@ -28,8 +28,7 @@ $ENV{AWS_SHARED_CREDENTIALS_FILE} = "$folder/credentials";
 $ENV{AWS_CONFIG_FILE} = "$folder/config";
 
 my $node = nomp_node('main');
-my $uri =
-  "aws-kms://eu-north-1?endpoint=https://127.0.0.1:$double->{tls}&test=yes&ca-file=$folder/ca.pem";
+my $uri = double_uri($folder);
 $node->append_conf('postgresql.conf', <<"CONF");
 nomp_crypt.keystore = '$uri'
 nomp_crypt.keystore_timeout = '60s'

@@ -17,13 +17,12 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $folder = PostgreSQL::Test::Utils::tempdir() . '/kms';
-my $double = start_double($folder);
+start_double($folder);
 
 $ENV{AWS_SHARED_CREDENTIALS_FILE} = "$folder/credentials";
 $ENV{AWS_CONFIG_FILE} = "$folder/config";
 
-my $kms =
-  "aws-kms://eu-north-1?endpoint=https://127.0.0.1:$double->{tls}&test=yes&ca-file=$folder/ca.pem";
+my $kms = double_uri($folder);
 my $node = nomp_node('main');
 my $dir = $node->{nomp_dir};
 my $token = keystore_uri($dir, 'nomp');

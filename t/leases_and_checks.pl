@@ -15,6 +15,7 @@ use NompTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Troubles;
 
 my @schools = qw(deleted kept other);
 my @cold = map { "cold$_" } 1 .. 20;
@@ -80,18 +81,6 @@ sub let_pass
 
 	$node->poll_query_until('postgres', "SELECT clock_timestamp() > '$then'")
 	  or die 'time stands still';
-	return;
-}
-
-sub set_and_reload
-{
-	my ($name, $value) = @_;
-
-	$node->safe_psql('postgres', "ALTER SYSTEM SET $name = '$value'");
-	$node->reload;
-	$node->poll_query_until('postgres',
-		"SELECT current_setting('$name') = '$value'")
-	  or die "$name is not $value";
 	return;
 }
 
@@ -228,7 +217,7 @@ outage(
 
 # ---- leases end ----
 
-set_and_reload('nomp_crypt.key_lease', '2s');
+set_and_reload($node, 'nomp_crypt.key_lease', '2s');
 
 {
 	my $school = shift @cold;
@@ -284,7 +273,7 @@ set_and_reload('nomp_crypt.key_lease', '2s');
 
 # ---- without checks, use alone renews nothing ----
 
-set_and_reload('nomp_crypt.key_check_interval', '1d');
+set_and_reload($node, 'nomp_crypt.key_check_interval', '1d');
 {
 	my $school = shift @cold;
 	my $inside = enter($school);

@@ -15,6 +15,7 @@ use NompTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Troubles;
 
 my $script = "$FindBin::RealBin/../scripts/lint-database";
 my $node = nomp_node('main', allows_streaming => 1);
@@ -48,34 +49,12 @@ sub findings
 # then what was there before.
 sub trouble
 {
-	my ($name, $rule, $make, $expected, $unmake) = @_;
-	my $before = findings($rule);
-
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	unlike($before, $expected, "$name: not said before");
-	$make->();
-	wait_until(sub { findings($rule) =~ $expected },
-		"$rule to say $expected, not " . findings($rule));
-	pass("$name: said");
-	$unmake->();
-	wait_until(sub { findings($rule) eq $before },
-		"$rule to say '$before' again, not " . findings($rule));
-	pass("$name: gone again");
-	return;
+	return said_while(\&findings, @_);
 }
 
-# set(NAME, VALUE): code that sets it by reload; RESET without a value.
 sub set
 {
-	my ($name, $value) = @_;
-
-	return sub {
-		$node->safe_psql('postgres',
-			defined $value
-			? "ALTER SYSTEM SET $name = '$value'"
-			: "ALTER SYSTEM RESET $name");
-		$node->reload;
-	};
+	return setting($node, @_);
 }
 
 sub sql

@@ -15,6 +15,7 @@ use NompTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Troubles;
 
 my $sessions = 50;
 my $many = 300;
@@ -80,18 +81,6 @@ sub wait_for_calls
 	my ($function, $n) = @_;
 
 	wait_until(sub { shim_calls($function) >= $n }, "call $n of $function");
-	return;
-}
-
-sub set_and_reload
-{
-	my ($name, $value) = @_;
-
-	$node->safe_psql('postgres', "ALTER SYSTEM SET $name = '$value'");
-	$node->reload;
-	$node->poll_query_until('postgres',
-		"SELECT current_setting('$name') = '$value'")
-	  or die "$name is not $value";
 	return;
 }
 
@@ -264,7 +253,7 @@ SQL
 	# each check takes 10 ms and the interval is 1 s: they are never all done
 	$calls = shim_calls('C_Decrypt');
 	shim_says('C_Decrypt delay=10');
-	set_and_reload('nomp_crypt.key_check_interval', '1s');
+	set_and_reload($node, 'nomp_crypt.key_check_interval', '1s');
 	wait_for_calls('C_Decrypt', $calls + 20);
 	$calls = shim_calls('C_Decrypt');
 	is( school_reads($node, $cold[0]),
