@@ -32,6 +32,7 @@ NC_FUNCTION(nc_keystore_confirm);
 NC_FUNCTION(nc_keystore_list);
 NC_FUNCTION(nc_keystore_remove);
 NC_FUNCTION(nc_keystore_see);
+NC_FUNCTION(nc_keystore_look);
 NC_FUNCTION(nc_keystore_destroy);
 NC_FUNCTION(nc_keystore_destroy_kek);
 NC_FUNCTION(nc_keystore_enable);
@@ -319,32 +320,44 @@ state_name(uint64 state)
 	return "unknown";
 }
 
+/* A key's state, and when it will be gone, as members of a JSON object. */
+static void
+get_state(Exchange *x, StringInfo json)
+{
+	const char *state = state_name(wire_get_uint(&x->r, 1));
+	char		when[MAXDATELEN + 1];
+	Datum		until;
+
+	appendStringInfo(json, "\"state\":\"%s\"", state);
+	if (get_time(x, &until))
+		appendStringInfo(json, ",\"until\":\"%s\"",
+						 JsonEncodeDateTime(when, until, TIMESTAMPTZOID, NULL));
+}
+
+static void
+put_reference(StringInfo json, const char *reference)
+{
+	appendStringInfoString(json, ",\"reference\":");
+	escape_json(json, reference);
+}
+
 /* One key of the answer to SEE, as an object in a JSON array; its label. */
 static char *
 get_seen_key(Exchange *x, StringInfo json)
 {
 	char	   *label = get_text(x);
-	const char *state;
 	char	   *reference;
-	Datum		until;
-	bool		has_until;
-	char		when[MAXDATELEN + 1];
+	StringInfoData state;
 
+	initStringInfo(&state);
 	(void) wire_get_uint(&x->r, 1);
-	state = state_name(wire_get_uint(&x->r, 1));
-	has_until = get_time(x, &until);
+	get_state(x, &state);
 	reference = get_text(x);
 	appendStringInfoString(json, json->len > 1 ? ",{\"label\":" : "{\"label\":");
 	escape_json(json, label);
-	appendStringInfo(json, ",\"state\":\"%s\"", state);
-	if (has_until)
-		appendStringInfo(json, ",\"until\":\"%s\"",
-						 JsonEncodeDateTime(when, until, TIMESTAMPTZOID, NULL));
+	appendStringInfo(json, ",%s", state.data);
 	if (reference[0] != '\0')
-	{
-		appendStringInfoString(json, ",\"reference\":");
-		escape_json(json, reference);
-	}
+		put_reference(json, reference);
 	appendStringInfoChar(json, '}');
 	return label;
 }
@@ -388,6 +401,67 @@ nc_keystore_see(PG_FUNCTION_ARGS)
 	values[1] = text_array(labels, total);
 	values[2] = DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data));
 	PG_RETURN_DATUM(row_datum(fcinfo, values, nulls));
+}
+
+/* Ask for up to KS_MAX_REFERENCES keys; those that are there, into the array. */
+static void
+look_at(Exchange *x, const KeystoreRef *store, Datum *references, int n, StringInfo json)
+{
+	wire_put_uint(&x->w, n, 1);
+	for (int i = 0; i < n; i++)
+		put_text(x, TextDatumGetCString(references[i]));
+	exchange(x, KS_OP_LOOK, *store);
+	if (wire_get_uint(&x->r, 1) != n)
+		x->r.bad = true;
+	for (int i = 0; i < n && !x->r.bad; i++)
+	{
+		bool		found = wire_get_uint(&x->r, 1) != 0;
+		StringInfoData state;
+
+		initStringInfo(&state);
+		get_state(x, &state);
+		if (!found)
+			continue;
+		appendStringInfo(json, json->len > 1 ? ",{%s" : "{%s", state.data);
+		put_reference(json, TextDatumGetCString(references[i]));
+		appendStringInfoChar(json, '}');
+	}
+	must_be_done(x);
+}
+
+/*
+ * nomp_crypt._keystore_look(installation uuid, keys text[], serial text)
+ *		returns jsonb
+ *
+ * Keys by what the keystore of that serial itself calls them: those that are
+ * there, as in _keystore_see's "keys" but without a label, which may have been
+ * changed.  The others were looked for several times, the canary found before
+ * and after.  Raises NC004 for a keystore without such names.
+ */
+Datum
+nc_keystore_look(PG_FUNCTION_ARGS)
+{
+	KeystoreRef store = keystore_store_arg(fcinfo, 2);
+	StringInfoData json;
+	Datum	   *references;
+	bool	   *nulls;
+	int			n;
+
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, -1, false, TYPALIGN_INT, &references,
+					  &nulls, &n);
+	if (array_contains_nulls(PG_GETARG_ARRAYTYPE_P(1)))
+		elog(ERROR, "a key without a name in a request to the keystore");
+	initStringInfo(&json);
+	appendStringInfoChar(&json, '[');
+	for (int i = 0; i < n; i += KS_MAX_REFERENCES)
+	{
+		Exchange   *x = new_exchange();
+
+		put_uuid(x, PG_GETARG_UUID_P(0));
+		look_at(x, &store, references + i, Min(n - i, KS_MAX_REFERENCES), &json);
+	}
+	appendStringInfoChar(&json, ']');
+	PG_RETURN_DATUM(DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data)));
 }
 
 /*
