@@ -30,8 +30,11 @@ typedef struct Store
 	uint64		given_up[KS_MAX_IN_FLIGHT]; /* the helper is at them still; nobody waits */
 	int			n_given_up;
 	int64		heard_at;		/* when its helper answered anything last */
-	int			check_cursor;	/* where its background check is */
-	int			checking;		/* so many of its checks are under way */
+	int			check_at;		/* where its background check is, round and round */
+	int			check_left;		/* so much of this round is left */
+	int			checking;		/* so many of them are under way */
+	int			check_failures; /* in a row, each about one key perhaps */
+	bool		check_told;		/* in this interval, that one failed */
 	bool		ask_serial;		/* when it is idle, though nobody waits */
 	Outage		outage;
 } Store;

@@ -122,6 +122,8 @@ check_answered(Job *job, WireReader *r)
 		keystat_renewed(job->store->place, keyring_renew(what->label, key.lease));
 	cipher_wipe(&key, sizeof(key));
 	jobs_finish(job, status, "", NULL, 0, NULL);
+	if (status == KS_OK && job->check_of != NULL)
+		job->check_of->check_failures = 0;
 }
 
 static void

@@ -203,7 +203,6 @@ new_store(const char *uri)
 	store->uri = MemoryContextStrdup(TopMemoryContext, uri);
 	store->regions = MemoryContextStrdup(TopMemoryContext, regions);
 	store->max_in_flight = 1;
-	store->check_cursor = PG_INT32_MAX;
 	return store;
 }
 
