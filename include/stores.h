@@ -29,6 +29,7 @@ typedef struct Store
 	bool		alone;			/* it is one that goes alone */
 	uint64		given_up[KS_MAX_IN_FLIGHT]; /* the helper is at them still; nobody waits */
 	int			n_given_up;
+	uint64		late_head;		/* the last of them that sets the register's head */
 	int64		heard_at;		/* when its helper answered anything last */
 	int			check_at;		/* where its background check is, round and round */
 	int			check_left;		/* so much of this round is left */

@@ -16,6 +16,7 @@
  */
 #include "postgres.h"
 
+#include "broker_heads.h"
 #include "broker_route.h"
 
 #define MAX_CREATING	4		/* KEKs at once: key services allow few a second */
@@ -71,6 +72,11 @@ route_next(Store *store)
 		Job		   *job = dlist_container(Job, node, iter.cur);
 		Choice		choice = choose(store, job);
 
+		if (heads_superseded(job))
+		{
+			heads_drop(job);
+			continue;
+		}
 		if (choice == NO_USE)
 			job->tried |= 1U << store->place;
 		if (choice != SEND && choice != PROBE_FIRST)
@@ -85,6 +91,8 @@ route_next(Store *store)
 		if (jobs_alone(job) && store->in_flight > 0)
 			return NULL;		/* nothing else is begun until it can go */
 		if (job->op == KS_OP_CREATE_KEK && store->creating >= MAX_CREATING)
+			continue;
+		if (heads_must_wait(store, job))
 			continue;
 		return job;
 	}
