@@ -21,9 +21,11 @@ void
 answer_note(Job *job, KsStatus status, const char *reason)
 {
 	const int64 now = lease_boot_now();
+	const char *label = job->is_check || job->op == KS_OP_UNWRAP ? job->body.unwrap.label :
+	job->op == KS_OP_WRAP ? job->body.wrap.label : "";
 
 	if (!job->is_probe || status != KS_OK)
-		outage_note(&job->store->outage, status, reason, now - job->sent_at, now);
+		outage_note(&job->store->outage, status, label, reason, now - job->sent_at, now);
 }
 
 /*
