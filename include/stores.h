@@ -21,6 +21,7 @@ typedef struct Store
 	int			place;			/* in the settings, from 0 */
 	char		serial[KEYSPEC_SERIAL_MAX]; /* its token's; "" until it has said so */
 	char		pin_stamp[MAX_PIN_STAMP];	/* of a PIN file that was refused */
+	char		canary[KS_MAX_REFERENCE + 1];	/* as its helper called it last, or "" */
 	int64		next_start;
 	int			max_in_flight;	/* what its helper works on at once */
 	int			in_flight;		/* sent, not answered */

@@ -122,10 +122,10 @@ check_answered(Job *job, WireReader *r)
 		status = KS_INTEGRITY;
 	if (status == KS_OK)
 		keystat_renewed(job->store->place, keyring_renew(what->label, key.lease));
-	cipher_wipe(&key, sizeof(key));
-	jobs_finish(job, status, "", NULL, 0, NULL);
 	if (status == KS_OK && job->check_of != NULL)
 		job->check_of->check_failures = 0;
+	cipher_wipe(&key, sizeof(key));
+	jobs_finish(job, status, "", NULL, 0, NULL);
 }
 
 static void
@@ -139,17 +139,19 @@ create_answered(Job *job, WireReader *r)
 		jobs_finish(job, KS_MODULE_ERROR, "malformed answer from the keystore helper", NULL, 0, NULL);
 }
 
-/* Which token it is. */
+/* Which token it is.  Its next helper is told by which key this one knew that. */
 static void
 probe_answered(Job *job, WireReader *r)
 {
 	Store	   *store = job->store;
 	char		serial[KEYSPEC_SERIAL_MAX];
-	const uint8 *label;
+	char		canary[KS_MAX_REFERENCE + 1];
 
-	(void) wire_get_str(r, &label);
 	wire_get_cstr(r, serial, sizeof(serial));
-	if (r->bad || (serial[0] == '\0' && strncmp(store->uri, "pkcs11:", 7) == 0))
+	wire_get_cstr(r, canary, sizeof(canary));
+	if (wire_done(r))
+		strlcpy(store->canary, canary, sizeof(store->canary));
+	if (!wire_done(r) || (serial[0] == '\0' && strncmp(store->uri, "pkcs11:", 7) == 0))
 		route_probe_failed(store, KS_MODULE_ERROR, "the token has no serial number");
 	else if (serial[0] == '\0')	/* a key service without a key of ours */
 		route_probe_failed(store, KS_OTHER_TOKEN, "");

@@ -299,7 +299,7 @@ store_ensure_helper(Store *store)
 	if (helper_running(&store->link))
 		return KS_OK;
 	store->next_start = lease_boot_now() + START_RETRY_MS * INT64CONST(1000);
-	if (!helper_start(&store->link, store->uri, store->pin_stamp, store->regions))
+	if (!helper_start(&store->link, store->uri, store->pin_stamp, store->regions, store->canary))
 		return KS_NO_HELPER;
 	keystat_helper_started(store->place);
 	return KS_OK;
