@@ -26,7 +26,7 @@ extern bool helper_running(const HelperLink *link);
 extern pgsocket helper_socket(const HelperLink *link);
 extern bool helper_takes_more(const HelperLink *link);
 extern bool helper_start(HelperLink *link, const char *uri, const char *pin_stamp,
-						 const char *regions);
+						 const char *regions, const char *canary);
 extern void helper_stop(HelperLink *link);
 extern void helper_kill(HelperLink *link);
 extern bool helper_send(HelperLink *link, uint64 id, KsOp op, const char *serial,

@@ -49,7 +49,8 @@ extern bool keyring_peek(const KeyPlace *place, const uint8 key_check[KEY_CHECK_
 extern void keyring_expire(void);
 extern void keyring_wipe_all(void);
 extern void keyring_forget_kek(const char *label);
-extern bool keyring_next_check(int *cursor, int64 checked_before,
+extern int	keyring_slots(void);
+extern bool keyring_next_check(int *at, int *left, int64 checked_before,
 							   bool (*wanted) (const char *serial, void *arg), void *arg,
 							   UnwrapRequest *out);
 extern int	keyring_renew(const char *label, Lease lease);

@@ -37,7 +37,7 @@
 
 #include "ksstatus.h"
 
-#define KS_PROTOCOL_VERSION		3
+#define KS_PROTOCOL_VERSION		4
 #define KS_MAX_FRAME			65536	/* after the length word */
 #define KS_HELPER_FD			3	/* the helper's end of the socketpair */
 
@@ -63,14 +63,18 @@
  * takes one at a time answers to more with KS_UNSUPPORTED.
  *
  * HELLO       u16 version, str keystore uri, str pin_stamp, str regions (where
- *             keys may be, with blanks between them) -> u16 version, u16
- *             requests that it works on at once
+ *             keys may be, with blanks between them), str canary (as PROBE of
+ *             the last helper said, or "": where to look first, and no more)
+ *             -> u16 version, u16 requests that it works on at once
  *             (opens nothing yet)
  * STATUS      str inst ("" = none yet) -> str token label, str serial,
  *             str manufacturer, str model, u8 software token, u8 canary found,
  *             u8 destroys at once, str credentials (where they come from; ""
  *             for a PIN), u8 credentials that do not expire
  *             (a key service without a key of ours has the serial "")
+ * PROBE       str inst ("" = none yet) -> str serial, str canary (what the
+ *             keystore itself calls it, an ARN, or "")
+ *             which token it is, as STATUS says
  * SETUP       str inst -> u8 created, str serial
  *             creates the canary unless it is there
  * CREATE_KEK  str inst, str tenant, u32 generation, u8 n, n * str aad
@@ -144,7 +148,8 @@ typedef enum KsOp
 	KS_OP_REGISTER_KEY,
 	KS_OP_SIGN,
 	KS_OP_HEAD,
-	KS_OP_LOOK
+	KS_OP_LOOK,
+	KS_OP_PROBE
 } KsOp;
 
 #endif							/* NOMP_PROTOCOL_H */

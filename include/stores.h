@@ -21,6 +21,7 @@ typedef struct Store
 	int			place;			/* in the settings, from 0 */
 	char		serial[KEYSPEC_SERIAL_MAX]; /* its token's; "" until it has said so */
 	char		pin_stamp[MAX_PIN_STAMP];	/* of a PIN file that was refused */
+	char		canary[KS_MAX_REFERENCE + 1];	/* as its helper called it last, or "" */
 	int64		next_start;
 	int			max_in_flight;	/* what its helper works on at once */
 	int			in_flight;		/* sent, not answered */
@@ -29,9 +30,13 @@ typedef struct Store
 	bool		alone;			/* it is one that goes alone */
 	uint64		given_up[KS_MAX_IN_FLIGHT]; /* the helper is at them still; nobody waits */
 	int			n_given_up;
+	uint64		late_head;		/* the last of them that sets the register's head */
 	int64		heard_at;		/* when its helper answered anything last */
-	int			check_cursor;	/* where its background check is */
-	int			checking;		/* so many of its checks are under way */
+	int			check_at;		/* where its background check is, round and round */
+	int			check_left;		/* so much of this round is left */
+	int			checking;		/* so many of them are under way */
+	int			check_failures; /* in a row, each about one key perhaps */
+	bool		check_told;		/* in this interval, that one failed */
 	bool		ask_serial;		/* when it is idle, though nobody waits */
 	Outage		outage;
 } Store;

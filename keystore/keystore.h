@@ -47,6 +47,7 @@ typedef struct KsTokenStatus
 	char		model[33];
 	bool		software;
 	bool		canary;
+	char		canary_name[KS_MAX_REFERENCE + 1];	/* what the keystore calls it, or "" */
 	char		credentials[40];	/* where they come from; "" for a PIN */
 	bool		lasting;		/* credentials that do not expire */
 } KsTokenStatus;
@@ -111,6 +112,7 @@ typedef struct KsGreeting
 	char		uri[KS_MAX_URI + 1];
 	char		pin_stamp[KS_MAX_PIN_STAMP + 1];
 	char		regions[KS_MAX_REGIONS + 1];	/* with blanks between them */
+	char		canary[KS_MAX_REFERENCE + 1];	/* as the last helper called it, or "" */
 } KsGreeting;
 
 /*

@@ -33,23 +33,54 @@ ask_anything(Keystore *ks, KsFailure *why)
 	return status;
 }
 
-/* An account without a canary is one that may be set up; else it must be right. */
-static KsStatus
-find_canary(Keystore *ks, const char *inst, bool *found, KsFailure *why)
+/* Does the directory have none of an installation's canary? */
+static bool
+has_no_canary(Keystore *ks, const char *inst)
 {
 	char		label[KS_MAX_LABEL + 1];
 	KmsKeys		known;
-	KmsKey		canary;
-	KsStatus	status = kms_canary(ks, inst, &canary, why);
+	bool		none;
 
-	*found = status == KS_OK;
-	if (status != KS_TOKEN_WRONG)
-		return status;
 	label_canary(inst, label);
-	if (directory_match(ks->directory, label, false, &known) && known.n == 0)
-		status = KS_OK;
+	none = directory_match(ks->directory, label, false, &known) && known.n == 0;
 	directory_free_keys(&known);
-	return status;
+	return none;
+}
+
+/*
+ * The helper before this one knew the canary by name: look at that key's tags,
+ * now, so that not every key's in the account must be read.  It is the canary
+ * only if they say so, and seen as such by whoever asks for it; if not, it is
+ * looked for as if nothing had been said.
+ */
+static KsStatus
+look_at_last_canary(Keystore *ks, const char *inst, KsFailure *why)
+{
+	KmsArn		arn;
+	KmsKey		key;
+	KsStatus	status;
+
+	if (!has_no_canary(ks, inst) || !kms_arn_parse(ks->last_canary, &arn) ||
+		kms_check_arn(ks, &arn, why) != KS_OK)
+		return KS_OK;
+	status = directory_read(ks, arn.text, &key, why);
+	return status == KS_KEY_ABSENT || status == KS_ACCESS_DENIED || status == KS_REFUSED ?
+		KS_OK : status;
+}
+
+/* An account without a canary is one that may be set up; else it must be right. */
+static KsStatus
+find_canary(Keystore *ks, const char *inst, KsTokenStatus *out, KsFailure *why)
+{
+	KmsKey		canary;
+	KsStatus	status = look_at_last_canary(ks, inst, why);
+
+	if (status == KS_OK)
+		status = kms_canary(ks, inst, &canary, why);
+	out->canary = status == KS_OK;
+	if (out->canary)
+		strcpy(out->canary_name, canary.arn);
+	return status == KS_TOKEN_WRONG && has_no_canary(ks, inst) ? KS_OK : status;
 }
 
 static KsStatus
@@ -66,7 +97,7 @@ service_status(Keystore *ks, const char *inst, KsTokenStatus *out, KsFailure *wh
 	strcpy(out->manufacturer, "Amazon");
 	strcpy(out->model, "KMS");
 	out->software = ks->options.test;
-	status = inst[0] == '\0' ? ask_anything(ks, why) : find_canary(ks, inst, &out->canary, why);
+	status = inst[0] == '\0' ? ask_anything(ks, why) : find_canary(ks, inst, out, why);
 	if (status == KS_OK)
 		status = kms_check_expected(ks, why);
 	kms_serial(ks, out->serial);
@@ -85,6 +116,7 @@ create(const KsGreeting *greeting)
 		return NULL;
 	pthread_mutex_init(&ks->lock, NULL);
 	memcpy(ks->regions, greeting->regions, sizeof(ks->regions));
+	memcpy(ks->last_canary, greeting->canary, sizeof(ks->last_canary));
 	ks->directory = directory_new();
 	ks->bad = kms_configure(ks, greeting->uri, &ks->bad_why);
 	if (ks->bad == KS_OK)

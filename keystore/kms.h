@@ -57,6 +57,7 @@ struct Keystore
 	bool		account_given;
 	char		partition[16];
 	char		regions[KS_MAX_REGIONS + 1];
+	char		last_canary[KS_MAX_REFERENCE + 1];	/* another helper's, to be looked at first */
 	AwsClient  *client;
 	KmsDirectory *directory;
 

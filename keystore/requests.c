@@ -59,6 +59,7 @@ do_hello(Request *rq)
 	wire_get_cstr(&rq->in, greeting.uri, sizeof(greeting.uri));
 	wire_get_cstr(&rq->in, greeting.pin_stamp, sizeof(greeting.pin_stamp));
 	wire_get_cstr(&rq->in, greeting.regions, sizeof(greeting.regions));
+	wire_get_cstr(&rq->in, greeting.canary, sizeof(greeting.canary));
 	if (!wire_done(&rq->in))
 		return malformed(rq);
 	if (version != KS_PROTOCOL_VERSION)
@@ -78,19 +79,39 @@ do_hello(Request *rq)
 	return KS_OK;
 }
 
+/* The state of the token for an installation, which may be "". */
 static KsStatus
-do_status(Request *rq)
+get_status(Request *rq, KsTokenStatus *token)
 {
 	char		inst[UUID_TEXT_LEN + 1];
-	KsTokenStatus token = {0};
-	KsStatus	status;
 
 	wire_get_cstr(&rq->in, inst, sizeof(inst));
 	if (!wire_done(&rq->in))
 		return malformed(rq);
 	if (inst[0] != '\0' && !label_is_uuid(inst))
 		return refuse_name(rq);
-	status = provider->status(keystore, inst, &token, &rq->why);
+	return provider->status(keystore, inst, token, &rq->why);
+}
+
+static KsStatus
+do_probe(Request *rq)
+{
+	KsTokenStatus token = {0};
+	KsStatus	status = get_status(rq, &token);
+
+	if (status != KS_OK)
+		return status;
+	put_text(&rq->out, token.serial);
+	put_text(&rq->out, token.canary_name);
+	return KS_OK;
+}
+
+static KsStatus
+do_status(Request *rq)
+{
+	KsTokenStatus token = {0};
+	KsStatus	status = get_status(rq, &token);
+
 	if (status != KS_OK)
 		return status;
 	put_text(&rq->out, token.label);
@@ -258,6 +279,7 @@ static const Handler handlers[] = {
 	[KS_OP_SIGN] = do_sign,
 	[KS_OP_HEAD] = do_head,
 	[KS_OP_LOOK] = do_look,
+	[KS_OP_PROBE] = do_probe,
 };
 
 /* Stands in for every operation while there is no provider to ask. */

@@ -105,13 +105,10 @@ add_check(Store *store)
 {
 	static UnwrapRequest what;
 
-	while (store->check_cursor != PG_INT32_MAX && store->checking < flight_checks(store))
+	while (store->check_left > 0 && store->checking < flight_checks(store))
 	{
-		if (!keyring_next_check(&store->check_cursor, cycle_start, checks, store, &what))
-		{
-			store->check_cursor = PG_INT32_MAX;
+		if (!keyring_next_check(&store->check_at, &store->check_left, cycle_start, checks, store, &what))
 			return false;
-		}
 		/* one of its keys speaks for all under a KEK */
 		if (jobs_checking(what.label))
 			continue;
@@ -184,9 +181,11 @@ run_checks(int64 now)
 	{
 		for (int i = 0; i < stores_count; i++)
 		{
-			/* one slower than the interval must not be asked for the first keys only */
-			if (stores[i]->check_cursor == PG_INT32_MAX)
-				stores[i]->check_cursor = 0;
+			/* one slower than the interval goes on with its round */
+			if (stores[i]->check_left == 0)
+				stores[i]->check_left = keyring_slots();
+			stores[i]->check_failures = 0;
+			stores[i]->check_told = false;
 			stores[i]->ask_serial = stores_count > 1;
 		}
 		cycle_start = now;

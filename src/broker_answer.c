@@ -21,9 +21,11 @@ void
 answer_note(Job *job, KsStatus status, const char *reason)
 {
 	const int64 now = lease_boot_now();
+	const char *label = job->is_check || job->op == KS_OP_UNWRAP ? job->body.unwrap.label :
+	job->op == KS_OP_WRAP ? job->body.wrap.label : "";
 
 	if (!job->is_probe || status != KS_OK)
-		outage_note(&job->store->outage, status, reason, now - job->sent_at, now);
+		outage_note(&job->store->outage, status, label, reason, now - job->sent_at, now);
 }
 
 /*
@@ -120,6 +122,8 @@ check_answered(Job *job, WireReader *r)
 		status = KS_INTEGRITY;
 	if (status == KS_OK)
 		keystat_renewed(job->store->place, keyring_renew(what->label, key.lease));
+	if (status == KS_OK && job->check_of != NULL)
+		job->check_of->check_failures = 0;
 	cipher_wipe(&key, sizeof(key));
 	jobs_finish(job, status, "", NULL, 0, NULL);
 }
@@ -135,17 +139,19 @@ create_answered(Job *job, WireReader *r)
 		jobs_finish(job, KS_MODULE_ERROR, "malformed answer from the keystore helper", NULL, 0, NULL);
 }
 
-/* Which token it is. */
+/* Which token it is.  Its next helper is told by which key this one knew that. */
 static void
 probe_answered(Job *job, WireReader *r)
 {
 	Store	   *store = job->store;
 	char		serial[KEYSPEC_SERIAL_MAX];
-	const uint8 *label;
+	char		canary[KS_MAX_REFERENCE + 1];
 
-	(void) wire_get_str(r, &label);
 	wire_get_cstr(r, serial, sizeof(serial));
-	if (r->bad || (serial[0] == '\0' && strncmp(store->uri, "pkcs11:", 7) == 0))
+	wire_get_cstr(r, canary, sizeof(canary));
+	if (wire_done(r))
+		strlcpy(store->canary, canary, sizeof(store->canary));
+	if (!wire_done(r) || (serial[0] == '\0' && strncmp(store->uri, "pkcs11:", 7) == 0))
 		route_probe_failed(store, KS_MODULE_ERROR, "the token has no serial number");
 	else if (serial[0] == '\0')	/* a key service without a key of ours */
 		route_probe_failed(store, KS_OTHER_TOKEN, "");

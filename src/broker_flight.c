@@ -21,6 +21,7 @@
 
 #include "broker_answer.h"
 #include "broker_flight.h"
+#include "broker_heads.h"
 
 /* ---- how much at once ---- */
 
@@ -207,6 +208,7 @@ give_up(Store *store, Job *job)
 		return;
 	}
 	store->given_up[store->n_given_up++] = job->id;
+	heads_given_up(store, job);
 	fail(job, KS_TIMEOUT, why);
 }
 

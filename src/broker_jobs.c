@@ -347,7 +347,7 @@ jobs_new_probe(Store *store, const Job *cause)
 
 	if (known != NULL)
 		memcpy(installation, known, sizeof(installation));
-	job = new_job(KS_OP_STATUS, &ref, installation, installation[1] != 0 ? sizeof(installation) : 2, 0);
+	job = new_job(KS_OP_PROBE, &ref, installation, installation[1] != 0 ? sizeof(installation) : 2, 0);
 	job->is_probe = true;
 	dlist_push_tail(&jobs_waiting, &job->node);
 	return job;

@@ -16,9 +16,11 @@
  */
 #include "postgres.h"
 
+#include "broker_heads.h"
 #include "broker_route.h"
 
 #define MAX_CREATING	4		/* KEKs at once: key services allow few a second */
+#define MAX_CHECK_FAILURES	32	/* in a row, until background checks pause */
 
 typedef enum Choice
 {
@@ -70,6 +72,11 @@ route_next(Store *store)
 		Job		   *job = dlist_container(Job, node, iter.cur);
 		Choice		choice = choose(store, job);
 
+		if (heads_superseded(job))
+		{
+			heads_drop(job);
+			continue;
+		}
 		if (choice == NO_USE)
 			job->tried |= 1U << store->place;
 		if (choice != SEND && choice != PROBE_FIRST)
@@ -84,6 +91,8 @@ route_next(Store *store)
 		if (jobs_alone(job) && store->in_flight > 0)
 			return NULL;		/* nothing else is begun until it can go */
 		if (job->op == KS_OP_CREATE_KEK && store->creating >= MAX_CREATING)
+			continue;
+		if (heads_must_wait(store, job))
 			continue;
 		return job;
 	}
@@ -185,23 +194,56 @@ route_refuse(Store *store, bool keep_first)
 	}
 }
 
+/* May a failure to check one key be about that key alone? */
+static bool
+about_one_key(KsStatus status)
+{
+	switch (status)
+	{
+		case KS_ACCESS_DENIED:
+		case KS_INTEGRITY:
+		case KS_MODULE_ERROR:
+		case KS_REFUSED:
+		case KS_REGION:
+		case KS_UNSUPPORTED:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/*
+ * A background check has no result.  If that is about its key the others are
+ * asked for all the same: one of them may be gone.  Else, or after so many in
+ * a row, it is no use to ask for the rest now; the next round begins with it.
+ */
+static void
+check_failed(const Job *job, KsStatus status, const char *reason)
+{
+	Store	   *store = job->check_of;
+
+	if (store == NULL || !store->check_told)
+		ereport(LOG,
+				(errmsg("could not check the keys in use with the keystore"),
+				 errdetail_log("key \"%s\", status %d: %s", job->body.unwrap.label,
+							   (int) status, reason)));
+	if (store == NULL)
+		return;
+	store->check_told = true;
+	if (!about_one_key(status) || ++store->check_failures >= MAX_CHECK_FAILURES)
+		store->check_left = 0;
+}
+
 /* A job ends with an error. */
 void
 route_end(Job *job, KsStatus status, const char *reason)
 {
-	const bool	asking = job->check_of != NULL && job->check_of->check_cursor != PG_INT32_MAX;
+	const bool	verdict = status == KS_KEY_ABSENT || status == KS_KEY_DISABLED;
 
-	/* said once, of those that are under way together */
-	if (job->is_check && status != KS_KEY_ABSENT && status != KS_KEY_DISABLED &&
-		status != KS_OTHER_TOKEN && (asking || job->check_of == NULL || job->check_of->checking == 1))
-	{
-		ereport(LOG,
-				(errmsg("could not check the keys in use with the keystore"),
-				 errdetail_log("status %d: %s", (int) status, reason)));
-		/* no use asking for the rest now */
-		if (job->check_of != NULL)
-			job->check_of->check_cursor = PG_INT32_MAX;
-	}
+	if (job->is_check && verdict && job->check_of != NULL)
+		job->check_of->check_failures = 0;
+	if (job->is_check && !verdict && status != KS_OTHER_TOKEN)
+		check_failed(job, status, reason);
 	jobs_finish(job, status, reason, NULL, 0, NULL);
 }
 

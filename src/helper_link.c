@@ -88,10 +88,11 @@ spawn(HelperLink *link, int child_fd)
  * frame, with id 0.
  */
 bool
-helper_start(HelperLink *link, const char *uri, const char *pin_stamp, const char *regions)
+helper_start(HelperLink *link, const char *uri, const char *pin_stamp, const char *regions,
+			 const char *canary)
 {
 	int			fds[2];
-	uint8		hello[12000];	/* the longest URI and list of regions */
+	uint8		hello[12000];	/* the longest URI and list of regions, and the rest */
 	WireWriter	w = {hello, sizeof(hello), 0, false};
 
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)
@@ -117,6 +118,7 @@ helper_start(HelperLink *link, const char *uri, const char *pin_stamp, const cha
 	wire_put_str(&w, uri, strlen(uri));
 	wire_put_str(&w, pin_stamp, strlen(pin_stamp));
 	wire_put_str(&w, regions, strlen(regions));
+	wire_put_str(&w, canary, strlen(canary));
 	if (w.bad || !helper_send(link, 0, KS_OP_HELLO, "", 0, hello, w.len))
 	{
 		helper_kill(link);

@@ -416,23 +416,32 @@ keyring_forget_kek(const char *label)
 	LWLockRelease(keyring_lock);
 }
 
+/* How many a round through all of them has to look at. */
+int
+keyring_slots(void)
+{
+	return max_cached_keys;
+}
+
 /*
- * Find, from *cursor on, a key whose last good unwrap is older than
+ * Find, in a round that is at *at and has *left slots left, a key whose last good unwrap is older than
  * checked_before and whose keystore's serial is "wanted", as a request that
  * asks the keystore for it again.
  */
 bool
-keyring_next_check(int *cursor, int64 checked_before,
+keyring_next_check(int *at, int *left, int64 checked_before,
 				   bool (*wanted) (const char *serial, void *arg), void *arg,
 				   UnwrapRequest *out)
 {
 	bool		found = false;
 
 	LWLockAcquire(keyring_lock, LW_SHARED);
-	for (; *cursor < max_cached_keys && !found; (*cursor)++)
+	while (*left > 0 && !found)
 	{
-		KeyringSlot *slot = &keyring->slots[*cursor];
+		KeyringSlot *slot = &keyring->slots[*at];
 
+		*at = (*at + 1) % max_cached_keys;
+		(*left)--;
 		if (!slot->in_use || slot->checked_at >= checked_before ||
 			!wanted(slot->serial, arg))
 			continue;

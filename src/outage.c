@@ -10,7 +10,9 @@
  * pause as long as the failure took, with some jitter, because other nodes
  * wait for the same keystore.  Failures that come quickly make nobody wait and
  * begin no outage: they may be about one school only.  Nor does one while
- * others that were sent later are answered: it is about that request.
+ * others that were sent later are answered: it is about that request.  Nor one
+ * that the keystore itself reports of a key, until it does so of another: a
+ * service may take seconds to say that it will not use that one.
  *
  * Called by the broker alone.  No secrets here.
  */
@@ -41,9 +43,24 @@ unavailable(KsStatus status)
 	}
 }
 
-/* A request that had been sent is over, after so many microseconds. */
+/* May a failure be about one key?  Not if another one's was the last. */
+static bool
+about_one_key(Outage *outage, KsStatus status, const char *label)
+{
+	if (status != KS_MODULE_ERROR || label[0] == '\0' ||
+		(outage->suspect[0] != '\0' && strcmp(outage->suspect, label) != 0))
+		return false;
+	strlcpy(outage->suspect, label, sizeof(outage->suspect));
+	return true;
+}
+
+/*
+ * A request that had been sent is over, after so many microseconds.  label: the
+ * key that it was for, "" if for none.
+ */
 void
-outage_note(Outage *outage, KsStatus status, const char *reason, int64 took, int64 now)
+outage_note(Outage *outage, KsStatus status, const char *label, const char *reason,
+			int64 took, int64 now)
 {
 	const int64 sent_at = now - took;
 	const bool	failed = unavailable(status) &&
@@ -53,8 +70,13 @@ outage_note(Outage *outage, KsStatus status, const char *reason, int64 took, int
 	if (failed && (outage->well_at > sent_at ||
 				   (outage->failures > 0 && sent_at < outage->began)))
 		return;
+	if (failed && outage->failures == 0 && about_one_key(outage, status, label))
+		return;
 	if (!unavailable(status))
+	{
 		outage->well_at = now;
+		outage->suspect[0] = '\0';
+	}
 	if (!failed)
 	{
 		if (outage->failures > 0)

@@ -203,7 +203,6 @@ new_store(const char *uri)
 	store->uri = MemoryContextStrdup(TopMemoryContext, uri);
 	store->regions = MemoryContextStrdup(TopMemoryContext, regions);
 	store->max_in_flight = 1;
-	store->check_cursor = PG_INT32_MAX;
 	return store;
 }
 
@@ -300,7 +299,7 @@ store_ensure_helper(Store *store)
 	if (helper_running(&store->link))
 		return KS_OK;
 	store->next_start = lease_boot_now() + START_RETRY_MS * INT64CONST(1000);
-	if (!helper_start(&store->link, store->uri, store->pin_stamp, store->regions))
+	if (!helper_start(&store->link, store->uri, store->pin_stamp, store->regions, store->canary))
 		return KS_NO_HELPER;
 	keystat_helper_started(store->place);
 	return KS_OK;

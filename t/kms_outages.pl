@@ -170,6 +170,35 @@ sub restart_with
 		'and removes');
 }
 
+# ---- one key's trouble ----
+
+{
+	my $log_start = -s $node->logfile;
+	my ($key) =
+	  grep {
+		($_->{tag}->{'nomp_crypt:label'} // '') eq kek_label($node, 'cold')
+	  } double_keys($aws);
+
+	double_says(
+		$aws, 'fault',
+		action => 'Decrypt',
+		key => $key->{id},
+		error => 'DisabledException');
+	chill($_) for qw(cold late);
+	for (1 .. 2)
+	{
+		is(school_reads($node, 'cold'),
+			'NC004', 'a key that is enabled, and not used by the service');
+	}
+	is(school_reads($node, 'late'), 'Anna i late', 'another is read');
+	unlike(
+		slurp_file($node->logfile, $log_start),
+		qr/the keystore does not answer/,
+		'and it is no outage');
+	double_says($aws, 'recover');
+	is(school_reads($node, 'cold'), 'Anna i cold', 'it is over');
+}
+
 # ---- credentials ----
 
 {

@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
-VERSION, HELPER_FD = 3, 3
+VERSION, HELPER_FD = 4, 3
 HELLO, SETUP, REGISTER_KEY, SIGN, HEAD = 1, 3, 14, 15, 16
 REGIONS = "eu-north-1 eu-central-1"
 
@@ -57,7 +57,8 @@ class Helper:
             preexec_fn=lambda: self.hand_over(theirs))
         theirs.close()
         self.next = 1
-        self.ask(HELLO, struct.pack(">H", VERSION) + text(uri) + text("") + text(REGIONS))
+        self.ask(HELLO, struct.pack(">H", VERSION) + text(uri) + text("") + text(REGIONS) +
+                 text(""))
 
     @staticmethod
     def hand_over(theirs):

@@ -228,7 +228,7 @@ ask(Helper *h, KsOp op)
 
 /* Start the helper and greet it. */
 static inline Helper
-start_with_stamp(const char *uri, const char *stamp)
+start_told(const char *uri, const char *stamp, const char *canary)
 {
 	Helper		h = start_mute();
 
@@ -237,9 +237,16 @@ start_with_stamp(const char *uri, const char *stamp)
 	put(uri);
 	put(stamp);
 	put(regions);
+	put(canary);
 	if (ask(&h, KS_OP_HELLO) != KS_OK)
 		tap_bail("the helper does not start: %s", reply.reason);
 	return h;
+}
+
+static inline Helper
+start_with_stamp(const char *uri, const char *stamp)
+{
+	return start_told(uri, stamp, "");
 }
 
 static inline Helper

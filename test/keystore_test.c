@@ -134,17 +134,22 @@ static void
 test_setup(Helper *h)
 {
 	bool		created;
+	char		serial[64];
 	char		maker[64];
 
 	tap_ok(setup(h, INST, &created) == KS_OK && created, "setup makes the canary");
 	tap_ok(setup(h, INST, &created) == KS_OK && !created, "and only once");
 	tap_ok(ask_strings(h, KS_OP_STATUS, INST, NULL, NULL) == KS_OK, "status");
 	(void) next_string();
-	tap_ok(strlen(next_string()) > 3, "status names a serial number");
+	snprintf(serial, sizeof(serial), "%s", next_string());
+	tap_ok(strlen(serial) > 3, "status names a serial number");
 	snprintf(maker, sizeof(maker), "%s", next_string());
 	(void) next_string();
 	tap_ok(wire_get_uint(&reply.r, 1) == 1, "%s is a software token", maker);
 	tap_ok(wire_get_uint(&reply.r, 1) == 1 && ends_as_token(), "the canary is found");
+	tap_ok(ask_strings(h, KS_OP_PROBE, INST, NULL, NULL) == KS_OK &&
+		   strcmp(next_string(), serial) == 0 && *next_string() == '\0' && wire_done(&reply.r),
+		   "who only asks which token it is gets that number");
 }
 
 /* Born provisional, confirmed, and never removed after that. */

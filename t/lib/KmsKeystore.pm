@@ -86,16 +86,37 @@ sub label_of
 	return defined $mark ? "$label:provisional\@$mark" : $label;
 }
 
-sub delete_key
+sub id_of
 {
-	my ($class, $dir, $label, $name) = @_;
-	my $folder = folder($dir, $label);
+	my ($folder, $name) = @_;
 	my ($key) =
 	  grep { exists $_->{tag}->{'nomp_crypt:label'} && label_of($_) eq $name }
 	  double_keys($folder)
 	  or die "no key $name";
 
-	double_says($folder, 'delete', key => $key->{id});
+	return $key->{id};
+}
+
+sub delete_key
+{
+	my ($class, $dir, $label, $name) = @_;
+	my $folder = folder($dir, $label);
+
+	double_says($folder, 'delete', key => id_of($folder, $name));
+	return;
+}
+
+# refuse_key(DIR, LABEL, KEY): a policy of that key's own forbids to use it.
+sub refuse_key
+{
+	my ($class, $dir, $label, $name) = @_;
+	my $folder = folder($dir, $label);
+
+	double_says(
+		$folder, 'fault',
+		action => 'Decrypt',
+		key => id_of($folder, $name),
+		error => 'AccessDeniedException');
 	return;
 }
 

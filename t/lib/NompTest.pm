@@ -30,7 +30,7 @@ our @EXPORT = qw(
   cold_schools read_school school_reads kek_label broken_rules own_register
   serial_of shim_pid set_keystores frail_keystore
   keystore_has_trouble keystore_recovers keystore_calls over_kms
-  token_goes token_returns token_is_backed_up token_is_restored
+  token_goes token_returns token_refuses token_is_backed_up token_is_restored
 );
 
 my %keystores = (softhsm => 'SoftHsm', 'aws-kms' => 'KmsKeystore');
@@ -78,6 +78,10 @@ sub token_is_restored  { return $keystore->restore(@_) }
 
 # delete_from_token(DIR, LABEL, KEY): somebody deletes a key behind our back.
 sub delete_from_token { return $keystore->delete_key(@_) }
+
+# token_refuses(DIR, LABEL, KEY): the keystore is well, and that key, though it
+# is there, is not used, for a reason that no other key has.
+sub token_refuses { return $keystore->refuse_key(@_) }
 
 # set_keystore(NODE, URI): by reload; the broker follows in its own time.
 sub set_keystore

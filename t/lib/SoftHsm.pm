@@ -99,6 +99,17 @@ sub delete_key
 	return;
 }
 
+# refuse_key(DIR, LABEL, KEY): another key gets the same label, so that neither
+# is used.
+sub refuse_key
+{
+	my ($class, $dir, $label, $key) = @_;
+
+	pkcs11_tool($dir, $label, '--keygen', '--key-type', 'AES:32',
+		'--label', $key);
+	return;
+}
+
 # unwrapper(DIR): how test/school_keys.py gets at the token 'nomp'.
 sub unwrapper
 {
