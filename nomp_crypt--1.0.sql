@@ -58,6 +58,7 @@ CREATE TABLE nomp_crypt.kek (
 	submitted_at	timestamptz,
 	submitted_lsn	pg_lsn,
 	pending_until	timestamptz,				-- destroyed by then, in a keystore that destroys later
+	reference		text,						-- what that keystore calls it, when it was submitted
 	UNIQUE (tenant, generation)
 );
 
@@ -466,6 +467,9 @@ CREATE FUNCTION nomp_crypt._keystore_see(installation uuid, tenant uuid, keystor
 	OUT serial text, OUT labels text[], OUT keys jsonb)
 LANGUAGE sql VOLATILE STRICT SET search_path = pg_catalog, pg_temp AS $$ SELECT * FROM nomp_crypt._keystore_see($1, ARRAY[$2], $3) $$;
 REVOKE ALL ON FUNCTION nomp_crypt._keystore_see(uuid, uuid, text) FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._keystore_look(installation uuid, keys text[], serial text) RETURNS jsonb
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_look';
+REVOKE ALL ON FUNCTION nomp_crypt._keystore_look(uuid, text[], text) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._keystore_destroy(installation uuid, tenants uuid[], serial text,
 	OUT labels text[], OUT pending int, OUT until timestamptz)
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_keystore_destroy';
@@ -2082,6 +2086,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
 	prefix text := format('nomp_crypt:%s:%s:', _erase_see.installation, _erase_see.tenant);
 	k record;
+	stripped jsonb;
 	found_in jsonb;
 BEGIN
 	SELECT jsonb_object_agg(s.key, s.value || jsonb_build_object(
@@ -2092,7 +2097,8 @@ BEGIN
 	INTO found_in FROM jsonb_each(_erase_see.everywhere) s;
 	FOR k IN SELECT e.label, nomp_crypt._keystore_serial(e.keystore) AS serial,
 				-- seen there to be destroyed, by a call that may have gone on or not
-				e.submitted_at IS NOT NULL AND e.keystore = nomp_crypt._keystore_name(e.keystore_serial) AS witnessed
+				e.submitted_at IS NOT NULL AND e.keystore = nomp_crypt._keystore_name(e.keystore_serial) AS witnessed,
+				e.reference
 			 FROM nomp_crypt.kek e WHERE e.tenant = _erase_see.tenant AND e.state <> 'destroyed'
 			 ORDER BY e.generation LOOP
 		IF NOT found_in ? k.serial THEN
@@ -2100,9 +2106,19 @@ BEGIN
 				USING ERRCODE = 'NC004',
 				HINT = format('It has the school''s key %s. Nothing was destroyed. Name it in nomp_crypt.other_keystores.', k.label);
 		END IF;
-		IF NOT coalesce(k.witnessed, false) AND NOT EXISTS (
-					   SELECT FROM jsonb_array_elements_text(found_in -> k.serial -> 'seen') l
-					   WHERE l = k.label OR starts_with(l, k.label || ':provisional@')) THEN
+		CONTINUE WHEN EXISTS (SELECT FROM jsonb_array_elements_text(found_in -> k.serial -> 'seen') l
+							  WHERE l = k.label OR starts_with(l, k.label || ':provisional@'));
+		-- one that was submitted by its name: there under another label, or gone
+		stripped := NULL;
+		IF k.reference IS NOT NULL THEN
+			stripped := (SELECT jsonb_agg(s || jsonb_build_object('label', k.label, 'stripped', true)) FROM jsonb_array_elements(
+				nomp_crypt._keystore_look(_erase_see.installation, ARRAY[k.reference], k.serial)) s);
+			PERFORM nomp_crypt._refuse_stripped(stripped);
+		END IF;
+		IF stripped IS NOT NULL THEN
+			found_in := jsonb_set(jsonb_set(found_in, ARRAY[k.serial, 'keys'], (found_in -> k.serial -> 'keys') || stripped),
+				ARRAY[k.serial, 'seen'], (found_in -> k.serial -> 'seen') || to_jsonb(k.label));
+		ELSIF NOT coalesce(k.witnessed, false) THEN
 			RAISE EXCEPTION 'key % is not in the keystore, so its destruction cannot be witnessed', k.label
 				USING ERRCODE = 'NC003',
 				HINT = 'The school stays suspended. Find the keystore that holds the key, or its backup.';
@@ -2237,57 +2253,111 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_gone(nomp_crypt.erasure, text, text[]) FROM PUBLIC;
 
+-- The keys of a case that were witnessed in a keystore, by its own names for
+-- them, with their labels: at the fence, by the table and by the register, and
+-- each time that they were pending. None in a keystore without such names.
+CREATE FUNCTION nomp_crypt._erase_witnessed(c nomp_crypt.erasure, serial text,
+	OUT reference text, OUT label text) RETURNS SETOF record
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT k ->> 'reference', min(k ->> 'label')
+	FROM (SELECT ($1).keystores -> $2
+		  UNION ALL
+		  SELECT r.data -> 'keystores' -> $2 FROM nomp_crypt._register_of(($1).tenant) r
+		  WHERE r.type = 'fenced' AND r.data ->> 'case' = ($1).case_id::text) s(store),
+		jsonb_path_query(s.store, '$.** ? (exists (@.reference))') k
+	GROUP BY 1
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_witnessed(nomp_crypt.erasure, text) FROM PUBLIC;
+
+-- The keys of a case that a keystore has now: those with the school's label,
+-- and those that were witnessed there, whatever label they have by now
+-- ("stripped"; "label" is the one that they had).
+CREATE FUNCTION nomp_crypt._erase_present(c nomp_crypt.erasure, installation uuid, serial text) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	seen record;
+	others jsonb;
+BEGIN
+	SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, c.tenant, serial);
+	SELECT jsonb_object_agg(w.reference, w.label) INTO others FROM nomp_crypt._erase_witnessed(c, serial) w
+	WHERE NOT EXISTS (SELECT FROM jsonb_array_elements(seen.keys) k WHERE k ->> 'reference' = w.reference);
+	IF others IS NULL THEN
+		RETURN seen.keys;
+	END IF;
+	RETURN seen.keys || (
+		SELECT coalesce(jsonb_agg(k || jsonb_build_object('label', others -> (k ->> 'reference'), 'stripped', true)), '[]')
+		FROM jsonb_array_elements(nomp_crypt._keystore_look(installation, ARRAY(SELECT jsonb_object_keys(others)), serial)) k);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_present(nomp_crypt.erasure, uuid, text) FROM PUBLIC;
+
+-- Raises NC004 for a key that is not pending and has lost its label, so that
+-- its keystore cannot be asked to destroy it as this school's.
+CREATE FUNCTION nomp_crypt._refuse_stripped(keys jsonb) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	k jsonb;
+BEGIN
+	FOR k IN SELECT s FROM jsonb_array_elements(keys) s WHERE (s ->> 'stripped')::boolean AND s ->> 'state' <> 'pending' LOOP
+		RAISE EXCEPTION 'the keystore is unavailable: it has key % (%), whose tags were changed, and is not asked to destroy it',
+			k ->> 'label', k ->> 'reference' USING ERRCODE = 'NC004',
+			HINT = format('Find out who changed them. Set its tag nomp_crypt:label to "%s" again, or schedule its deletion by hand, and repeat the call.',
+				k ->> 'label');
+	END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._refuse_stripped(jsonb) FROM PUBLIC;
+
 -- Ask a keystore that destroys later to do so, or see again that it will:
 -- every key that is there is pending, and witnessed so.
 CREATE FUNCTION nomp_crypt._erase_schedule(c nomp_crypt.erasure, installation uuid, serial text,
-	destroyed text[], until timestamptz) RETURNS void
+	destroyed text[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-	seen record;
+	present jsonb := nomp_crypt._erase_present(c, installation, serial);
+	last timestamptz := (SELECT max((k ->> 'until')::timestamptz) FROM jsonb_array_elements(present) k);
 BEGIN
-	SELECT * INTO seen FROM nomp_crypt._keystore_see(_erase_schedule.installation, (_erase_schedule.c).tenant,
-		_erase_schedule.serial);
-	IF EXISTS (SELECT FROM jsonb_array_elements(seen.keys) k WHERE k ->> 'state' <> 'pending') THEN
+	PERFORM nomp_crypt._refuse_stripped(present);
+	IF present = '[]' OR EXISTS (SELECT FROM jsonb_array_elements(present) k WHERE k ->> 'state' <> 'pending') THEN
 		RAISE EXCEPTION 'the keystore is unavailable: it does not show yet that all keys will be destroyed'
 			USING ERRCODE = 'NC004', HINT = 'Repeat the call.';
 	END IF;
 	UPDATE nomp_crypt.erasure e SET
 		keystores = jsonb_set(e.keystores, ARRAY[_erase_schedule.serial], e.keystores -> _erase_schedule.serial ||
-			jsonb_build_object('pending', seen.keys, 'until', _erase_schedule.until, 'scheduled_at', clock_timestamp()))
+			jsonb_build_object('pending', present, 'until', last, 'scheduled_at', clock_timestamp()))
 	WHERE e.case_id = (_erase_schedule.c).case_id;
-	PERFORM nomp_crypt._audit_case('erase_schedule', c, jsonb_build_object('serial', serial,
-		'keys', destroyed, 'pending', seen.labels, 'until', until));
+	PERFORM nomp_crypt._audit_case('erase_schedule', c, jsonb_build_object('serial', serial, 'keys', destroyed,
+		'pending', jsonb_path_query_array(present, '$[*].label'), 'until', last));
 END
 $$;
-REVOKE ALL ON FUNCTION nomp_crypt._erase_schedule(nomp_crypt.erasure, uuid, text, text[], timestamptz) FROM PUBLIC;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_schedule(nomp_crypt.erasure, uuid, text, text[]) FROM PUBLIC;
 
 -- Look again at a keystore in which keys were pending. Those that were so and
 -- are not: somebody cancelled their destruction there. Returns them. Those
 -- that were never so are a key that turned up late: the keystore is asked for
--- them too.
+-- them too. None is believed to be gone before the keystore's own date.
 CREATE FUNCTION nomp_crypt._erase_look(c nomp_crypt.erasure, installation uuid, serial text) RETURNS text[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
 	witnessed text[] := ARRAY(SELECT k ->> 'label' FROM jsonb_array_elements(c.keystores -> serial -> 'pending') k ORDER BY 1);
-	seen record;
+	present jsonb := nomp_crypt._erase_present(c, installation, serial);
 	saved text[];
 	asked record;
 BEGIN
-	SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, c.tenant, serial);
-	saved := ARRAY(SELECT k ->> 'label' FROM jsonb_array_elements(seen.keys) k
+	saved := ARRAY(SELECT k ->> 'label' FROM jsonb_array_elements(present) k
 				   WHERE k ->> 'state' <> 'pending' AND k ->> 'label' = ANY (witnessed) ORDER BY 1);
 	IF saved <> '{}' THEN
 		RETURN saved;
 	END IF;
-	IF seen.labels = '{}' THEN
-		PERFORM nomp_crypt._erase_gone(c, serial, witnessed);
-		RETURN '{}';
-	END IF;
-	IF EXISTS (SELECT FROM unnest(seen.labels) l WHERE l <> ALL (witnessed)) THEN
+	IF present = '[]' THEN
+		IF clock_timestamp() >= (c.keystores -> serial ->> 'until')::timestamptz THEN
+			PERFORM nomp_crypt._erase_gone(c, serial, witnessed);
+		END IF;
+	ELSIF EXISTS (SELECT FROM jsonb_array_elements(present) k WHERE k ->> 'label' <> ALL (witnessed)) THEN
 		SELECT * INTO asked FROM nomp_crypt._keystore_destroy(installation, c.tenant, serial);
-		PERFORM nomp_crypt._erase_schedule(c, installation, serial, asked.labels, asked.until);
+		PERFORM nomp_crypt._erase_schedule(c, installation, serial, asked.labels);
 	END IF;
 	RETURN '{}';
 END
@@ -2358,6 +2428,7 @@ DECLARE
 	asked record;
 	saved text[] := '{}';
 	remaining int;
+	later boolean;
 BEGIN
 	IF c.state IN ('destroyed', 'certified') THEN
 		RETURN 0;
@@ -2387,12 +2458,12 @@ BEGIN
 	END IF;
 	SELECT min(k.key), count(*) - 1 INTO next_serial, remaining
 	FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed' AND NOT k.value ? 'pending';
+	later := NOT coalesce((c.keystores -> next_serial ->> 'at_once')::boolean, true);
 	SELECT * INTO asked FROM nomp_crypt._keystore_destroy(installation, c.tenant, next_serial);
-	IF asked.pending > 0 THEN
-		PERFORM nomp_crypt._erase_schedule(c, installation, next_serial, asked.labels, asked.until);
+	IF asked.pending > 0 OR (later AND nomp_crypt._erase_present(c, installation, next_serial) <> '[]') THEN
+		PERFORM nomp_crypt._erase_schedule(c, installation, next_serial, asked.labels);
 	-- no keystore of this kind destroys earlier
-	ELSIF NOT coalesce((c.keystores -> next_serial ->> 'at_once')::boolean, true)
-		AND asked.labels = '{}' AND c.keystores -> next_serial -> 'seen' <> '[]'
+	ELSIF later AND asked.labels = '{}' AND c.keystores -> next_serial -> 'seen' <> '[]'
 		AND clock_timestamp() < c.submitted_at + interval '7 days' THEN
 		RAISE EXCEPTION 'the keys of the tenant are not in the keystore, so their destruction cannot be witnessed'
 			USING ERRCODE = 'NC003', DETAIL = format('Keystore %s, erasure case %s.', next_serial, c.case_id),
@@ -3631,7 +3702,9 @@ BEGIN
 	END IF;
 	-- the commit that retired it lies before this point of the WAL
 	UPDATE nomp_crypt.kek e SET submitted_at = clock_timestamp(), submitted_lsn = pg_current_wal_insert_lsn(),
-		keystore_serial = seen.serial
+		keystore_serial = seen.serial,
+		reference = coalesce((SELECT max(s ->> 'reference') FROM jsonb_array_elements(seen.keys) s
+			WHERE s ->> 'label' = k.label OR starts_with(s ->> 'label', k.label || ':provisional@')), e.reference)
 	WHERE e.uuid = k.uuid;
 	PERFORM nomp_crypt._audit('expire_submit', (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant),
 		jsonb_build_object('key', k.label, 'serial', seen.serial));
@@ -3665,21 +3738,29 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._expire_lsn() FROM PUBLIC;
 
+-- The KEK as its keystore has it now, by its label or by the name by which it
+-- was submitted, whatever label it has by now; NULL if it is not there.
+CREATE FUNCTION nomp_crypt._expire_present(k nomp_crypt.kek, installation uuid) RETURNS jsonb
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce(
+		(SELECT s FROM nomp_crypt._keystore_see($2, ($1).tenant, ($1).keystore_serial) seen, jsonb_array_elements(seen.keys) s
+		 WHERE s ->> 'label' = ($1).label LIMIT 1),
+		(SELECT nomp_crypt._keystore_look($2, ARRAY[($1).reference], ($1).keystore_serial) -> 0
+			|| jsonb_build_object('label', ($1).label, 'stripped', true)
+		 WHERE ($1).reference IS NOT NULL))
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._expire_present(nomp_crypt.kek, uuid) FROM PUBLIC;
+
 -- A KEK whose destruction is pending: has somebody cancelled that in the
 -- keystore? Then it counts as retired just now, because somebody needed it.
 CREATE FUNCTION nomp_crypt._expire_cancelled(k nomp_crypt.kek, installation uuid) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-	seen record;
 	until timestamptz := clock_timestamp() + nomp_crypt._backup_retention();
 BEGIN
-	IF k.pending_until IS NULL THEN
-		RETURN false;
-	END IF;
-	SELECT * INTO seen FROM nomp_crypt._keystore_see(installation, k.tenant, k.keystore_serial);
-	IF NOT EXISTS (SELECT FROM jsonb_array_elements(seen.keys) s
-				   WHERE s ->> 'label' = k.label AND s ->> 'state' <> 'pending') THEN
+	IF k.pending_until IS NULL OR
+		coalesce(nomp_crypt._expire_present(k, installation) ->> 'state', 'pending') = 'pending' THEN
 		RETURN false;
 	END IF;
 	UPDATE nomp_crypt.kek e SET pending_until = NULL, submitted_at = NULL, submitted_lsn = NULL,
@@ -3705,6 +3786,8 @@ DECLARE
 	k nomp_crypt.kek := nomp_crypt._expired_kek(_expire_destroy.kek);
 	behind text;
 	asked record;
+	present jsonb;
+	until timestamptz;
 BEGIN
 	IF k.state = 'destroyed' THEN
 		RETURN 1;
@@ -3726,11 +3809,19 @@ BEGIN
 			HINT = 'Nothing was destroyed. Repeat the call when all have caught up, or drop what will not come back.';
 	END IF;
 	SELECT * INTO asked FROM nomp_crypt._keystore_destroy_kek(installation, k.label, k.keystore_serial);
-	IF asked.until IS NOT NULL THEN
-		UPDATE nomp_crypt.kek e SET pending_until = asked.until WHERE e.uuid = k.uuid;
+	until := asked.until;
+	IF until IS NULL AND k.reference IS NOT NULL THEN
+		present := nomp_crypt._expire_present(k, installation);
+		PERFORM nomp_crypt._refuse_stripped(jsonb_build_array(present)) WHERE present IS NOT NULL;
+		until := (present ->> 'until')::timestamptz;
+		-- no keystore destroys before the date that it gave
+		until := coalesce(until, CASE WHEN k.pending_until > clock_timestamp() THEN k.pending_until END);
+	END IF;
+	IF until IS NOT NULL THEN
+		UPDATE nomp_crypt.kek e SET pending_until = until WHERE e.uuid = k.uuid;
 		IF asked.destroyed THEN
 			PERFORM nomp_crypt._audit('expire_schedule', (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant),
-				jsonb_build_object('key', k.label, 'serial', k.keystore_serial, 'until', asked.until));
+				jsonb_build_object('key', k.label, 'serial', k.keystore_serial, 'until', until));
 		END IF;
 		RETURN 0;
 	END IF;
@@ -5698,17 +5789,18 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
 	mine uuid := nomp_crypt._require_owner();
 	store record;
-	seen record;
+	present jsonb;
 	now jsonb;
 	stores jsonb := '[]';
 BEGIN
 	SELECT jsonb_object_agg(s.serial, to_jsonb(s)) INTO now FROM nomp_crypt._keystores(mine) s WHERE s.serial IS NOT NULL;
 	FOR store IN SELECT s.key AS serial, s.value AS done FROM jsonb_each(c.keystores) s ORDER BY 1 LOOP
-		SELECT * INTO seen FROM nomp_crypt._keystore_see(mine, c.tenant, store.serial);
-		IF seen.labels <> '{}' OR NOT store.done ? 'destroyed' THEN
+		present := nomp_crypt._erase_present(c, mine, store.serial);
+		IF present <> '[]' OR NOT store.done ? 'destroyed' THEN
 			RAISE EXCEPTION 'a key of the school is in the keystore: nothing is certified'
 				USING ERRCODE = 'object_not_in_prerequisite_state',
-				DETAIL = format('Keystore %s, keys %s.', store.serial, array_to_string(seen.labels, ', ')),
+				DETAIL = format('Keystore %s, keys %s.', store.serial,
+					(SELECT string_agg(k ->> 'label', ', ') FROM jsonb_array_elements(present) k)),
 				HINT = 'Somebody put it back after it was destroyed. Find out who, destroy it there, and repeat the call.';
 		END IF;
 		stores := stores || jsonb_strip_nulls(jsonb_build_object('serial', store.serial,

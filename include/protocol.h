@@ -53,6 +53,7 @@
 #define KS_MAX_KEYS				12	/* keys in one CREATE_KEK or UNWRAP */
 #define KS_LIST_PAGE			20	/* entries in one reply of LIST, SEE, DESTROY */
 #define KS_MAX_TENANTS			50	/* in one SEE, DESTROY or ENABLE */
+#define KS_MAX_REFERENCES		12	/* in one LOOK */
 
 /*
  * Bodies, request -> reply with KS_OK.  "inst" and "tenant" are uuids in
@@ -114,6 +115,12 @@
  *             ECDSA over a SHA-256 digest, with that key
  * HEAD        str inst, u8 set, str head -> str head ("" if there is none)
  *             the register's head, remembered in the keystore; set: replaces it
+ * LOOK        str inst, u8 n, n * str reference -> u8 n, n * (u8 found, u8
+ *             KsKeyState, u64 until), in the same order
+ *             keys by what the keystore itself calls them, whatever label they
+ *             have now; one that is not found was looked for several times,
+ *             canary found before and after each; KS_UNSUPPORTED if the
+ *             keystore has no such names
  *
  * SEE and DESTROY that answer with KS_LIST_PAGE entries may have left more, and
  * are asked again until they answer with fewer: SEE from an offset on, DESTROY
@@ -136,7 +143,8 @@ typedef enum KsOp
 	KS_OP_ENABLE,
 	KS_OP_REGISTER_KEY,
 	KS_OP_SIGN,
-	KS_OP_HEAD
+	KS_OP_HEAD,
+	KS_OP_LOOK
 } KsOp;
 
 #endif							/* NOMP_PROTOCOL_H */

@@ -87,6 +87,15 @@ typedef struct KsSeen
 	KsSeenKey	keys[KS_LIST_PAGE];
 } KsSeen;
 
+/* A key that was asked for by the keystore's own name for it. */
+typedef struct KsLooked
+{
+	char		reference[KS_MAX_REFERENCE + 1];
+	bool		found;
+	KsKeyState	state;
+	uint64_t	until;			/* if pending: when it will be gone */
+} KsLooked;
+
 /* The key pair that signs the register. */
 typedef struct KsRegisterKey
 {
@@ -155,6 +164,8 @@ typedef struct KeystoreProvider
 						 uint8_t signature[KS_SIGNATURE_LEN], KsFailure *why);
 	/* head has room for KS_MAX_HEAD + 1 bytes */
 	KsStatus	(*head) (Keystore *ks, const char *inst, bool set, char *head,
+						 KsFailure *why);
+	KsStatus	(*look) (Keystore *ks, const char *inst, KsLooked *keys, int n,
 						 KsFailure *why);
 } KeystoreProvider;
 

@@ -131,4 +131,5 @@ const KeystoreProvider kms_provider = {
 	.register_key = kms_register_key,
 	.sign = kms_sign,
 	.head = kms_head,
+	.look = kms_look_by_name,
 };

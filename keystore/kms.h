@@ -212,6 +212,8 @@ extern void kms_free_founds(KmsFounds *founds);
 extern KsStatus kms_find(Keystore *ks, const char *inst, const char *label, KmsKind kind,
 						 KmsFound *out, KsFailure *why);
 extern KsStatus kms_find_surely(Keystore *ks, const KsLabel *label, KmsKey *out, KsFailure *why);
+extern KsStatus kms_look_by_name(Keystore *ks, const char *inst, KsLooked *keys, int n,
+								 KsFailure *why);
 extern KsStatus kms_meet(Keystore *ks, const char *arn, KmsKey *out, KsFailure *why);
 extern KsStatus kms_judge(const KmsFound *found, KsFailure *why);
 extern KsStatus kms_explain(Keystore *ks, const char *inst, const KmsKey *key, KmsKind kind,

@@ -337,11 +337,9 @@ unwrap_one(Keystore *ks, Unwrap *u, KsWrappedKey *key, KsFailure *why)
 	KsStatus	status;
 
 	key->status = KS_INTEGRITY;
-	if (!kms_wrapped_parse(key->wrapped, &wrapped) || !kms_account_is_ours(ks, &wrapped.arn))
+	if (!kms_wrapped_parse(key->wrapped, &wrapped) ||
+		kms_check_arn(ks, &wrapped.arn, why) != KS_OK)
 		return misplaced(ks, u, why);
-	status = kms_check_arn(ks, &wrapped.arn, why);
-	if (status != KS_OK)
-		return status;
 	status = meet_kek(ks, u, &wrapped.arn, &kek, &right, why);
 	if (status == KS_KEY_ABSENT)
 		return misplaced(ks, u, why);

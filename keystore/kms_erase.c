@@ -148,8 +148,11 @@ schedule_one(Keystore *ks, size_t i, void *arg, KsFailure *why)
 	else if (status == KS_REFUSED)
 		status = kms_refused("ScheduleKeyDeletion", &reply, why);
 	aws_reply_free(&reply);
-	return status != KS_OK ? status :
-		wait_for_state(ks, found->key.arn, KS_STATE_PENDING, &found->sight, why);
+	if (status == KS_OK)
+		status = wait_for_state(ks, found->key.arn, KS_STATE_PENDING, &found->sight, why);
+	/* it was not pending before: an answer was lost, and it was asked for twice */
+	d->asked[i] |= status == KS_OK && found->sight.found;
+	return status;
 }
 
 /*

@@ -279,6 +279,58 @@ kms_find(Keystore *ks, const char *inst, const char *label, KmsKind kind, KmsFou
 	return ks_fail(why, KS_KEY_ABSENT, "there is no key \"%s\"", label);
 }
 
+/* Ask for those that were not found yet; how many are left. */
+static KsStatus
+look_again(Keystore *ks, KsLooked *keys, int n, int *left, KsFailure *why)
+{
+	*left = 0;
+	for (int i = 0; i < n; i++)
+	{
+		KmsSight	sight;
+		KmsArn		arn;
+		KsStatus	status = KS_OK;
+
+		if (keys[i].found)
+			continue;
+		if (!kms_arn_parse(keys[i].reference, &arn))
+			return ks_fail(why, KS_REFUSED, "\"%s\" is no name of a key", keys[i].reference);
+		status = kms_check_arn(ks, &arn, why);
+		if (status == KS_OK)
+			status = kms_describe(ks, keys[i].reference, KMS_WRAPPING, &sight, why);
+		if (status != KS_OK)
+			return status;
+		keys[i].found = sight.found;
+		keys[i].state = sight.state;
+		keys[i].until = sight.until;
+		*left += !sight.found;
+	}
+	return KS_OK;
+}
+
+/*
+ * Look for keys by their ARNs, whatever tags they have.  That one is not
+ * found is a verdict: looked for as often as by a label, the canary seen.
+ */
+KsStatus
+kms_look_by_name(Keystore *ks, const char *inst, KsLooked *keys, int n, KsFailure *why)
+{
+	int			left = n;
+	KmsKey		canary;
+	KsStatus	status = kms_begin(ks, inst, why);
+
+	for (int look = 0; status == KS_OK && left > 0 && look < LOOKS; look++)
+	{
+		if (look > 0 && !kms_pause(LOOK_PAUSE))
+			return ks_fail(why, KS_NETWORK, "there was no time to make sure that keys are absent");
+		status = kms_canary(ks, inst, &canary, why);
+		if (status == KS_OK)
+			status = look_again(ks, keys, n, &left, why);
+		if (status == KS_OK)
+			status = kms_canary(ks, inst, &canary, why);
+	}
+	return status;
+}
+
 /*
  * Make sure of a key that is known by its name: of the right kind, and which
  * label it has.  Done once in a helper's life.  KS_KEY_ABSENT is no verdict.

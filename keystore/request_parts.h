@@ -28,6 +28,7 @@ extern KsStatus do_enable(Request *rq);
 extern KsStatus do_register_key(Request *rq);
 extern KsStatus do_sign(Request *rq);
 extern KsStatus do_head(Request *rq);
+extern KsStatus do_look(Request *rq);
 
 static inline void
 put_text(WireWriter *w, const char *s)

@@ -257,6 +257,7 @@ static const Handler handlers[] = {
 	[KS_OP_REGISTER_KEY] = do_register_key,
 	[KS_OP_SIGN] = do_sign,
 	[KS_OP_HEAD] = do_head,
+	[KS_OP_LOOK] = do_look,
 };
 
 /* Stands in for every operation while there is no provider to ask. */

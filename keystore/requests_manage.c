@@ -147,6 +147,38 @@ do_destroy_kek(Request *rq)
 }
 
 KsStatus
+do_look(Request *rq)
+{
+	char		inst[UUID_TEXT_LEN + 1];
+	KsLooked	keys[KS_MAX_REFERENCES] = {0};
+	bool		ok = true;
+	int			n;
+	KsStatus	status;
+
+	get_uuid(rq, inst, &ok);
+	n = (int) wire_get_uint(&rq->in, 1);
+	for (int i = 0; i < n && n <= KS_MAX_REFERENCES; i++)
+		wire_get_cstr(&rq->in, keys[i].reference, sizeof(keys[i].reference));
+	if (n < 1 || n > KS_MAX_REFERENCES || !wire_done(&rq->in))
+		return malformed(rq);
+	if (!ok)
+		return refuse_name(rq);
+	if (provider->look == NULL)
+		return ks_fail(&rq->why, KS_UNSUPPORTED, "the keystore has no names of its own for keys");
+	status = provider->look(keystore, inst, keys, n, &rq->why);
+	if (status != KS_OK)
+		return status;
+	wire_put_uint(&rq->out, (uint64_t) n, 1);
+	for (int i = 0; i < n; i++)
+	{
+		wire_put_uint(&rq->out, keys[i].found, 1);
+		wire_put_uint(&rq->out, keys[i].state, 1);
+		wire_put_uint(&rq->out, keys[i].until, 8);
+	}
+	return KS_OK;
+}
+
+KsStatus
 do_enable(Request *rq)
 {
 	char		inst[UUID_TEXT_LEN + 1];

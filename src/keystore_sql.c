@@ -10,7 +10,6 @@
 
 #include "access/htup_details.h"
 #include "catalog.h"
-#include "catalog/pg_type.h"
 #include "errors.h"
 #include "compat.h"
 #include "funcapi.h"
@@ -18,12 +17,7 @@
 #include "miscadmin.h"
 #include "request.h"
 #include "stores.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/datetime.h"
-#include "utils/guc.h"
-#include "utils/json.h"
-#include "utils/jsonb.h"
 #include "utils/timestamp.h"
 #include "wire.h"
 
@@ -31,44 +25,7 @@ NC_FUNCTION(nc_keystore_setup);
 NC_FUNCTION(nc_keystore_confirm);
 NC_FUNCTION(nc_keystore_list);
 NC_FUNCTION(nc_keystore_remove);
-NC_FUNCTION(nc_keystore_see);
-NC_FUNCTION(nc_keystore_destroy);
-NC_FUNCTION(nc_keystore_destroy_kek);
-NC_FUNCTION(nc_keystore_enable);
 NC_FUNCTION(nc_keystore_status);
-
-#define BODY_MAX	2048
-#define DAY_SECONDS			(24 * 60 * 60)
-#define LAST_SECOND UINT64CONST(253402300799)	/* of the year 9999 */
-
-static int	key_deletion_window = 7 * DAY_SECONDS;	/* seconds */
-
-/* A request under construction, and its answer. */
-typedef struct Exchange
-{
-	uint8		body[BODY_MAX];
-	WireWriter	w;
-	uint8		answer[REQUEST_BODY_MAX];
-	WireReader	r;
-	char		reason[REQUEST_REASON_MAX];
-} Exchange;
-
-void
-keystore_deletion_init(void)
-{
-	DefineCustomIntVariable("nomp_crypt.key_deletion_window",
-							"How long a keystore that destroys keys later waits before it does.",
-							"In whole days, rounded up. Until then the destruction can be cancelled there.",
-							&key_deletion_window, 7 * 24 * 60 * 60,
-							7 * DAY_SECONDS, 30 * DAY_SECONDS,
-							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
-}
-
-static uint64
-deletion_days(void)
-{
-	return (uint64) (key_deletion_window + DAY_SECONDS - 1) / DAY_SECONDS;
-}
 
 /* The keystore whose token has that serial; '' for the first. */
 KeystoreRef
@@ -84,8 +41,8 @@ keystore_store_arg(FunctionCallInfo fcinfo, int i)
 	return ref;
 }
 
-static Exchange *
-new_exchange(void)
+Exchange *
+keystore_new_exchange(void)
 {
 	Exchange   *x = palloc0(sizeof(Exchange));
 
@@ -93,8 +50,8 @@ new_exchange(void)
 	return x;
 }
 
-static void
-put_uuid(Exchange *x, const pg_uuid_t *uuid)
+void
+keystore_put_uuid(Exchange *x, const pg_uuid_t *uuid)
 {
 	char		text[37];
 
@@ -102,39 +59,14 @@ put_uuid(Exchange *x, const pg_uuid_t *uuid)
 	wire_put_str(&x->w, text, 36);
 }
 
-/* Schools, as protocol.h has them. */
-static void
-put_uuids(Exchange *x, ArrayType *uuids)
-{
-	StringInfoData text;
-	Datum	   *items;
-	bool	   *nulls;
-	int			n;
-
-	deconstruct_array(uuids, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR, &items, &nulls, &n);
-	if (n < 1 || n > KS_MAX_TENANTS)
-		elog(ERROR, "%d tenants in a request to the keystore", n);
-	initStringInfo(&text);
-	for (int i = 0; i < n; i++)
-	{
-		char		one[37];
-
-		if (nulls[i])
-			elog(ERROR, "a tenant without uuid in a request to the keystore");
-		uuid_text(DatumGetUUIDP(items[i]), one);
-		appendStringInfo(&text, "%s%s", i > 0 ? " " : "", one);
-	}
-	wire_put_str(&x->w, text.data, text.len);
-}
-
-static void
-put_text(Exchange *x, const char *text)
+void
+keystore_put_text(Exchange *x, const char *text)
 {
 	wire_put_str(&x->w, text, strlen(text));
 }
 
 static KsStatus
-try_exchange(Exchange *x, KsOp op, const KeystoreRef *store)
+keystore_try_exchange(Exchange *x, KsOp op, const KeystoreRef *store)
 {
 	size_t		len;
 	KsStatus	status;
@@ -147,24 +79,24 @@ try_exchange(Exchange *x, KsOp op, const KeystoreRef *store)
 	return status;
 }
 
-static void
-exchange(Exchange *x, KsOp op, KeystoreRef store)
+void
+keystore_exchange(Exchange *x, KsOp op, KeystoreRef store)
 {
-	KsStatus	status = try_exchange(x, op, &store);
+	KsStatus	status = keystore_try_exchange(x, op, &store);
 
 	if (status != KS_OK)
 		error_keystore(status, x->reason, NULL);
 }
 
-static void
-must_be_done(Exchange *x)
+void
+keystore_must_be_done(Exchange *x)
 {
 	if (!wire_done(&x->r))
 		error_keystore(KS_MODULE_ERROR, "malformed answer from the keystore helper", NULL);
 }
 
-static char *
-get_text(Exchange *x)
+char *
+keystore_get_text(Exchange *x)
 {
 	const uint8 *data;
 	size_t		len = wire_get_str(&x->r, &data);
@@ -184,16 +116,16 @@ get_text(Exchange *x)
 Datum
 nc_keystore_setup(PG_FUNCTION_ARGS)
 {
-	Exchange   *x = new_exchange();
+	Exchange   *x = keystore_new_exchange();
 	KeystoreRef store = keystore_store_arg(fcinfo, 1);
 	char	   *serial;
 
 	store.place = Max(PG_GETARG_INT32(2) - 1, 0);
-	put_uuid(x, PG_GETARG_UUID_P(0));
-	exchange(x, KS_OP_SETUP, store);
+	keystore_put_uuid(x, PG_GETARG_UUID_P(0));
+	keystore_exchange(x, KS_OP_SETUP, store);
 	(void) wire_get_uint(&x->r, 1);
-	serial = get_text(x);
-	must_be_done(x);
+	serial = keystore_get_text(x);
+	keystore_must_be_done(x);
 	PG_RETURN_TEXT_P(cstring_to_text(serial));
 }
 
@@ -201,11 +133,11 @@ nc_keystore_setup(PG_FUNCTION_ARGS)
 Datum
 nc_keystore_confirm(PG_FUNCTION_ARGS)
 {
-	Exchange   *x = new_exchange();
+	Exchange   *x = keystore_new_exchange();
 
-	put_uuid(x, PG_GETARG_UUID_P(0));
-	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
-	exchange(x, KS_OP_CONFIRM, keystore_store_arg(fcinfo, 2));
+	keystore_put_uuid(x, PG_GETARG_UUID_P(0));
+	keystore_put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	keystore_exchange(x, KS_OP_CONFIRM, keystore_store_arg(fcinfo, 2));
 	PG_RETURN_VOID();
 }
 
@@ -223,17 +155,17 @@ nc_keystore_list(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	do
 	{
-		Exchange   *x = new_exchange();
+		Exchange   *x = keystore_new_exchange();
 		int			n;
 
-		put_uuid(x, PG_GETARG_UUID_P(0));
+		keystore_put_uuid(x, PG_GETARG_UUID_P(0));
 		wire_put_uint(&x->w, offset, 4);
-		exchange(x, KS_OP_LIST, keystore_store_arg(fcinfo, 1));
+		keystore_exchange(x, KS_OP_LIST, keystore_store_arg(fcinfo, 1));
 		total = (uint32) wire_get_uint(&x->r, 4);
 		n = (int) wire_get_uint(&x->r, 2);
 		for (int i = 0; i < n && !x->r.bad; i++)
 		{
-			char	   *label = get_text(x);
+			char	   *label = keystore_get_text(x);
 			pg_time_t	created = (pg_time_t) wire_get_uint(&x->r, 8);
 			Datum		values[2];
 			bool		nulls[2] = {false, false};
@@ -242,7 +174,7 @@ nc_keystore_list(PG_FUNCTION_ARGS)
 			values[1] = TimestampTzGetDatum(time_t_to_timestamptz(created));
 			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 		}
-		must_be_done(x);
+		keystore_must_be_done(x);
 		offset += n;
 		if (n == 0)
 			break;
@@ -260,224 +192,32 @@ nc_keystore_list(PG_FUNCTION_ARGS)
 Datum
 nc_keystore_remove(PG_FUNCTION_ARGS)
 {
-	Exchange   *x = new_exchange();
+	Exchange   *x = keystore_new_exchange();
 	KeystoreRef store = keystore_store_arg(fcinfo, 3);
 	KsStatus	status;
 	bool		removed;
 
-	put_uuid(x, PG_GETARG_UUID_P(0));
-	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	keystore_put_uuid(x, PG_GETARG_UUID_P(0));
+	keystore_put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	wire_put_uint(&x->w, (uint64) Max(PG_GETARG_INT64(2), 0), 8);
-	status = try_exchange(x, KS_OP_REMOVE, &store);
+	status = keystore_try_exchange(x, KS_OP_REMOVE, &store);
 	if (status == KS_REFUSED)	/* confirmed or too young by now */
 		PG_RETURN_BOOL(false);
 	if (status != KS_OK)
 		error_keystore(status, x->reason, NULL);
 	removed = wire_get_uint(&x->r, 1) != 0;
-	must_be_done(x);
+	keystore_must_be_done(x);
 	PG_RETURN_BOOL(removed);
 }
 
-static Datum
-text_array(Datum *items, int n)
-{
-	return PointerGetDatum(construct_array(items, n, TEXTOID, -1, false, TYPALIGN_INT));
-}
-
-/* A time of the keystore's; false if it did not tell one. */
-static bool
-get_time(Exchange *x, Datum *out)
-{
-	uint64		seconds = wire_get_uint(&x->r, 8);
-
-	*out = TimestampTzGetDatum(time_t_to_timestamptz((pg_time_t) Min(seconds, LAST_SECOND)));
-	return seconds != 0;
-}
-
-static Datum
-row_datum(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
+Datum
+keystore_row_datum(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
 {
 	TupleDesc	desc;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
-}
-
-static const char *
-state_name(uint64 state)
-{
-	switch ((KsKeyState) state)
-	{
-		case KS_STATE_USABLE:
-			return "usable";
-		case KS_STATE_DISABLED:
-			return "disabled";
-		case KS_STATE_PENDING:
-			return "pending";
-	}
-	return "unknown";
-}
-
-/* One key of the answer to SEE, as an object in a JSON array; its label. */
-static char *
-get_seen_key(Exchange *x, StringInfo json)
-{
-	char	   *label = get_text(x);
-	const char *state;
-	char	   *reference;
-	Datum		until;
-	bool		has_until;
-	char		when[MAXDATELEN + 1];
-
-	(void) wire_get_uint(&x->r, 1);
-	state = state_name(wire_get_uint(&x->r, 1));
-	has_until = get_time(x, &until);
-	reference = get_text(x);
-	appendStringInfoString(json, json->len > 1 ? ",{\"label\":" : "{\"label\":");
-	escape_json(json, label);
-	appendStringInfo(json, ",\"state\":\"%s\"", state);
-	if (has_until)
-		appendStringInfo(json, ",\"until\":\"%s\"",
-						 JsonEncodeDateTime(when, until, TIMESTAMPTZOID, NULL));
-	if (reference[0] != '\0')
-	{
-		appendStringInfoString(json, ",\"reference\":");
-		escape_json(json, reference);
-	}
-	appendStringInfoChar(json, '}');
-	return label;
-}
-
-/*
- * nomp_crypt._keystore_see(installation uuid, tenants uuid[], keystore text,
- *							OUT serial text, OUT labels text[], OUT keys jsonb)
- *
- * Every key that the keystore of that serial has for the tenants, its canary
- * found before and after.  keys: the same with their states, when those that
- * are pending will be gone, and what the keystore itself calls them.
- */
-Datum
-nc_keystore_see(PG_FUNCTION_ARGS)
-{
-	Datum		values[3];
-	bool		nulls[3] = {false, false, false};
-	Datum	   *labels = palloc(KS_LIST_PAGE * sizeof(Datum));
-	StringInfoData json;
-	int			total = 0;
-	int			n;
-
-	initStringInfo(&json);
-	appendStringInfoChar(&json, '[');
-	do							/* a full page may have left more */
-	{
-		Exchange   *x = new_exchange();
-
-		put_uuid(x, PG_GETARG_UUID_P(0));
-		put_uuids(x, PG_GETARG_ARRAYTYPE_P(1));
-		wire_put_uint(&x->w, (uint64) total, 4);
-		exchange(x, KS_OP_SEE, keystore_store_arg(fcinfo, 2));
-		values[0] = CStringGetTextDatum(get_text(x));
-		n = (int) wire_get_uint(&x->r, 2);
-		labels = repalloc(labels, (total + n + 1) * sizeof(Datum));
-		for (int i = 0; i < n && !x->r.bad; i++)
-			labels[total++] = CStringGetTextDatum(get_seen_key(x, &json));
-		must_be_done(x);
-	} while (n >= KS_LIST_PAGE);
-	appendStringInfoChar(&json, ']');
-	values[1] = text_array(labels, total);
-	values[2] = DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data));
-	PG_RETURN_DATUM(row_datum(fcinfo, values, nulls));
-}
-
-/*
- * nomp_crypt._keystore_destroy(installation uuid, tenants uuid[], serial text,
- *								OUT labels text[], OUT pending int,
- *								OUT until timestamptz)
- *
- * Destroys every key of the tenants on the token of that serial and sees that
- * none is left; the labels destroyed now (none, if an earlier call did).  In a
- * keystore that destroys later, asks for that: the labels are those that it
- * was asked for now, so many are pending in all, and the last will be gone at
- * "until", NULL if none is pending.
- */
-Datum
-nc_keystore_destroy(PG_FUNCTION_ARGS)
-{
-	Datum		values[3];
-	bool		nulls[3] = {false, false, false};
-	Datum	   *labels = NULL;
-	int			total = 0;
-	int			n;
-
-	do							/* a full page may have left more */
-	{
-		Exchange   *x = new_exchange();
-
-		put_uuid(x, PG_GETARG_UUID_P(0));
-		put_uuids(x, PG_GETARG_ARRAYTYPE_P(1));
-		put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
-		wire_put_uint(&x->w, deletion_days(), 2);
-		exchange(x, KS_OP_DESTROY, keystore_store_arg(fcinfo, 2));
-		n = (int) wire_get_uint(&x->r, 2);
-		labels = labels == NULL ? palloc((n + 1) * sizeof(Datum)) :
-			repalloc(labels, (total + n + 1) * sizeof(Datum));
-		for (int i = 0; i < n; i++)
-			labels[total++] = CStringGetTextDatum(get_text(x));
-		values[1] = Int32GetDatum((int32) wire_get_uint(&x->r, 2));
-		nulls[2] = !get_time(x, &values[2]);
-		must_be_done(x);
-	} while (n >= KS_LIST_PAGE);
-	values[0] = text_array(labels, total);
-	PG_RETURN_DATUM(row_datum(fcinfo, values, nulls));
-}
-
-/*
- * nomp_crypt._keystore_destroy_kek(installation uuid, label text, serial text,
- *									OUT destroyed boolean, OUT until timestamptz)
- *
- * The same for one KEK; false if it was not there any more.
- */
-Datum
-nc_keystore_destroy_kek(PG_FUNCTION_ARGS)
-{
-	Exchange   *x = new_exchange();
-	Datum		values[2];
-	bool		nulls[2] = {false, false};
-
-	put_uuid(x, PG_GETARG_UUID_P(0));
-	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(1)));
-	put_text(x, text_to_cstring(PG_GETARG_TEXT_PP(2)));
-	wire_put_uint(&x->w, deletion_days(), 2);
-	exchange(x, KS_OP_DESTROY_KEK, keystore_store_arg(fcinfo, 2));
-	values[0] = BoolGetDatum(wire_get_uint(&x->r, 1) != 0);
-	nulls[1] = !get_time(x, &values[1]);
-	must_be_done(x);
-	PG_RETURN_DATUM(row_datum(fcinfo, values, nulls));
-}
-
-/*
- * nomp_crypt._keystore_enable(installation uuid, tenants uuid[], enable boolean,
- *							   serial text, OUT keys int, OUT obeyed int)
- *
- * Lets the tenants' keys be used in that keystore, or not.  It has so many
- * keys; so many of them are as they should be now.
- */
-Datum
-nc_keystore_enable(PG_FUNCTION_ARGS)
-{
-	Exchange   *x = new_exchange();
-	Datum		values[2];
-	bool		nulls[2] = {false, false};
-
-	put_uuid(x, PG_GETARG_UUID_P(0));
-	put_uuids(x, PG_GETARG_ARRAYTYPE_P(1));
-	wire_put_uint(&x->w, PG_GETARG_BOOL(2), 1);
-	exchange(x, KS_OP_ENABLE, keystore_store_arg(fcinfo, 3));
-	for (int i = 0; i < 2; i++)
-		values[i] = Int32GetDatum((int32) wire_get_uint(&x->r, 2));
-	must_be_done(x);
-	PG_RETURN_DATUM(row_datum(fcinfo, values, nulls));
 }
 
 /*
@@ -495,7 +235,7 @@ nc_keystore_enable(PG_FUNCTION_ARGS)
 Datum
 nc_keystore_status(PG_FUNCTION_ARGS)
 {
-	Exchange   *x = new_exchange();
+	Exchange   *x = keystore_new_exchange();
 	KeystoreRef store = {{0}, PG_ARGISNULL(1) ? 0 : PG_GETARG_INT32(1) - 1};
 	const char *uri = stores_uri(store.place);
 	Datum		values[12];
@@ -505,10 +245,10 @@ nc_keystore_status(PG_FUNCTION_ARGS)
 	if (uri == NULL)
 		PG_RETURN_NULL();
 	if (PG_ARGISNULL(0))
-		put_text(x, "");
+		keystore_put_text(x, "");
 	else
-		put_uuid(x, PG_GETARG_UUID_P(0));
-	status = try_exchange(x, KS_OP_STATUS, &store);
+		keystore_put_uuid(x, PG_GETARG_UUID_P(0));
+	status = keystore_try_exchange(x, KS_OP_STATUS, &store);
 	values[0] = CStringGetTextDatum(uri);
 	values[1] = CStringGetTextDatum(status == KS_OK ? "ok" : keystore_status_text(status));
 	values[2] = CStringGetTextDatum(x->reason);
@@ -517,13 +257,13 @@ nc_keystore_status(PG_FUNCTION_ARGS)
 	if (status == KS_OK)
 	{
 		for (int i = 3; i < 7; i++)
-			values[i] = CStringGetTextDatum(get_text(x));
+			values[i] = CStringGetTextDatum(keystore_get_text(x));
 		for (int i = 7; i < 10; i++)
 			values[i] = BoolGetDatum(wire_get_uint(&x->r, 1) != 0);
 		nulls[8] = PG_ARGISNULL(0);
-		values[10] = CStringGetTextDatum(get_text(x));
+		values[10] = CStringGetTextDatum(keystore_get_text(x));
 		values[11] = BoolGetDatum(wire_get_uint(&x->r, 1) != 0);
-		must_be_done(x);
+		keystore_must_be_done(x);
 	}
-	PG_RETURN_DATUM(row_datum(fcinfo, values, nulls));
+	PG_RETURN_DATUM(keystore_row_datum(fcinfo, values, nulls));
 }

@@ -4,7 +4,7 @@
 # loudly and leave the school unreadable until somebody decides; and must end
 # in the same state wherever it was interrupted, also over a restart and in a
 # restored dump.  Keys that no backup needs any more go the same way.  Against
-# a stand-in for AWS KMS whose calendar can be moved.
+# a stand-in for AWS KMS whose keys can be aged.
 
 use strict;
 use warnings;
@@ -106,14 +106,6 @@ sub key_of
 	return $key->{id};
 }
 
-sub days_pass
-{
-	my ($days) = @_;
-
-	double_says($folder, 'advance', seconds => $days * 86400);
-	return;
-}
-
 sub erased_ok
 {
 	my ($school, $what) = @_;
@@ -165,10 +157,10 @@ is(school_reads($node, 'living'), 'Anna i living', 'another school reads');
 
 $node->restart;
 is(school_reads($node, 'plain'), 'NC002', 'after a restart it is as before');
-days_pass(6);
+days_pass($folder, 6, $node);
 erase('plain');
 is(case_of('plain', 'e.state'), 'pending', 'a day before, too');
-days_pass(2);
+days_pass($folder, 2, $node);
 is(case_of('plain', 'e.state'), 'pending', 'nothing happens by itself');
 is(code_of("erase_tenant('plain', 'agreement_ended', 'PUB-1')"),
 	'', 'after that date the call ends it');
@@ -234,7 +226,7 @@ is( one("SELECT count(*) FROM nomp_crypt.audit WHERE act = 'erase_voided' AND te
 	),
 	'1',
 	'once on record');
-days_pass(40);
+days_pass($folder, 40, $node);
 erase('saved');
 is(case_of('saved', 'e.state'), 'pending', 'time alone decides nothing');
 ($state, $said) = called("resubmit_erasure('saved')");
@@ -246,7 +238,7 @@ is( case_of(
 	),
 	'pending true 1',
 	'the try that was cancelled stays on record');
-days_pass(8);
+days_pass($folder, 8, $node);
 is(code_of("erase_tenant('saved', 'agreement_ended', 'PUB-1')"),
 	'', 'and after a week');
 erased_ok('saved', 'cancelled once');
@@ -274,7 +266,7 @@ is( case_of(
 	),
 	'2',
 	'both are on record');
-days_pass(8);
+days_pass($folder, 8, $node);
 erase('twice');
 erased_ok('twice', 'cancelled twice');
 
@@ -341,7 +333,7 @@ erased_ok('twice', 'cancelled twice');
 		is(case_of($school, 'e.state'), 'pending', "$school: pending");
 		is(states($school), 'PendingDeletion', "$school: its key, too");
 	}
-	days_pass(8);
+	days_pass($folder, 8, $node);
 	# seen to be gone, and the transaction that knows it is lost
 	$session = $node->background_psql('postgres', on_error_stop => 0);
 	$session->query_safe('SET client_min_messages = warning; BEGIN');
@@ -376,7 +368,7 @@ erased_ok('twice', 'cancelled twice');
 	$node->command_ok(
 		[ 'pg_restore', '-d', $node->connstr('restored'), $dump ],
 		'is restored');
-	days_pass(8);
+	days_pass($folder, 8, $node, 'postgres', 'restored');
 	is( $node->safe_psql(
 			'restored', "SELECT nomp_crypt.adopt_keystore() IS NOT NULL"),
 		't',
@@ -485,7 +477,7 @@ double_says(
 	);
 	is(code_of('destroy_expired_keks()'), '', 'then it is ended again');
 	is(states('retired'), 'Enabled PendingDeletion', 'as before');
-	days_pass(8);
+	days_pass($folder, 8, $node);
 	($state, $said) = called('destroy_expired_keks()');
 	like(
 		$said,

@@ -21,8 +21,8 @@ start_double($dir);
 run_client('boto3', @examiner, $dir);
 
 # Keys, and dates, outlive it.
-my @before = double_keys($dir);
 double_says($dir, 'advance', seconds => 86400);
+my @before = double_keys($dir);
 kill_double($dir);
 start_double($dir);
 is_deeply([ double_keys($dir) ],

@@ -182,7 +182,7 @@ double_says($folder, 'down', on => \1);
 is(erase('moves'), 'NC004', 'the service cannot be asked: nothing is said');
 is(case_state('moves'), 'pending', 'and nothing changes');
 double_says($folder, 'recover');
-double_says($folder, 'advance', seconds => 8 * 86400);
+days_pass($folder, 8, $node);
 for my $school (qw(moves returns))
 {
 	is(erase($school), '', "$school: a week later");

@@ -47,7 +47,7 @@ my @asking = (
 	'_keystore_destroy begins',
 	'_keystore_destroy ends',
 	'_erase_schedule begins',
-	'_erase_schedule, _keystore_see ends',
+	'_erase_schedule, _erase_present ends',
 	'_erase_schedule ends',
 	'_erase_settle begins',
 	'_erase_settle ends',
@@ -67,7 +67,7 @@ my @ways = (
 		before => \&somebody_cancels,
 		points => [
 			'_erase_look begins',
-			'_erase_look, _keystore_see ends',
+			'_erase_look, _erase_present ends',
 			'_erase_look ends',
 			'_erase_void begins',
 			'_erase_void ends',
@@ -94,11 +94,10 @@ my @ways = (
 	{
 		name => 'seeing that they are gone',
 		call => 'erase_tenant',
-		before =>
-		  sub { double_says($folder, 'advance', seconds => 8 * 86400) },
+		before => sub { days_pass($folder, 8, $node) },
 		points => [
 			'_erase_look begins',
-			'_erase_look, _keystore_see ends',
+			'_erase_look, _erase_present ends',
 			'_erase_gone begins',
 			'_erase_gone ends',
 			'_erase_settle begins',

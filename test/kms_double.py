@@ -10,7 +10,7 @@ checked signatures; t/kms_double_is_like_kms.pl has it examined by boto3.  It
 is no keystore: it protects nothing.
 
 Three ports: TLS and plain HTTP for the services, and one by which tests move
-its clocks, break things and look into it (aws_double/control.py).  With port
+its clock, break things and look into it (aws_double/control.py).  With port
 0, or none given, a free one.
 
 In the FOLDER, which is made:
@@ -77,7 +77,7 @@ class Double:
     def __init__(self, folder, place, ports):
         self.folder = folder
         self.clock = Clock()
-        self.store = Store(f"{folder}/journal", self.clock)
+        self.store = Store(f"{folder}/journal")
         self.kms = Kms(self.store, place)
         self.identities = Identities(self.clock, place.account, place.partition)
         for name, (access_key, secret, allow) in USERS.items():

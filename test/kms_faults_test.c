@@ -156,13 +156,12 @@ test_bodies(Helper *h, DataKey *good)
 static void
 test_wrapped(Helper *h, const DataKey *good, const DataKey *others)
 {
-	static const char *const places[] = {
-		"arn:aws:kms:us-east-1:" ACCOUNT ":key/%s", "arn:aws-cn:kms:eu-north-1:" ACCOUNT ":key/%s",
-	};
 	static const char *const names[] = {
 		"alias/nomp_crypt", "arn:aws:kms:eu-north-1:" ACCOUNT ":alias/x", "%s", "",
 		"arn:aws:kms:eu-north-1:" ACCOUNT ":key/%s:x", "arn:aws:s3:eu-north-1:" ACCOUNT ":key/%s",
-		"arn:aws:kms:eu-north-1:999999999999:key/%s",
+		"arn:aws:kms:eu-north-1:999999999999:key/%s", "arn:aws:kms:us-east-1:" ACCOUNT ":key/%s",
+		"arn:aws:kms:eu-west-1:" ACCOUNT ":key/%s", "arn:aws-cn:kms:eu-north-1:" ACCOUNT ":key/%s",
+		ARN "mrk-0123456789abcdef0123456789abcdef",
 	};
 	DataKey		key;
 	char		arn[256];
@@ -175,7 +174,7 @@ test_wrapped(Helper *h, const DataKey *good, const DataKey *others)
 		key = *good;
 		key.wrapped[i] ^= 1;
 		status = unwrap_one(h, KEK1, &key);
-		all = status == KS_INTEGRITY || (status == KS_REGION && i > 10 && i < 30);
+		all = status == KS_INTEGRITY;
 		if (!all)
 			printf("# byte %zu: %d %s\n", i, status, reply.reason);
 	}
@@ -186,13 +185,7 @@ test_wrapped(Helper *h, const DataKey *good, const DataKey *others)
 	key = *good;
 	key.wrapped[key.wrapped_len++] = 0;
 	tap_ok(unwrap_one(h, KEK1, &key) == KS_INTEGRITY, "one too many");
-	for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++)
-	{
-		key = *good;
-		snprintf(arn, sizeof(arn), places[i], key_id(KEK1));
-		rename_wrapped(&key, arn);
-		tap_ok(unwrap_one(h, KEK1, &key) == KS_REGION, "%s", reply.reason);
-	}
+	forget_calls();
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 	{
 		key = *good;
@@ -200,6 +193,8 @@ test_wrapped(Helper *h, const DataKey *good, const DataKey *others)
 		rename_wrapped(&key, arn);
 		tap_ok(unwrap_one(h, KEK1, &key) == KS_INTEGRITY, "a wrapped key that names \"%s\"", arn);
 	}
+	tap_ok(strstr(control("{\"do\": \"calls\", \"action\": \"Decrypt\"}"), "NotFound") == NULL,
+		   "none of them is asked for");
 	tap_ok(unwrap_one(h, KEK1, &(DataKey) {.aad = "place 1 0", .wrapped_len = 61, .wrapped = {1}}) == KS_INTEGRITY,
 		   "one of another kind of keystore");
 	key = *others;

@@ -14,7 +14,9 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Time::HiRes ();
 
-our @EXPORT = qw(start_double kill_double double_says double_keys double_uri);
+our @EXPORT = qw(
+  start_double kill_double double_says double_keys double_uri days_pass
+);
 
 my %doubles;    # folder => { pid, tls, plain, control, options }
 my $json = JSON::PP->new->canonical;
@@ -105,6 +107,24 @@ sub double_keys
 		  { map { $_->{TagKey} => $_->{TagValue} } @{ $key->{tags} } };
 		$key;
 	} @{ double_says($folder, 'keys') };
+}
+
+# days_pass(FOLDER, DAYS, NODE, DATABASES...): as if that much time had passed, for
+# its keys and for what the databases know of their ends; no clock is moved.
+sub days_pass
+{
+	my ($folder, $days, $node, @databases) = @_;
+
+	double_says($folder, 'advance', seconds => $days * 86400);
+	$node->safe_psql($_, <<"SQL") for @databases ? @databases : 'postgres';
+UPDATE nomp_crypt.erasure e SET pending_until = pending_until - interval '$days days',
+	keystores = (SELECT jsonb_object_agg(k.key, k.value || CASE WHEN k.value ? 'until' THEN
+		jsonb_build_object('until', (k.value ->> 'until')::timestamptz - interval '$days days') ELSE '{}' END)
+		FROM jsonb_each(e.keystores) k)
+WHERE e.state = 'pending';
+UPDATE nomp_crypt.kek SET pending_until = pending_until - interval '$days days' WHERE state = 'retired';
+SQL
+	return;
 }
 
 END

@@ -61,15 +61,10 @@ def json_response(status, value, kind="application/json"):
 
 
 class Clock:
-    """The service's two clocks: of what it writes into a calendar (dates of
-    deletion), and of signatures and credentials.  Tests move them apart."""
+    """The clock of signatures and credentials, which tests can move."""
 
     def __init__(self):
-        self.calendar = 0.0
         self.skew = 0.0
-
-    def today(self):
-        return time.time() + self.calendar
 
     def now(self):
         return time.time() + self.skew

@@ -23,8 +23,8 @@ class Control:
     # time
 
     def do_advance(self, seconds):
-        """Move the calendar: deletions come due."""
-        self.double.store.move_calendar(seconds)
+        """As if that much time had passed for the keys: deletions come due."""
+        self.double.store.age(seconds)
 
     def do_skew(self, seconds):
         """Move the clock that signatures and credentials are judged by."""

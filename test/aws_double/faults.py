@@ -199,5 +199,6 @@ def send_nothing(connection, response):
 
 SENDERS = {"huge": send_huge, "endless_head": send_endless_head, "truncated": send_truncated,
            "drip": send_drip, "lost": send_nothing}
-KINDS = {"error", "hang", "close", "redirect", "other_plaintext", "failed_after",
+# "pretend": the answer says that it was done, and it was not
+KINDS = {"error", "hang", "close", "redirect", "other_plaintext", "failed_after", "pretend",
          *BODIES, *SENDERS}

@@ -9,6 +9,7 @@ import binascii
 import fnmatch
 import json
 import re
+import time
 import uuid
 
 import botocore.loaders
@@ -200,7 +201,7 @@ class Kms:
         key = {
             "id": f"mrk-{uuid.uuid4().hex}" if multi_region else str(uuid.uuid4()),
             "spec": spec, "usage": usage, "origin": origin, "multi_region": multi_region,
-            "created": self.store.clock.today(), "deletion": None,
+            "created": time.time(), "deletion": None,
             "state": "Enabled" if origin == "AWS_KMS" else "PendingImport",
             "description": values.get("Description", ""), "tags": tags,
             "policy": values.get("Policy", FIRST_POLICY), "material": new_material()}
@@ -335,7 +336,7 @@ class Kms:
                                     " failed to satisfy constraint: Member must have value"
                                     " between 7 and 30")
         key = self.store.change(key, state="PendingDeletion",
-                                deletion=self.store.clock.today() +
+                                deletion=time.time() +
                                 (0 if self.at_once else days * 86400))
         return {"KeyId": self.arn(key["id"]), "DeletionDate": round(key["deletion"], 3),
                 "KeyState": "PendingDeletion", "PendingWindowInDays": days}

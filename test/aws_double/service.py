@@ -88,13 +88,17 @@ class Service:
         self.faults.take(action)
         values = self.kms.parse(action, request.body)
         note["key"] = self.key_of(values)
+        note["sent"] = {name: value for name, value in values.items() if not isinstance(value, bytes)}
         fault = self.faults.next(action, note["key"])
         response = fault and self.faults.before(fault)
         if response is not None:
             return response
         self.allow(identity, action, values)
         with self.kms.store.lock:
+            before = self.kms.store.current(note["key"])
             answer = getattr(self.kms, action)(values)
+            if fault is not None and fault.kind == "pretend":
+                self.kms.store.save(before)
         response = Response(200, b"" if answer is None else json.dumps(answer).encode(), KMS_JSON)
         if fault is not None:
             response = self.faults.after(fault, action, response)

@@ -10,9 +10,8 @@ class Store:
     """A key is a dict of what JSON can hold; it is replaced, never changed, so
     that views of earlier moments stay true."""
 
-    def __init__(self, path, clock):
+    def __init__(self, path):
         self.lock = threading.RLock()
-        self.clock = clock
         self.lag = 0.0              # seconds until reads see what was written
         self.keys = {}              # id => list of (time, key), newest last
         self.aliases = {}           # name => id
@@ -29,10 +28,8 @@ class Store:
             entry = json.loads(line)
             if "key" in entry:
                 self.keys[entry["key"]["id"]] = [(0.0, entry["key"])]
-            elif "alias" in entry:
-                self.aliases[entry["alias"]] = entry["id"]
             else:
-                self.clock.calendar = entry["calendar"]
+                self.aliases[entry["alias"]] = entry["id"]
 
     def note(self, entry):
         self.journal.write(json.dumps(entry).encode() + b"\n")
@@ -52,12 +49,16 @@ class Store:
         self.note({"alias": name, "id": key_id})
         self.aliases[name] = key_id
 
-    def move_calendar(self, seconds):
-        self.clock.calendar += seconds
-        self.note({"calendar": self.clock.calendar})
+    def age(self, seconds):
+        """Every date that was written moves into the past."""
+        for views in self.keys.values():
+            key = views[-1][1]
+            deletion = key["deletion"]
+            self.change(key, created=key["created"] - seconds,
+                        deletion=None if deletion is None else deletion - seconds)
 
     def gone(self, key):
-        return key["deletion"] is not None and key["deletion"] <= self.clock.today()
+        return key["deletion"] is not None and key["deletion"] <= time.time()
 
     def current(self, key_id):
         """As it is, or None."""
