@@ -213,18 +213,6 @@ read_body(Call *call, const AwsAnswer *answer)
 	return ks_fail(call->why, KS_MODULE_ERROR, "an answer is no JSON object");
 }
 
-/* Whatever else a service's words repeat, it is not our credentials. */
-static void
-hide_echo(AwsReply *reply, const AwsCredentials *credentials)
-{
-	char		start[17];
-
-	snprintf(start, sizeof(start), "%s", credentials->token != NULL ? credentials->token : "");
-	if (strstr(reply->message, credentials->secret) != NULL ||
-		(start[0] != '\0' && strstr(reply->message, start) != NULL))
-		reply->message[0] = '\0';
-}
-
 /* One attempt.  Unless KS_OK, call->verdict says what next. */
 static KsStatus
 attempt(Call *call, AwsCredentials *credentials)
@@ -241,7 +229,8 @@ attempt(Call *call, AwsCredentials *credentials)
 		else
 		{
 			aws_read_error(&answer, call->reply);
-			hide_echo(call->reply, credentials);
+			aws_hide_echo(call->reply, credentials->secret);
+			aws_hide_echo(call->reply, credentials->token);
 			call->verdict = aws_judge(&answer, call->reply, (int64_t) time(NULL), call->why);
 			status = call->verdict.status;
 		}

@@ -15,6 +15,7 @@
 #include "aws_xml.h"
 
 #define SKEW_SECONDS	240		/* the services allow five minutes */
+#define ECHO_LEN		16		/* so many characters of a secret are a part of it */
 
 typedef struct KnownError
 {
@@ -180,6 +181,35 @@ aws_read_error(const AwsAnswer *answer, AwsReply *reply)
 	else
 		read_json_error(answer, reply);
 	if (repeats_request(reply->error))
+		reply->message[0] = '\0';
+}
+
+/* Does a text repeat the secret, or so much of it that it is no accident? */
+static bool
+repeats(const char *text, const char *secret)
+{
+	char		part[ECHO_LEN + 1];
+
+	if (strlen(secret) <= ECHO_LEN)
+		return strstr(text, secret) != NULL;
+	for (; strlen(text) >= ECHO_LEN; text++)
+	{
+		memcpy(part, text, ECHO_LEN);
+		part[ECHO_LEN] = '\0';
+		if (strstr(secret, part) != NULL)
+			return true;
+	}
+	return false;
+}
+
+void
+aws_hide_echo(AwsReply *reply, const char *secret)
+{
+	if (secret == NULL || secret[0] == '\0')
+		return;
+	if (repeats(reply->error, secret))
+		reply->error[0] = '\0';
+	if (repeats(reply->message, secret))
 		reply->message[0] = '\0';
 }
 

@@ -20,6 +20,9 @@ typedef struct AwsVerdict
 /* Fill error and message of the reply from an answer that is no success. */
 extern void aws_read_error(const AwsAnswer *answer, AwsReply *reply);
 
+/* Words that repeat a secret, or a part of it, are no words; NULL is none. */
+extern void aws_hide_echo(AwsReply *reply, const char *secret);
+
 /* "now" is this machine's clock, in seconds since 1970. */
 extern AwsVerdict aws_judge(const AwsAnswer *answer, const AwsReply *reply,
 							int64_t now, KsFailure *why);

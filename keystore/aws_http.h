@@ -24,6 +24,7 @@ typedef struct AwsRequest
 	size_t		body_len;
 	int64_t		until;			/* by aws_now() */
 	long		connect_ms;		/* at most so long to connect, 0: a third */
+	const char *secret;			/* that an error's words may repeat, or NULL */
 	bool		once;			/* on a connection of its own: libcurl sends
 								 * again by itself what an old one has lost */
 } AwsRequest;

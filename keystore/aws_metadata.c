@@ -149,6 +149,7 @@ aws_from_container(const AwsSources *from, int64_t until, AwsCredentials **out, 
 	{
 		if (token.len > 0)
 			headers[request.n_headers++] = (AwsHeader) {"Authorization", token.data};
+		request.secret = token.data;
 		status = aws_fetch(from->http, &request, "the container's endpoint", &answer, why);
 	}
 	if (status == KS_OK)
@@ -183,7 +184,7 @@ get_page(const AwsSources *from, const AwsText *base, const char *page, const Aw
 	AwsText		url = {0};
 	AwsRequest	request = {
 		.method = "GET", .plain = true, .headers = headers, .n_headers = 1,
-		.until = until, .connect_ms = CONNECT_MS,
+		.until = until, .connect_ms = CONNECT_MS, .secret = token->data,
 	};
 	KsStatus	status;
 

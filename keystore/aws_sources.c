@@ -55,13 +55,14 @@ pause_before(int tries, int64_t until)
 
 /* What an answer that is no success means for the search of credentials. */
 static KsStatus
-judge(const AwsAnswer *answer, const char *who, bool *again, KsFailure *why)
+judge(const AwsAnswer *answer, const AwsRequest *request, const char *who, bool *again, KsFailure *why)
 {
 	AwsReply	reply = {0};
 	KsFailure	inner = {0};
 	AwsVerdict	verdict;
 
 	aws_read_error(answer, &reply);
+	aws_hide_echo(&reply, request->secret);
 	verdict = aws_judge(answer, &reply, (int64_t) time(NULL), &inner);
 	*again = verdict.again;
 	switch (verdict.status)
@@ -92,7 +93,7 @@ aws_fetch(AwsHttp *http, const AwsRequest *request, const char *who, AwsAnswer *
 		{
 			if (answer->status == 200)
 				return KS_OK;
-			status = judge(answer, who, &again, why);
+			status = judge(answer, request, who, &again, why);
 			aws_text_free(&answer->body);
 		}
 		if (!again || tries >= TRIES || !pause_before(tries, request->until))

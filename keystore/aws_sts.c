@@ -67,12 +67,12 @@ read_credentials(const AwsAnswer *answer, const char *source, KsFailure *why)
 
 static KsStatus
 send_form(const AwsSources *from, const AwsText *form, AwsHeader *headers, int n,
-		  int64_t until, const char *source, AwsCredentials **out, KsFailure *why)
+		  const char *secret, int64_t until, const char *source, AwsCredentials **out, KsFailure *why)
 {
 	AwsRequest	request = {
 		.method = "POST", .url = from->sts.url, .plain = from->sts.plain,
 		.headers = headers, .n_headers = n,
-		.body = form->data, .body_len = form->len, .until = until,
+		.body = form->data, .body_len = form->len, .until = until, .secret = secret,
 	};
 	AwsAnswer	answer = {0};
 	KsStatus	status = aws_fetch(from->http, &request, "STS", &answer, why);
@@ -117,7 +117,8 @@ aws_assume_role(const AwsSources *from, const AwsAssumption *role, const AwsCred
 	else
 	{
 		headers[n++] = (AwsHeader) {"Authorization", authorization.data};
-		status = send_form(from, &form, headers, n, until, "assumed role", out, why);
+		status = send_form(from, &form, headers, n, by->token != NULL ? by->token : by->secret,
+						   until, "assumed role", out, why);
 	}
 	aws_text_free(&authorization);
 	aws_text_free(&form);
@@ -149,7 +150,7 @@ aws_assume_with_token(const AwsSources *from, const AwsAssumption *role, const c
 	if (token.len == 0 || token.len > MAX_WEB_TOKEN || form.bad)
 		status = ks_fail(why, KS_CREDENTIALS, "%.200s holds no token", token_file);
 	else
-		status = send_form(from, &form, headers, 1, until, "web identity", out, why);
+		status = send_form(from, &form, headers, 1, token.data, until, "web identity", out, why);
 	aws_text_free(&token);
 	aws_text_free(&form);
 	return status;

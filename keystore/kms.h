@@ -5,9 +5,9 @@
  * Layers, from the bottom: kms_encode.c (base64, keys, signatures),
  * kms_arn.c (names of keys, the wrapped form), kms_uri.c (the setting),
  * kms_call.c (one call of the service, its answer checked), kms_directory.c
- * (which key has which label), kms_look.c (canary, finding keys, verdicts of
- * absence), kms_crypto.c (data keys), kms_create.c (making keys),
- * kms_erase.c, kms_register.c and kms.c (the operations).
+ * and kms_tags.c (which key has which label), kms_look.c (canary, finding
+ * keys, verdicts of absence), kms_crypto.c (data keys), kms_create.c (making
+ * keys), kms_erase.c, kms_register.c and kms.c (the operations).
  *
  * Operations run in several threads at once.  A Keystore's settings do not
  * change after it was made; the rest of it is guarded by "lock", the
@@ -135,6 +135,14 @@ typedef struct KmsPlace
 	KsBytes		aad;
 } KmsPlace;
 
+/* Asking again, as long as there is time: begin with {0}. */
+typedef struct KmsAgain
+{
+	double		pause;
+	bool		denied;			/* once, with these words */
+	KsFailure	said;
+} KmsAgain;
+
 typedef KsStatus (*KmsTask) (Keystore *ks, size_t i, void *arg, KsFailure *why);
 
 /* kms_encode.c */
@@ -164,6 +172,7 @@ extern double kms_now(void);
 extern double kms_time_left(void);
 extern bool kms_pause(double seconds);
 extern double kms_longer(double pause);
+extern bool kms_again(KmsAgain *again, bool not_yet, KsStatus *status, KsFailure *why);
 extern KsStatus kms_call(Keystore *ks, AwsRole role, const char *action, json_t *body,
 						 AwsReply *reply, KsFailure *why);
 extern bool kms_error_is(const AwsReply *reply, const char *name);
@@ -174,17 +183,23 @@ extern KsStatus kms_read_description(Keystore *ks, const json_t *metadata, KmsKi
 									 KmsArn *arn, KmsSight *sight, KsFailure *why);
 extern KsStatus kms_describe(Keystore *ks, const char *arn, KmsKind kind, KmsSight *sight,
 							 KsFailure *why);
+extern KsStatus kms_see_manager(Keystore *ks, const char *arn, bool *aws, KsFailure *why);
 extern KsStatus kms_each(Keystore *ks, size_t n, KmsTask task, void *arg, KsFailure *why);
 
 /* kms_directory.c */
 extern KmsDirectory *directory_new(void);
 extern void directory_free(KmsDirectory *dir);
 extern bool directory_get(KmsDirectory *dir, const char *arn, KmsKey *out);
+extern bool directory_put(KmsDirectory *dir, const KmsKey *key);
 extern void directory_described(KmsDirectory *dir, const char *arn);
+extern void directory_made(KmsDirectory *dir, const char *arn);
+extern bool directory_is_new(KmsDirectory *dir, const char *arn);
 extern void directory_gone(KmsDirectory *dir, const char *arn);
 extern bool directory_match(KmsDirectory *dir, const char *label, bool as_prefix, KmsKeys *out);
 extern void directory_free_keys(KmsKeys *keys);
 extern KsStatus directory_refresh(Keystore *ks, KsFailure *why);
+
+/* kms_tags.c */
 extern KsStatus directory_read(Keystore *ks, const char *arn, KmsKey *out, KsFailure *why);
 
 /* kms_look.c */

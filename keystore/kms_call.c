@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "kms.h"
+#include "workers.h"
 
 #define DEFAULT_PATIENCE	10000	/* milliseconds */
 #define LONGEST_PAUSE		1.0 /* seconds */
@@ -64,6 +65,28 @@ kms_longer(double pause)
 	return 2 * pause < LONGEST_PAUSE ? 2 * pause : LONGEST_PAUSE;
 }
 
+/*
+ * May what an attempt came to be different soon, and is there time?  Access
+ * that was denied before stays denied when the time is over in the middle of
+ * the next attempt.
+ */
+bool
+kms_again(KmsAgain *again, bool not_yet, KsStatus *status, KsFailure *why)
+{
+	if (again->denied && *status == KS_NETWORK)
+	{
+		*why = again->said;
+		*status = KS_ACCESS_DENIED;
+		return false;
+	}
+	if (!not_yet)
+		return false;
+	again->denied = *status == KS_ACCESS_DENIED;
+	again->said = *why;
+	again->pause = again->pause == 0 ? KMS_FIRST_PAUSE : kms_longer(again->pause);
+	return kms_pause(again->pause);
+}
+
 /* Call; KS_REFUSED leaves reply->error for the caller to interpret. */
 KsStatus
 kms_call(Keystore *ks, AwsRole role, const char *action, json_t *body, AwsReply *reply,
@@ -88,14 +111,21 @@ kms_error_is(const AwsReply *reply, const char *name)
 	return strcmp(reply->error, name) == 0;
 }
 
-/* A refusal that means nothing in particular to its caller. */
+/*
+ * A refusal that means nothing in particular to its caller.  Of quotas, this
+ * is about what there may be at once, not about requests: that is throttling.
+ */
 KsStatus
 kms_refused(const char *action, const AwsReply *reply, KsFailure *why)
 {
-	const KsStatus status = kms_error_is(reply, "LimitExceededException") ? KS_THROTTLED :
-		KS_MODULE_ERROR;
-
-	return ks_fail(why, status, "%s: %s: %s", action, reply->error, reply->message);
+	if (!kms_error_is(reply, "LimitExceededException"))
+		return ks_fail(why, KS_MODULE_ERROR, "%s: %s: %s", action, reply->error, reply->message);
+	if (strcmp(action, "CreateKey") == 0)
+		return ks_fail(why, KS_REFUSED, "CreateKey: the account's quota of keys in this region is "
+					   "used up, not one of requests; ask AWS to raise it (%s: %s)",
+					   reply->error, reply->message);
+	return ks_fail(why, KS_REFUSED, "%s: a quota is used up, not one of requests (%s: %s)", action,
+				   reply->error, reply->message);
 }
 
 /* Is an answer about the key that was asked for? */
@@ -224,6 +254,28 @@ kms_describe(Keystore *ks, const char *arn, KmsKind kind, KmsSight *sight, KsFai
 	return status;
 }
 
+/*
+ * Does AWS manage a key, for one of its other services?  Such a key can have
+ * no tags.
+ */
+KsStatus
+kms_see_manager(Keystore *ks, const char *arn, bool *aws, KsFailure *why)
+{
+	AwsReply	reply;
+	const json_t *metadata;
+	KsStatus	status = kms_call(ks, AWS_EVERYDAY, "DescribeKey",
+								  json_pack("{s:s}", "KeyId", arn), &reply, why);
+
+	if (status == KS_REFUSED)
+		status = kms_refused("DescribeKey", &reply, why);
+	metadata = json_object_get(reply.body, "KeyMetadata");
+	if (status == KS_OK && !says(metadata, "Arn", arn))
+		status = ks_fail(why, KS_MODULE_ERROR, "DescribeKey: the answer is about another key than %s", arn);
+	*aws = status == KS_OK && says(metadata, "KeyManager", "AWS");
+	aws_reply_free(&reply);
+	return status;
+}
+
 /* ---- many calls at once ---- */
 
 typedef struct Crew
@@ -287,12 +339,16 @@ kms_each(Keystore *ks, size_t n, KmsTask task, void *arg, KsFailure *why)
 {
 	Crew		crew = {ks, task, arg, n, deadline};
 	pthread_t	threads[KMS_MAX_THREADS - 1];
+	pthread_attr_t attr;
 	size_t		started = 0;
 
 	pthread_mutex_init(&crew.lock, NULL);
+	pthread_attr_init(&attr);
+	(void) pthread_attr_setstacksize(&attr, KS_STACK_SIZE);
 	while (started + 1 < n && started < KMS_MAX_THREADS - 1 &&
-		   pthread_create(&threads[started], NULL, begin_work, &crew) == 0)
+		   pthread_create(&threads[started], &attr, begin_work, &crew) == 0)
 		started++;
+	pthread_attr_destroy(&attr);
 	(void) work(&crew);
 	for (size_t i = 0; i < started; i++)
 		pthread_join(threads[i], NULL);

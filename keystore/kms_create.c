@@ -3,9 +3,11 @@
  *		Makes keys, and makes provisional ones lasting.
  *
  * A key is made with its tags, in one call, and used when the service shows
- * it with them: it is not known everywhere at once.  CreateKey is not
- * repeated if it may have succeeded, so a failure can leave a provisional
- * key, which is found by its tags.
+ * it with them: it is not known everywhere at once.  Policies that go by tags
+ * may know them minutes later only, so access that is denied to a new key is
+ * asked for again, as long as there is time.  CreateKey is not repeated
+ * if it may have succeeded, so a failure can leave a provisional key, which is
+ * found by its tags.
  *
  * Secrets: data keys, in the callers' structs.
  */
@@ -74,7 +76,7 @@ static KsStatus
 wait_until_seen(Keystore *ks, KmsKind kind, KmsKey *key, KsFailure *why)
 {
 	const KmsKey made = *key;
-	double		pause = KMS_FIRST_PAUSE;
+	KmsAgain	again = {0};
 	KmsSight	sight;
 	KsStatus	status;
 
@@ -90,12 +92,13 @@ wait_until_seen(Keystore *ks, KmsKind kind, KmsKey *key, KsFailure *why)
 		{
 			key->described = true;
 			directory_described(ks->directory, key->arn);
+			directory_made(ks->directory, key->arn);
 			return KS_OK;
 		}
-		if (status != KS_OK && status != KS_KEY_ABSENT)
-			return status;
-		pause = kms_longer(pause);
-	} while (kms_pause(pause));
+	} while (kms_again(&again, status == KS_OK || status == KS_KEY_ABSENT || status == KS_ACCESS_DENIED,
+					   &status, why));
+	if (status != KS_OK && status != KS_KEY_ABSENT)
+		return status;
 	return ks_fail(why, KS_NETWORK, "the service does not show the new key %s in time", made.arn);
 }
 
@@ -138,11 +141,12 @@ kms_make_key(Keystore *ks, const char *label, const char *inst, const char *scho
 static KsStatus
 wait_until_healthy(Keystore *ks, const char *inst, KsFailure *why)
 {
-	double		pause = KMS_FIRST_PAUSE;
+	KmsAgain	again = {0};
 	KsStatus	status;
 
-	while ((status = kms_prove_healthy(ks, inst, why)) == KS_MODULE_ERROR && kms_pause(pause))
-		pause = kms_longer(pause);
+	do
+		status = kms_prove_healthy(ks, inst, why);
+	while (kms_again(&again, status == KS_MODULE_ERROR || status == KS_ACCESS_DENIED, &status, why));
 	return status;
 }
 
@@ -211,16 +215,15 @@ static KsStatus
 wrap_new(Keystore *ks, const KmsKey *kek, const KsLabel *label, KsNewKey *key, KsFailure *why)
 {
 	const KmsPlace place = {label->inst, label->tenant, key->aad};
-	double		pause = KMS_FIRST_PAUSE;
+	KmsAgain	again = {0};
 	KsStatus	status;
 
-	while ((status = kms_wrap_key(ks, kek, &place, true, key, why)) == KS_KEY_ABSENT ||
-		   status == KS_KEY_DISABLED)
-	{
-		pause = kms_longer(pause);
-		if (!kms_pause(pause))
-			return ks_fail(why, KS_NETWORK, "the service does not use the new key %s in time", kek->arn);
-	}
+	do
+		status = kms_wrap_key(ks, kek, &place, true, key, why);
+	while (kms_again(&again, status == KS_KEY_ABSENT || status == KS_KEY_DISABLED ||
+					 status == KS_ACCESS_DENIED, &status, why));
+	if (status == KS_KEY_ABSENT || status == KS_KEY_DISABLED)
+		return ks_fail(why, KS_NETWORK, "the service does not use the new key %s in time", kek->arn);
 	return status;
 }
 
@@ -295,11 +298,16 @@ KsStatus
 kms_confirm(Keystore *ks, const KsLabel *label, KsFailure *why)
 {
 	KmsKey		key;
+	KmsAgain	again = {0};
 	KsStatus	status = kms_begin(ks, label->inst, why);
 
 	if (status == KS_OK)
 		status = kms_find_surely(ks, label, &key, why);
-	if (status == KS_OK && key.provisional)
+	if (status != KS_OK || !key.provisional)
+		return status;
+	do
 		status = kms_take_off_mark(ks, label->inst, &key, why);
+	while (kms_again(&again, status == KS_ACCESS_DENIED && directory_is_new(ks->directory, key.arn),
+					 &status, why));
 	return status;
 }

@@ -134,6 +134,23 @@ decrypt(Keystore *ks, const KmsWrapped *wrapped, const KmsPlace *place,
 	return status;
 }
 
+/*
+ * A key's use was denied.  The service says so of some keys that are disabled,
+ * will be deleted or are gone, too: those are verdicts.  Otherwise it stays
+ * as the service said it.
+ */
+static KsStatus
+denied(Keystore *ks, const char *inst, const KmsKey *kek, KsFailure *why)
+{
+	const KsFailure said = *why;
+	const KsStatus status = kms_explain(ks, inst, kek, KMS_WRAPPING, why);
+
+	if (status == KS_KEY_ABSENT || status == KS_KEY_DISABLED)
+		return status;
+	*why = said;
+	return KS_ACCESS_DENIED;
+}
+
 /* ---- the canary's round trip ---- */
 
 static KsStatus
@@ -178,6 +195,14 @@ kms_prove_healthy(Keystore *ks, const char *inst, KsFailure *why)
 
 		status = ks_fail(why, KS_MODULE_ERROR, "the canary does not work: %.300s", said.reason);
 	}
+	if (status == KS_ACCESS_DENIED)
+	{
+		const KsFailure said = *why;
+
+		status = ks_fail(why, status, "kms:Encrypt and kms:Decrypt are needed for the canary, with " TAG_SCHOOL
+						 " \"" CANARY_PLACE "\" in the context, to prove that the service works: %.250s",
+						 said.reason);
+	}
 	return status;
 }
 
@@ -197,6 +222,8 @@ kms_wrap(Keystore *ks, const KsLabel *label, bool fresh, KsNewKey *key, KsFailur
 	for (int i = 0; status == KS_OK && i < TRIES; i++, pause *= 2)
 	{
 		status = kms_wrap_key(ks, &kek, &place, fresh, key, why);
+		if (status == KS_ACCESS_DENIED)
+			return denied(ks, label->inst, &kek, why);
 		if (status != KS_KEY_ABSENT && status != KS_KEY_DISABLED)
 			return status;
 		status = kms_explain(ks, label->inst, &kek, KMS_WRAPPING, why);
@@ -286,9 +313,10 @@ open_wrapped(Keystore *ks, Unwrap *u, const KmsWrapped *wrapped, const KmsKey *k
 				return status;
 			continue;
 		}
-		if (status != KS_KEY_ABSENT && status != KS_KEY_DISABLED)
-			return status;
-		status = kms_explain(ks, u->label->inst, kek, KMS_WRAPPING, why);
+		if (status == KS_ACCESS_DENIED)
+			status = denied(ks, u->label->inst, kek, why);
+		else if (status == KS_KEY_ABSENT || status == KS_KEY_DISABLED)
+			status = kms_explain(ks, u->label->inst, kek, KMS_WRAPPING, why);
 		if (status == KS_KEY_ABSENT)
 			return misplaced(ks, u, why);
 		if (status != KS_OK)

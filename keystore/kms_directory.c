@@ -6,7 +6,8 @@
  * region's are listed, and the tags of those read that are not known yet, or
  * had no label of ours when they were last read.  An entry is a hint, of
  * which nothing follows about absence; what is decided by a label is read
- * again by directory_read.  Entries stay for the life of the helper.
+ * again by directory_read.  Entries stay for the life of the helper.  A key
+ * that AWS manages may refuse to show its tags: it is none of ours, for ever.
  *
  * One mutex guards the entries, another the listing: those who want one
  * while it runs wait for the next, which serves them all.  No secrets here.
@@ -21,13 +22,14 @@
 
 #define LIST_LIMIT		1000
 #define MAX_PAGES		2000
-#define TAGS_LIMIT		50
-#define MAX_TAG_PAGES	4
+#define TAGS_LAG		300		/* seconds until policies know a key's tags, at most */
 
 typedef struct Entry
 {
 	KmsKey		key;
 	bool		gone;			/* when its tags were read */
+	bool		aws;			/* managed by AWS, for other services */
+	double		made;			/* when this helper did, or 0 */
 } Entry;
 
 struct KmsDirectory
@@ -147,8 +149,8 @@ directory_get(KmsDirectory *dir, const char *arn, KmsKey *out)
 }
 
 /* Remember a key as its tags were just read. */
-static bool
-put_key(KmsDirectory *dir, const KmsKey *key)
+bool
+directory_put(KmsDirectory *dir, const KmsKey *key)
 {
 	Entry	   *entry;
 
@@ -179,6 +181,49 @@ directory_described(KmsDirectory *dir, const char *arn)
 	if (entry != NULL)
 		entry->key.described = true;
 	pthread_mutex_unlock(&dir->lock);
+}
+
+/* This helper has made a key, just now. */
+void
+directory_made(KmsDirectory *dir, const char *arn)
+{
+	Entry	   *entry;
+
+	pthread_mutex_lock(&dir->lock);
+	entry = find_entry(dir, arn);
+	if (entry != NULL)
+		entry->made = kms_now();
+	pthread_mutex_unlock(&dir->lock);
+}
+
+/* Did this helper make a key so lately that policies may not know its tags? */
+bool
+directory_is_new(KmsDirectory *dir, const char *arn)
+{
+	Entry	   *entry;
+	bool		new;
+
+	pthread_mutex_lock(&dir->lock);
+	entry = find_entry(dir, arn);
+	new = entry != NULL && entry->made != 0 && kms_now() - entry->made < TAGS_LAG;
+	pthread_mutex_unlock(&dir->lock);
+	return new;
+}
+
+/* Remember that AWS manages a key. */
+static bool
+put_aws_key(KmsDirectory *dir, const char *arn)
+{
+	Entry	   *entry;
+
+	pthread_mutex_lock(&dir->lock);
+	entry = find_entry(dir, arn);
+	if (entry == NULL)
+		entry = add_entry(dir, arn);
+	if (entry != NULL)
+		entry->aws = true;
+	pthread_mutex_unlock(&dir->lock);
+	return entry != NULL;
 }
 
 /* The service does not know a key any more. */
@@ -248,138 +293,6 @@ directory_free_keys(KmsKeys *keys)
 	*keys = (KmsKeys) {NULL, 0};
 }
 
-/* ---- tags ---- */
-
-/* Copy what may be longer, or hold anything. */
-static void
-copy_printable(char *out, size_t size, const char *text)
-{
-	size_t		n = 0;
-
-	for (; text[n] != '\0' && n + 1 < size; n++)
-		out[n] = text[n] >= ' ' && text[n] <= '~' ? text[n] : '?';
-	out[n] = '\0';
-}
-
-/* Take in one tag.  A mark that is malformed is none: such a key is kept. */
-static void
-take_tag(KmsKey *key, char mark[64], const char *name, const char *value)
-{
-	if (strcmp(name, TAG_LABEL) == 0)
-		copy_printable(key->label, sizeof(key->label), value);
-	else if (strcmp(name, TAG_PROVISIONAL) == 0)
-		copy_printable(mark, 64, value);
-	else if (strcmp(name, TAG_HEAD) == 0)
-		copy_printable(key->head, sizeof(key->head), value);
-}
-
-static void
-take_mark(KmsKey *key, const char *mark)
-{
-	char		marked[KS_MAX_LABEL + 128];
-	KsLabel		label;
-
-	snprintf(marked, sizeof(marked), "%s:provisional@%s", key->label, mark);
-	if (label_parse(marked, &label) && label.provisional)
-	{
-		key->provisional = true;
-		key->created = label.created;
-	}
-}
-
-/* Read one page of tags; *marker is what the next begins with, or NULL. */
-static KsStatus
-read_tag_page(const json_t *body, KmsKey *key, char mark[64], const char **marker,
-			  KsFailure *why)
-{
-	const json_t *tags = json_object_get(body, "Tags");
-	const json_t *tag;
-	size_t		i;
-
-	*marker = NULL;
-	if (!json_is_array(tags))
-		return ks_fail(why, KS_MODULE_ERROR, "ListResourceTags: the answer has no tags");
-	json_array_foreach(tags, i, tag)
-	{
-		const char *name = json_string_value(json_object_get(tag, "TagKey"));
-		const char *value = json_string_value(json_object_get(tag, "TagValue"));
-
-		if (name == NULL || value == NULL)
-			return ks_fail(why, KS_MODULE_ERROR, "ListResourceTags: the answer has a tag without name or value");
-		take_tag(key, mark, name, value);
-	}
-	if (json_is_true(json_object_get(body, "Truncated")))
-	{
-		*marker = json_string_value(json_object_get(body, "NextMarker"));
-		if (*marker == NULL)
-			return ks_fail(why, KS_MODULE_ERROR, "ListResourceTags: the answer goes on nowhere");
-	}
-	return KS_OK;
-}
-
-static KsStatus
-tags_refused(const AwsReply *reply, const char *arn, KsFailure *why)
-{
-	if (!kms_error_is(reply, "NotFoundException"))
-		return kms_refused("ListResourceTags", reply, why);
-	return ks_fail(why, KS_KEY_ABSENT, "the service does not know %s", arn);
-}
-
-static KsStatus
-read_tags(Keystore *ks, const char *arn, KmsKey *key, KsFailure *why)
-{
-	char		mark[64] = "";
-	json_t	   *request = json_pack("{s:s, s:i}", "KeyId", arn, "Limit", TAGS_LIMIT);
-
-	for (int page = 0; page < MAX_TAG_PAGES; page++)
-	{
-		AwsReply	reply;
-		const char *marker = NULL;
-		KsStatus	status = kms_call(ks, AWS_EVERYDAY, "ListResourceTags", request, &reply, why);
-
-		if (status == KS_OK)
-			status = read_tag_page(reply.body, key, mark, &marker, why);
-		else if (status == KS_REFUSED)
-			status = tags_refused(&reply, arn, why);
-		request = marker == NULL ? NULL :
-			json_pack("{s:s, s:i, s:s}", "KeyId", arn, "Limit", TAGS_LIMIT, "Marker", marker);
-		aws_reply_free(&reply);
-		if (status == KS_OK && marker == NULL && mark[0] != '\0')
-			take_mark(key, mark);
-		if (status != KS_OK || marker == NULL)
-			return status;
-	}
-	json_decref(request);
-	return ks_fail(why, KS_MODULE_ERROR, "%s has more tags than a key can have", arn);
-}
-
-/*
- * Read a key's tags, now, and remember them.  KS_KEY_ABSENT, which is no
- * verdict: the service does not know it.
- */
-KsStatus
-directory_read(Keystore *ks, const char *arn, KmsKey *out, KsFailure *why)
-{
-	KmsKey		key = {0};
-	KsStatus	status;
-
-	snprintf(key.arn, sizeof(key.arn), "%s", arn);
-	status = read_tags(ks, arn, &key, why);
-	if (status == KS_KEY_ABSENT)
-		directory_gone(ks->directory, arn);
-	if (status == KS_ACCESS_DENIED)
-	{
-		const KsFailure said = *why;
-
-		return ks_fail(why, status, "it cannot be known whose key %s is: %.200s", arn, said.reason);
-	}
-	if (status != KS_OK)
-		return status;
-	if (!put_key(ks->directory, &key) || !directory_get(ks->directory, arn, out))
-		return ks_fail(why, KS_MODULE_ERROR, "out of memory");
-	return KS_OK;
-}
-
 /* ---- listing ---- */
 
 typedef struct Arns
@@ -418,9 +331,14 @@ free_arns(Arns *arns)
 static bool
 is_news(KmsDirectory *dir, const char *arn)
 {
-	KmsKey		key;
+	Entry	   *entry;
+	bool		news;
 
-	return !directory_get(dir, arn, &key) || key.label[0] == '\0';
+	pthread_mutex_lock(&dir->lock);
+	entry = find_entry(dir, arn);
+	news = entry == NULL || (!entry->aws && (entry->gone || entry->key.label[0] == '\0'));
+	pthread_mutex_unlock(&dir->lock);
+	return news;
 }
 
 /* The name of a key in a listing; those of several regions may be somebody's. */
@@ -494,6 +412,21 @@ list_keys(Keystore *ks, Arns *news, KsFailure *why)
 	return ks_fail(why, KS_MODULE_ERROR, "ListKeys: the answer does not end");
 }
 
+/* A key that does not show its tags: one that AWS manages is none of ours. */
+static KsStatus
+skip_aws_key(Keystore *ks, const char *arn, KsFailure *why)
+{
+	const KsFailure said = *why;
+	bool		aws;
+
+	if (kms_see_manager(ks, arn, &aws, why) != KS_OK || !aws)
+	{
+		*why = said;
+		return KS_ACCESS_DENIED;
+	}
+	return put_aws_key(ks->directory, arn) ? KS_OK : ks_fail(why, KS_MODULE_ERROR, "out of memory");
+}
+
 static KsStatus
 read_news(Keystore *ks, size_t i, void *arg, KsFailure *why)
 {
@@ -501,6 +434,8 @@ read_news(Keystore *ks, size_t i, void *arg, KsFailure *why)
 	KmsKey		key;
 	KsStatus	status = directory_read(ks, news->items[i], &key, why);
 
+	if (status == KS_ACCESS_DENIED)
+		return skip_aws_key(ks, news->items[i], why);
 	/* its deletion came to its end, or its creation is not known everywhere */
 	return status == KS_KEY_ABSENT ? KS_OK : status;
 }
@@ -527,7 +462,13 @@ wait_for_listing(KmsDirectory *dir)
 	if (left <= 0)
 		return false;
 	clock_gettime(CLOCK_MONOTONIC, &until);
-	until.tv_sec += (time_t) left + 1;
+	until.tv_sec += (time_t) left;
+	until.tv_nsec += (long) ((left - (double) (time_t) left) * 1e9);
+	if (until.tv_nsec >= 1000000000)
+	{
+		until.tv_sec++;
+		until.tv_nsec -= 1000000000;
+	}
 	return pthread_cond_timedwait(&dir->listed, &dir->list_lock, &until) == 0;
 }
 

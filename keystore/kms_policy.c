@@ -2,9 +2,9 @@
  * kms_policy.c
  *		The policy of new keys, from a template file.
  *
- * The file is a key policy in which ${account}, ${region}, ${installation}
- * and ${school} stand for what they say; ${school} is "canary" or "register"
- * for those keys.  IAM's own variables have a colon in their names, or are
+ * The file is a key policy in which ${partition}, ${region}, ${account},
+ * ${installation} and ${school} stand for what they say; ${school} is "canary"
+ * or "register" for those keys.  IAM's own variables have a colon in their names, or are
  * one of ${*} ${?} ${$}, and are left as they are.  No secrets in it.
  */
 #include <errno.h>
@@ -141,6 +141,7 @@ kms_policy(Keystore *ks, const char *inst, const char *school, char **out, KsFai
 {
 	char		account[ACCOUNT_LEN + 1];
 	const Variable variables[] = {
+		{"partition", ks->partition},
 		{"account", account},
 		{"region", ks->options.region},
 		{"installation", inst},

@@ -4,16 +4,32 @@
  *
  * A key pair for each generation, found by its tag.  The head is a tag of the
  * canary, which is there for as long as the keystore is ours.  The service
- * may show an older head for a while, never one that was not written.  No
- * secrets here.
+ * may show an older head for a while, never one that was not written.
+ *
+ * A head begins with a number.  Requests about it are served in the order in
+ * which they come, reading ones among them: who appends reads the head first,
+ * so what was set before is there before the next number is made up.  What
+ * comes too late nevertheless, from another helper, or again after a crash,
+ * has a smaller number and changes nothing.  Smaller on purpose is what
+ * follows records that were lost, and only after the head that goes was read.
+ *
+ * No secrets here.
  */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kms.h"
 
 #define MAX_DER			80		/* of a signature on P-256 */
 #define TAG_CHARS		"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 +-=._:/@"
+
+/* Whose turn it is with the head, and which one was read last. */
+static pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t next_turn = PTHREAD_COND_INITIALIZER;
+static uint64_t last_ticket;
+static uint64_t turn = 1;
+static char head_read[KS_MAX_REFERENCE + KS_MAX_HEAD + 2];	/* canary and head */
 
 static bool
 offers_es256(const json_t *body)
@@ -55,15 +71,19 @@ get_public_key(Keystore *ks, const char *arn, KsRegisterKey *out, KsFailure *why
 	return status;
 }
 
-/* A key that was just made may not be known everywhere. */
+/* A key that was made lately may not be known to policies; one just made, anywhere. */
 static KsStatus
-get_new_public_key(Keystore *ks, const char *arn, KsRegisterKey *out, KsFailure *why)
+wait_for_public_key(Keystore *ks, const char *arn, bool just_made, KsRegisterKey *out,
+					KsFailure *why)
 {
-	double		pause = KMS_FIRST_PAUSE;
+	KmsAgain	again = {0};
 	KsStatus	status;
 
-	while ((status = get_public_key(ks, arn, out, why)) == KS_MODULE_ERROR && kms_pause(pause))
-		pause = kms_longer(pause);
+	do
+		status = get_public_key(ks, arn, out, why);
+	while (kms_again(&again, (status == KS_MODULE_ERROR && just_made) ||
+					 (status == KS_ACCESS_DENIED && directory_is_new(ks->directory, arn)),
+					 &status, why));
 	return status;
 }
 
@@ -92,13 +112,13 @@ kms_register_key(Keystore *ks, const char *inst, uint32_t generation, bool creat
 	if (status == KS_OK)
 		status = find_pair(ks, inst, generation, &found, why);
 	if (status == KS_OK)
-		return get_public_key(ks, found.key.arn, out, why);
+		return wait_for_public_key(ks, found.key.arn, false, out, why);
 	if (status != KS_KEY_ABSENT || !create)
 		return status;
 	label_register(inst, generation, label);
 	status = kms_make_key(ks, label, inst, "register", NULL, KMS_SIGNING, &key, why);
 	if (status == KS_OK)
-		status = get_new_public_key(ks, key.arn, out, why);
+		status = wait_for_public_key(ks, key.arn, true, out, why);
 	if (status == KS_OK)
 		status = find_pair(ks, inst, generation, &found, why);
 	out->created = status == KS_OK;
@@ -142,14 +162,20 @@ kms_sign(Keystore *ks, const char *inst, uint32_t generation,
 	size_t		len = 0;
 	KsRegisterKey public;
 	KmsFound	found;
+	KmsAgain	again = {0};
 	KsStatus	status = kms_begin(ks, inst, why);
 
 	if (status == KS_OK)
 		status = find_pair(ks, inst, generation, &found, why);
 	if (status == KS_OK)
-		status = get_public_key(ks, found.key.arn, &public, why);
+		status = wait_for_public_key(ks, found.key.arn, false, &public, why);
 	if (status == KS_OK)
-		status = ask_signature(ks, found.key.arn, digest, der, &len, why);
+	{
+		do
+			status = ask_signature(ks, found.key.arn, digest, der, &len, why);
+		while (kms_again(&again, status == KS_ACCESS_DENIED &&
+						 directory_is_new(ks->directory, found.key.arn), &status, why));
+	}
 	if (status == KS_OK &&
 		(!kms_signature_holds(public.public_key, public.public_key_len, digest, der, len) ||
 		 !kms_signature_raw(der, len, signature)))
@@ -158,6 +184,54 @@ kms_sign(Keystore *ks, const char *inst, uint32_t generation,
 }
 
 /* ---- the head ---- */
+
+static void
+take_turn(void)
+{
+	uint64_t	mine;
+
+	pthread_mutex_lock(&turns);
+	mine = ++last_ticket;
+	while (turn != mine)
+		pthread_cond_wait(&next_turn, &turns);
+	pthread_mutex_unlock(&turns);
+}
+
+static void
+end_turn(void)
+{
+	pthread_mutex_lock(&turns);
+	turn++;
+	pthread_cond_broadcast(&next_turn);
+	pthread_mutex_unlock(&turns);
+}
+
+/* The number that a head begins with; 0 if it does not. */
+static unsigned long long
+head_number(const char *head)
+{
+	return *head >= '1' && *head <= '9' ? strtoull(head, NULL, 10) : 0;
+}
+
+/* Remember which head was read, or compare with it.  In this thread's turn. */
+static bool
+was_read(const KmsKey *canary, bool now)
+{
+	char		text[sizeof(head_read)];
+
+	snprintf(text, sizeof(text), "%s %s", canary->arn, canary->head);
+	if (now)
+		memcpy(head_read, text, sizeof(head_read));
+	return strcmp(head_read, text) == 0;
+}
+
+/* Is a head that is to be set what is there, or did it come too late? */
+static bool
+is_there(const KmsKey *canary, const char *head)
+{
+	return strcmp(canary->head, head) == 0 ||
+		(head_number(head) < head_number(canary->head) && !was_read(canary, false));
+}
 
 static KsStatus
 set_head(Keystore *ks, const char *arn, const char *head, KsFailure *why)
@@ -173,7 +247,7 @@ set_head(Keystore *ks, const char *arn, const char *head, KsFailure *why)
 	return status;
 }
 
-/* Wait until the service shows the head that was set. */
+/* Wait until the service shows the head that was set, or somebody's later one. */
 static KsStatus
 wait_for_head(Keystore *ks, const char *head, KmsKey *canary, KsFailure *why)
 {
@@ -184,7 +258,8 @@ wait_for_head(Keystore *ks, const char *head, KmsKey *canary, KsFailure *why)
 	{
 		KsStatus	status = directory_read(ks, was.arn, canary, why);
 
-		if (status != KS_OK || strcmp(canary->head, head) == 0)
+		if (status != KS_OK || strcmp(canary->head, head) == 0 ||
+			(head_number(canary->head) > head_number(head) && strcmp(canary->head, was.head) != 0))
 			return status;
 		if (!kms_pause(pause))
 			return ks_fail(why, KS_NETWORK, "the service does not show the register's new head in time");
@@ -192,25 +267,44 @@ wait_for_head(Keystore *ks, const char *head, KmsKey *canary, KsFailure *why)
 	}
 }
 
+/* Set the head, unless a later one is there; "canary" is as it was just read. */
+static KsStatus
+replace_head(Keystore *ks, const char *head, KmsKey *canary, KsFailure *why)
+{
+	KmsAgain	again = {0};
+	KsStatus	status;
+
+	if (is_there(canary, head))
+		return KS_OK;
+	do
+		status = set_head(ks, canary->arn, head, why);
+	while (kms_again(&again, status == KS_ACCESS_DENIED && directory_is_new(ks->directory, canary->arn),
+					 &status, why));
+	return status == KS_OK ? wait_for_head(ks, head, canary, why) : status;
+}
+
 KsStatus
 kms_head(Keystore *ks, const char *inst, bool set, char *head, KsFailure *why)
 {
 	KmsKey		canary;
-	KsStatus	status = kms_begin(ks, inst, why);
+	KsStatus	status;
 
+	take_turn();
+	status = kms_begin(ks, inst, why);
 	if (status == KS_OK && set && head[strspn(head, TAG_CHARS)] != '\0')
 		status = ks_fail(why, KS_REFUSED, "the register's head has characters that no tag can have");
 	if (status == KS_OK)
 		status = kms_canary(ks, inst, &canary, why);
-	if (status == KS_OK && set)
-		status = set_head(ks, canary.arn, head, why);
-	if (status == KS_OK && set)
-		status = wait_for_head(ks, head, &canary, why);
-	else if (status == KS_OK)
+	if (status == KS_OK)
 		status = directory_read(ks, canary.arn, &canary, why);
+	if (status == KS_OK && set)
+		status = replace_head(ks, head, &canary, why);
+	else if (status == KS_OK)
+		(void) was_read(&canary, true);
 	if (status == KS_KEY_ABSENT)
 		status = KS_TOKEN_WRONG;	/* the canary went while it was looked at */
 	if (status == KS_OK)
 		strcpy(head, canary.head);
+	end_turn();
 	return status;
 }

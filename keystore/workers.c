@@ -17,8 +17,6 @@
 
 #include "workers.h"
 
-#define STACK_SIZE	(1024 * 1024)
-
 struct Worker
 {
 	pthread_t	thread;
@@ -80,7 +78,7 @@ add_worker(void)
 	(void) madvise(w->frames, sizeof(*w->frames), MADV_DONTDUMP);
 	pthread_cond_init(&w->wake, NULL);
 	pthread_attr_init(&attr);
-	(void) pthread_attr_setstacksize(&attr, STACK_SIZE);
+	(void) pthread_attr_setstacksize(&attr, KS_STACK_SIZE);
 	ok = pthread_create(&w->thread, &attr, work, w) == 0;
 	pthread_attr_destroy(&attr);
 	if (!ok)

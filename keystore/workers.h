@@ -11,6 +11,9 @@
 
 #include "protocol.h"
 
+/* Of every thread of the helper: memory that is locked is not for stacks. */
+#define KS_STACK_SIZE	(1024 * 1024)
+
 /* Where a request and its answer are; data keys among them. */
 typedef struct Frames
 {

@@ -410,6 +410,52 @@ test_instance(void)
 	expect_none("", "no AWS credentials were found", "switched off");
 }
 
+/* A new client fails, with the words of an endpoint, unless they repeat "token". */
+static void
+expect_silence(const char *profile, const char *http, const char *token, const char *name)
+{
+	AwsClient  *client = client_of(profile, "");
+	Result		r = call(client, AWS_EVERYDAY, "DescribeKey", "who", PATIENT);
+
+	if (!tap_ok(r.status != KS_OK && strstr(r.why.reason, http) != NULL &&
+				strstr(r.why.reason, "not with") == NULL && strstr(r.why.reason, token) == NULL, "%s", name))
+		printf("# status %d: %s\n", r.status, r.why.reason);
+	aws_reply_free(&r.reply);
+	aws_client_free(client);
+}
+
+/* Who gives credentials out may repeat what it was asked with. */
+static void
+test_echo(void)
+{
+	clear_sources();
+	(void) setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", local_url("/container"), 1);
+	expect_none("", "not with None", "a container's endpoint is quoted");
+	(void) setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "start=0123456789abcdef0123456789", 1);
+	expect_silence("", "401", "0123456789abcdef", "not if it repeats the token");
+	clear_sources();
+	(void) unsetenv("AWS_EC2_METADATA_DISABLED");
+	(void) setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", local_url("/"), 1);
+	set_control("instance=echo");
+	expect_silence("", "403", "instance-token", "nor an instance's");
+
+	clear_sources();
+	write_file(server_path("token"), "eyJhbGciOiJub25lIn0.e30.the-rest-of-it", 0600);
+	(void) setenv("AWS_WEB_IDENTITY_TOKEN_FILE", server_path("token"), 1);
+	(void) setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/w", 1);
+	set_control("sts=echo");
+	expect_silence("", "403", "eyJ", "nor STS a web identity's");
+
+	clear_sources();
+	write_file(server_path("config"), "[profile e]\nrole_arn = arn:aws:iam::1:role/r\n"
+			   "credential_source = Environment\n", 0600);
+	(void) setenv("AWS_ACCESS_KEY_ID", "AKIDENV", 1);
+	(void) setenv("AWS_SECRET_ACCESS_KEY", "secret-env", 1);
+	(void) setenv("AWS_SESSION_TOKEN", "a-session-token-that-nobody-may-see", 1);
+	set_control("sts=echo");
+	expect_silence("e", "403", "a-session", "nor a session's");
+}
+
 /* Short-lived credentials are replaced before they expire, and after. */
 static void
 test_renewal(void)
@@ -544,6 +590,7 @@ main(void)
 	test_web_identity();
 	test_container();
 	test_instance();
+	test_echo();
 	test_renewal();
 	test_failing_renewal();
 	test_refused_by_service();

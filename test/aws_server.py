@@ -232,6 +232,9 @@ def sts(request):
         "laughs": answer(200, b"<!DOCTYPE a [<!ENTITY b 'bbbbbbbbbb'><!ENTITY c '&b;&b;&b;&b;&b;'>]>"
                               b"<A><R><Credentials><AccessKeyId>&c;</AccessKeyId></Credentials></R></A>"),
         "deep": answer(200, b"<a>" * 10000),
+        "echo": answer(403, "<ErrorResponse><Error><Code>AccessDenied</Code><Message>not with "
+                            f"{form.get('WebIdentityToken', request.headers.get('x-amz-security-token'))}"
+                            "</Message></Error></ErrorResponse>".encode()),
     }
     if CONTROL["sts"] == "slow":
         time.sleep(1)
@@ -267,7 +270,7 @@ def container(request):
     count("container")
     wanted = request.headers.get("authorization")
     if wanted != "token-c":
-        return answer(401, {"code": "x", "message": "no"})
+        return answer(401, {"code": "x", "message": f"not with {wanted}"})
     return answer(200, given("container"))
 
 
@@ -286,6 +289,8 @@ def instance(request, path):
     if path == base:
         return answer(404) if mode == "no-role" else answer(200, b"../x" if mode == "bad-role" else b"the-role\n")
     if path == base + "the-role":
+        if mode == "echo":
+            return answer(403, {"code": "x", "message": "not with " + request.headers["x-aws-ec2-metadata-token"]})
         if mode == "failed":
             return answer(200, {"Code": "AssumeRoleUnauthorizedAccess", "Message": "x"})
         return answer(200, dict(given("instance"), Code="Success", Type="AWS-HMAC"))

@@ -390,6 +390,27 @@ def examine_rights():
     check(error(kms.decrypt, CiphertextBlob=blob) == "", "until it is allowed again")
 
 
+def examine_managed_key():
+    arn = says("managed", service="s3")
+    key = kms.describe_key(KeyId="alias/aws/s3")["KeyMetadata"]
+    check((key["Arn"], key["KeyManager"]) == (arn, "AWS"), "a key that AWS manages says so")
+    check(kms.list_resource_tags(KeyId=arn)["Tags"] == [], "it has no tags")
+    refused("it can have none", "AccessDeniedException", kms.tag_resource, KeyId=arn,
+            Tags=[{"TagKey": "a", "TagValue": "1"}])
+    refused("it is not the account's to delete", "AccessDeniedException",
+            kms.schedule_key_deletion, KeyId=arn)
+    refused("nor to encrypt with", "AccessDeniedException", kms.encrypt, KeyId=arn, Plaintext=b"x")
+
+
+def examine_tag_lag():
+    key = new_key(Tags=[{"TagKey": "a", "TagValue": "1"}])["KeyId"]
+    with trouble("tag_lag", seconds=60, actions=["Encrypt"]):
+        check(kms.list_resource_tags(KeyId=key)["Tags"] != [], "tags show before policies know them")
+        refused("until then they allow nothing", "AccessDeniedException", kms.encrypt, KeyId=key,
+                Plaintext=b"x")
+    check(error(kms.encrypt, KeyId=key, Plaintext=b"x") == "", "then they do")
+
+
 def session_client(identity):
     return client(session=with_keys(identity["AccessKeyId"], identity["SecretAccessKey"],
                                     identity["SessionToken"]))
@@ -570,6 +591,7 @@ def main():
         for examine in (examine_keys, examine_kinds_of_keys, examine_pages,
                         examine_cryptography, examine_signing, examine_states,
                         examine_signatures, examine_tampering, examine_rights, examine_sts,
+                        examine_managed_key, examine_tag_lag,
                         examine_metadata, examine_tls, examine_faults, examine_lag,
                         examine_many, leave_something):
             examine()

@@ -4,6 +4,7 @@
 import json
 
 from .basics import ApiError, json_response
+from .policies import from_page
 
 
 class Control:
@@ -36,6 +37,11 @@ class Control:
     def do_lag(self, seconds):
         self.double.store.lag = seconds
 
+    def do_tag_lag(self, seconds, actions=()):
+        """Policies know tags so late; these actions are refused until then."""
+        self.double.kms.tag_lag = seconds
+        self.double.kms.tag_actions = actions
+
     # trouble
 
     def do_fault(self, **rules):
@@ -54,6 +60,7 @@ class Control:
         self.double.clock.skew = 0.0
         self.double.store.lag = 0.0
         self.double.kms.max_page = self.double.kms.max_keys = None
+        self.do_tag_lag(0.0)
 
     def do_down(self, on=True):
         """Connections are accepted and closed; those that are open end."""
@@ -101,6 +108,10 @@ class Control:
         """Gone, at once."""
         self.double.store.change(self.key(key), state="PendingDeletion", deletion=0)
 
+    def do_managed(self, service="ebs", lets=("Describe*", "Get*", "List*")):
+        """A key that AWS manages; "lets": the actions that its policy leaves."""
+        return self.double.kms.new_managed_key(service, list(lets))
+
     def do_call(self, action, **values):
         """An action of KMS as by another client, without credentials."""
         body = json.dumps(values).encode()
@@ -115,6 +126,16 @@ class Control:
             if not hasattr(identity, field):
                 raise KeyError(f"an identity has no {field}")
             setattr(identity, field, value)
+
+    def do_policy(self, name, page, heading, words):
+        """One of them may do what a page's policy says."""
+        self.double.identities.named(name).policy = from_page(page, heading, words)
+
+    def do_may(self, name, action, **values):
+        """Would one of them be allowed this?"""
+        body = json.dumps(values).encode()
+        return self.double.service.may(self.double.identities.named(name), action,
+                                       self.double.kms.parse(action, body))
 
     def do_sessions(self, **fields):
         """How sessions will be: "seconds", "allow"; "metadata": is there any?"""

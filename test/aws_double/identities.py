@@ -16,6 +16,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from .basics import ApiError
+from .policies import allows
 
 MAX_SKEW = 300
 AUTHORIZATION = re.compile(
@@ -24,16 +25,21 @@ AUTHORIZATION = re.compile(
 
 
 class Identity:
+    """What it may do is in "allow" and "deny", or in a policy of IAM."""
+
     def __init__(self, access_key, secret, arn, allow=("*",), token=None, expires=None):
         self.access_key = access_key
         self.secret = secret
         self.arn = arn
         self.allow = list(allow)
         self.deny = []
+        self.policy = None
         self.token = token
         self.expires = expires
 
-    def may(self, action):
+    def may(self, action, resource="*", context=None):
+        if self.policy is not None:
+            return allows(self.policy, action, resource, context or {})
         return (any(fnmatch.fnmatchcase(action, rule) for rule in self.allow) and
                 not any(fnmatch.fnmatchcase(action, rule) for rule in self.deny))
 

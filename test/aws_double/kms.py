@@ -6,6 +6,7 @@ the API reference, and "Key states of AWS KMS keys" in the developer guide."""
 
 import base64
 import binascii
+import fnmatch
 import json
 import re
 import time
@@ -72,6 +73,8 @@ class Kms:
         self.at_once = False        # windows are over as soon as they begin
         self.max_keys = None
         self.max_page = None
+        self.tag_lag = 0.0          # seconds until policies know what tags say
+        self.tag_actions = []       # which then are refused, whatever the policy
         self.model = botocore.model.ServiceModel(
             botocore.loaders.Loader().load_service_model("kms", "service-2"))
         self.shapes = {}
@@ -159,6 +162,20 @@ class Kms:
             raise self.wrong_state(key)
         return key
 
+    # who may, as far as it is the key's
+
+    def tags_for_policies(self, key_id):
+        key = key_id and self.store.before(key_id, self.tag_lag)
+        return key["tags"] if key else []
+
+    def lets(self, key_id, action):
+        key = key_id and self.store.current(key_id)
+        if not key:
+            return True
+        if action in self.tag_actions and self.tags_for_policies(key_id) != key["tags"]:
+            return False
+        return any(fnmatch.fnmatchcase(action, rule) for rule in key.get("lets", ["*"]))
+
     def wrong_state(self, key):
         words = {"PendingDeletion": "pending deletion", "PendingImport": "pending import"}
         return ApiError("KMSInvalidStateException",
@@ -191,6 +208,14 @@ class Kms:
         self.store.save(key)
         return {"KeyMetadata": self.metadata(key)}
 
+    def new_managed_key(self, service, lets):
+        """One that AWS makes for a service when that first needs it.  Its own
+        policy leaves the account next to nothing."""
+        made = self.CreateKey({"Description": f"Default key of {service}"})["KeyMetadata"]
+        self.store.change(self.store.current(made["KeyId"]), manager="AWS", lets=lets)
+        self.store.save_alias(f"alias/aws/{service}", made["KeyId"])
+        return made["Arn"]
+
     def full(self):
         return self.max_keys is not None and len(self.store.all_seen()) >= self.max_keys
 
@@ -200,7 +225,7 @@ class Kms:
             "AWSAccountId": self.place.account, "KeyId": key["id"], "Arn": self.arn(key["id"]),
             "CreationDate": round(key["created"], 3), "Enabled": key["state"] == "Enabled",
             "Description": key["description"], "KeyUsage": key["usage"], "KeyState": key["state"],
-            "Origin": key["origin"], "KeyManager": "CUSTOMER", "KeySpec": key["spec"],
+            "Origin": key["origin"], "KeyManager": key.get("manager", "CUSTOMER"), "KeySpec": key["spec"],
             "CustomerMasterKeySpec": key["spec"], "MultiRegion": key["multi_region"],
             "SigningAlgorithms" if signs else "EncryptionAlgorithms":
             ["ECDSA_SHA_256"] if signs else ["SYMMETRIC_DEFAULT"]}

@@ -9,6 +9,7 @@ from collections import Counter
 from .basics import ApiError, Response
 from .credentials import CONTAINER_PATH
 from .faults import KMS_JSON
+from .policies import context_of
 
 TARGET = "TrentService."
 
@@ -92,7 +93,7 @@ class Service:
         response = fault and self.faults.before(fault)
         if response is not None:
             return response
-        self.allow(identity, action, note["key"])
+        self.allow(identity, action, values)
         with self.kms.store.lock:
             before = self.kms.store.current(note["key"])
             answer = getattr(self.kms, action)(values)
@@ -113,9 +114,22 @@ class Service:
         except ApiError:
             return name
 
-    def allow(self, identity, action, key):
-        if identity.may(f"kms:{action}"):
+    def may(self, identity, action, values):
+        """By the identity's policy, which knows a key's tags late, and the key's."""
+        key_id = self.key_of(values)
+        resource = "*" if key_id is None else self.kms.arn(key_id)
+        with self.kms.store.lock:
+            if not self.kms.lets(key_id, action):
+                return False
+            context = context_of(action, values, self.kms.tags_for_policies(key_id))
+        if action == "CreateKey" and "Tags" in values and not identity.may("kms:TagResource", resource, context):
+            return False
+        return identity.may(f"kms:{action}", resource, context)
+
+    def allow(self, identity, action, values):
+        if self.may(identity, action, values):
             return
+        key = self.key_of(values)
         resource = "*" if key is None else self.kms.arn(key)
         raise ApiError("AccessDeniedException",
                        f"User: {identity.arn} is not authorized to perform: kms:{action} on"

@@ -67,9 +67,13 @@ class Store:
 
     def seen(self, key_id):
         """As reads see it, or None."""
-        if self.lag == 0:
+        return self.before(key_id, self.lag)
+
+    def before(self, key_id, lag):
+        """As it was so many seconds ago, or None."""
+        if lag == 0:
             return self.current(key_id)
-        until = time.monotonic() - self.lag
+        until = time.monotonic() - lag
         views = [key for when, key in self.keys.get(key_id, []) if when <= until]
         return None if not views or self.gone(views[-1]) else views[-1]
 
