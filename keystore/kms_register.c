@@ -6,11 +6,9 @@
  * canary, which is there for as long as the keystore is ours.  The service
  * may show an older head for a while, never one that was not written.
  *
- * A head begins with a number.  Requests about it are served in the order in
- * which they come, reading ones among them: who appends reads the head first,
- * so what was set before is there before the next number is made up.  What
- * comes too late nevertheless, from another helper, or again after a crash,
- * has a smaller number and changes nothing.  Smaller on purpose is what
+ * A head begins with a number.  The broker has one set at a time, in order;
+ * what comes too late nevertheless, from another helper, or again after a
+ * crash, has a smaller number and changes nothing.  Smaller on purpose is what
  * follows records that were lost, and only after the head that goes was read.
  *
  * No secrets here.
@@ -24,11 +22,10 @@
 #define MAX_DER			80		/* of a signature on P-256 */
 #define TAG_CHARS		"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 +-=._:/@"
 
-/* Whose turn it is with the head, and which one was read last. */
-static pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t next_turn = PTHREAD_COND_INITIALIZER;
-static uint64_t last_ticket;
-static uint64_t turn = 1;
+static pthread_mutex_t setting = PTHREAD_MUTEX_INITIALIZER;	/* the head */
+
+/* Which one was read last. */
+static pthread_mutex_t noting = PTHREAD_MUTEX_INITIALIZER;
 static char head_read[KS_MAX_REFERENCE + KS_MAX_HEAD + 2];	/* canary and head */
 
 static bool
@@ -185,27 +182,6 @@ kms_sign(Keystore *ks, const char *inst, uint32_t generation,
 
 /* ---- the head ---- */
 
-static void
-take_turn(void)
-{
-	uint64_t	mine;
-
-	pthread_mutex_lock(&turns);
-	mine = ++last_ticket;
-	while (turn != mine)
-		pthread_cond_wait(&next_turn, &turns);
-	pthread_mutex_unlock(&turns);
-}
-
-static void
-end_turn(void)
-{
-	pthread_mutex_lock(&turns);
-	turn++;
-	pthread_cond_broadcast(&next_turn);
-	pthread_mutex_unlock(&turns);
-}
-
 /* The number that a head begins with; 0 if it does not. */
 static unsigned long long
 head_number(const char *head)
@@ -213,16 +189,20 @@ head_number(const char *head)
 	return *head >= '1' && *head <= '9' ? strtoull(head, NULL, 10) : 0;
 }
 
-/* Remember which head was read, or compare with it.  In this thread's turn. */
+/* Remember which head was read, or compare with it. */
 static bool
 was_read(const KmsKey *canary, bool now)
 {
 	char		text[sizeof(head_read)];
+	bool		same;
 
 	snprintf(text, sizeof(text), "%s %s", canary->arn, canary->head);
+	pthread_mutex_lock(&noting);
 	if (now)
 		memcpy(head_read, text, sizeof(head_read));
-	return strcmp(head_read, text) == 0;
+	same = strcmp(head_read, text) == 0;
+	pthread_mutex_unlock(&noting);
+	return same;
 }
 
 /* Is a head that is to be set what is there, or did it come too late? */
@@ -289,7 +269,8 @@ kms_head(Keystore *ks, const char *inst, bool set, char *head, KsFailure *why)
 	KmsKey		canary;
 	KsStatus	status;
 
-	take_turn();
+	if (set)
+		pthread_mutex_lock(&setting);
 	status = kms_begin(ks, inst, why);
 	if (status == KS_OK && set && head[strspn(head, TAG_CHARS)] != '\0')
 		status = ks_fail(why, KS_REFUSED, "the register's head has characters that no tag can have");
@@ -305,6 +286,7 @@ kms_head(Keystore *ks, const char *inst, bool set, char *head, KsFailure *why)
 		status = KS_TOKEN_WRONG;	/* the canary went while it was looked at */
 	if (status == KS_OK)
 		strcpy(head, canary.head);
-	end_turn();
+	if (set)
+		pthread_mutex_unlock(&setting);
 	return status;
 }
