@@ -8,8 +8,9 @@ use warnings;
 use Exporter 'import';
 use NompTest;
 use PostgreSQL::Test::Cluster;
+use Test::More;
 
-our @EXPORT = qw(uncertified);
+our @EXPORT = qw(uncertified repeats_lost_destruction submitted_long_ago);
 
 # uncertified(NODE, LABELS, IDS...): what of these schools is not as it must be:
 # the case certified, the school born, fenced, destroyed and certified once on
@@ -48,6 +49,43 @@ SQL
 
 	return join "\n", $wrong || (),
 	  map { "$_: a key is in the keystore" } @left;
+}
+
+# repeats_lost_destruction(NODE, CALL, ID, WHAT): the call that destroyed the
+# school's keys was lost, and so was what it saw; it is repeated.  A token can
+# have destroyed them.  KMS destroys no sooner than a week after it was asked:
+# keys that are gone before were not destroyed by us, and are not believed gone
+# until they can have been.
+sub repeats_lost_destruction
+{
+	my ($node, $call, $id, $what) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	if (over_kms())
+	{
+		is(sqlstate($node, $call),
+			'NC003', "$what: keys are gone sooner than KMS destroys any");
+		is(submitted_long_ago($node, $id),
+			'submitted', "$what: the case stays where it is");
+	}
+	is(sqlstate($node, $call), '', "$what: the call can be repeated");
+	return;
+}
+
+# submitted_long_ago(NODE, ID): as if the school's case had come so far more than
+# a week ago.  Returns its state.
+sub submitted_long_ago
+{
+	my ($node, $id) = @_;
+
+	return $node->safe_psql(
+		'postgres',
+		'UPDATE nomp_crypt.erasure SET '
+		  . join(', ',
+			map { "$_ = $_ - interval '8 days'" }
+			  qw(requested_at fenced_at submitted_at))
+		  . ' WHERE tenant = (SELECT uuid FROM nomp_crypt.tenant'
+		  . " WHERE id = '$id') AND state <> 'withdrawn' RETURNING state");
 }
 
 1;

@@ -64,9 +64,11 @@ sub start_double
 sub double_uri
 {
 	my ($folder, $options) = @_;
+	my ($region) = "@{ $doubles{$folder}->{options} }" =~ /--region (\S+)/;
 
+	$region //= 'eu-north-1';
 	return
-	  "aws-kms://eu-north-1?endpoint=https://127.0.0.1:$doubles{$folder}->{tls}"
+	  "aws-kms://$region?endpoint=https://127.0.0.1:$doubles{$folder}->{tls}"
 	  . "&test=yes&ca-file=$folder/ca.pem"
 	  . ($options // '');
 }

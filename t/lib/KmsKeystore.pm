@@ -120,6 +120,25 @@ sub refuse_key
 	return;
 }
 
+# make_key(DIR, LABEL, KEY): somebody makes a key, with the tags that ours have.
+sub make_key
+{
+	my ($class, $dir, $label, $name) = @_;
+	my %tags = ('nomp_crypt:label' => $name);
+
+	@tags{qw(nomp_crypt:installation nomp_crypt:school)} =
+	  $name =~ /^nomp_crypt:([^:]+):([^:]+):/
+	  or die "no key of a school: $name";
+	double_says(
+		folder($dir, $label),
+		'call',
+		action => 'CreateKey',
+		Tags =>
+		  [ map { { TagKey => $_, TagValue => $tags{$_} } } sort keys %tags ]
+	);
+	return;
+}
+
 sub unwrapper
 {
 	my ($class, $dir) = @_;
@@ -204,6 +223,17 @@ sub trouble
 
 		for my $action (@{ $calls{$operation} // die "no $operation" })
 		{
+			# a latency is every call's
+			if ($what =~ /^\d+$/ && @once)
+			{
+				double_says(
+					$current, 'fault',
+					action => $action,
+					kind => 'hang',
+					seconds => $what / 1000,
+					@once);
+				next;
+			}
 			if ($what =~ /^\d+$/)
 			{
 				double_says(
@@ -218,6 +248,28 @@ sub trouble
 				%{ $happens{$what} // die "cannot be: $what" }, @once);
 		}
 	}
+	return;
+}
+
+# What a sick service may do.
+my @ailments = (
+	{ error => 'KMSInternalException', status => 500 },
+	{ error => 'ThrottlingException' },
+	{ kind => 'close' },
+	{ kind => 'failed_after', status => 500 },
+	{ kind => 'lost' },
+	{ kind => 'hang', seconds => 0.1 },
+	{ kind => 'hang', seconds => 3 });
+
+sub chance
+{
+	my ($class, $seed, $percent) = @_;
+
+	double_says($current, 'recover');
+	double_says($current, 'seed', seed => $seed + 0);
+	double_says($current, 'fault',
+		%$_, probability => $percent / 100 / @ailments)
+	  for @ailments;
 	return;
 }
 

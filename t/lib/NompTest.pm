@@ -23,13 +23,15 @@ use Test::More;
 our @EXPORT = qw(
   make_token keystore_uri nomp_node nomp_conf create_nomp
   sqlstate in_tenant wait_until helper_pid broker_pid server_pids
-  find_in_memory school_keys fingerprint crash token_labels delete_from_token
+  find_in_memory school_keys fingerprint crash token_labels
+  delete_from_token make_key
   shim_module shim_says shim_calls set_keystore keystore_state failure
   start_query end_query open_session says starts libpq_calls
   restart_helper tampered flips outcome
   cold_schools read_school school_reads kek_label broken_rules own_register
   serial_of shim_pid set_keystores frail_keystore
-  keystore_has_trouble keystore_recovers keystore_calls over_kms
+  keystore_has_trouble keystore_recovers keystore_is_sick keystore_calls
+  over_kms
   token_goes token_returns token_refuses token_is_backed_up token_is_restored
 );
 
@@ -53,10 +55,14 @@ sub frail_keystore { return $keystore->frail_uri(@_) }
 # keystore_has_trouble(OPERATION => WHAT...): from now on.  Operations are open,
 # find, unwrap, wrap, create, destroy, enable, everything; what they do: "hangs"
 # (never answers), "holds" (answers when there is no trouble any more), "fails",
-# "forbids", "crashes", "answers wrong", the same with "once" before it, or a
-# number, of milliseconds by which it is late.
+# "forbids", "crashes", "answers wrong", or a number, of milliseconds by which it
+# is late; any of these with "once" before it.
 sub keystore_has_trouble { return $keystore->trouble(@_) }
 sub keystore_recovers    { return $keystore->trouble() }
+
+# keystore_is_sick(SEED, PERCENT): so many of all calls, by chance, fail in one
+# way or another, hang, are late, or are done though their answer is lost.
+sub keystore_is_sick { return $keystore->chance(@_) }
 
 # keystore_calls(OPERATION): how often it was tried, in the frail keystore.
 sub keystore_calls { return $keystore->calls(@_) }
@@ -82,6 +88,9 @@ sub delete_from_token { return $keystore->delete_key(@_) }
 # token_refuses(DIR, LABEL, KEY): the keystore is well, and that key, though it
 # is there, is not used, for a reason that no other key has.
 sub token_refuses { return $keystore->refuse_key(@_) }
+
+# make_key(DIR, LABEL, KEY): somebody makes a key of that label.
+sub make_key { return $keystore->make_key(@_) }
 
 # set_keystore(NODE, URI): by reload; the broker follows in its own time.
 sub set_keystore

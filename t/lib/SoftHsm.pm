@@ -110,6 +110,18 @@ sub refuse_key
 	return;
 }
 
+# make_key(DIR, LABEL, KEY): somebody makes one with a token's own tools.
+sub make_key
+{
+	my ($class, $dir, $label, $key) = @_;
+
+	pkcs11_tool(
+		$dir, $label, '--keygen', '--key-type',
+		'AES:32', '--label', $key, '--sensitive',
+		'--private');
+	return;
+}
+
 # unwrapper(DIR): how test/school_keys.py gets at the token 'nomp'.
 sub unwrapper
 {
@@ -202,6 +214,15 @@ sub trouble
 		  @{ $calls{$operation} // die "no operation $operation" };
 	}
 	shim_says(@lines);
+	return;
+}
+
+# chance(SEED, PERCENT): so many of all calls fail, in one of many ways.
+sub chance
+{
+	my ($class, $seed, $percent) = @_;
+
+	shim_says("random $seed $percent");
 	return;
 }
 

@@ -50,6 +50,10 @@ class Control:
     def do_latency(self, seconds, action="*"):
         self.double.faults.latency[action] = seconds
 
+    def do_seed(self, seed):
+        """Of the faults that have a probability."""
+        self.double.faults.random.seed(seed)
+
     def do_quota(self, action, per_second):
         self.double.faults.quotas[action] = per_second
 
