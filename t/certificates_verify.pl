@@ -14,7 +14,6 @@ use lib "$FindBin::RealBin/lib";
 
 use JSON::PP ();
 use NompTest;
-use SoftHsm ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -120,15 +119,10 @@ like(
 	'nor under a living school');
 one("UPDATE nomp_crypt.tenant_key SET tenant = '$uuid', version = version - 100, wrapped = NULL, state = 'erased' WHERE version > 100"
 );
-my @pkcs11_tool = (
-	'pkcs11-tool', '--module', $SoftHsm::softhsm, '--token-label', 'nomp',
-	'--login', '--pin', '1234');
-system_or_bail(@pkcs11_tool, '--keygen', '--key-type', 'AES:32', '--label',
-	$label);
+make_key($dir, 'nomp', $label);
 is(sqlstate($node, "CALL nomp_crypt.certify_erasure('s-0180-42')"),
 	'55000', 'nothing is certified with a key of the school in the token');
-system_or_bail(@pkcs11_tool, '--delete-object', '--type', 'secrkey',
-	'--label', $label);
+delete_from_token($dir, 'nomp', $label);
 
 # The certificate.
 one("SELECT nomp_crypt.attest_erasure('$case', 'no_keystore_backups')");

@@ -15,7 +15,6 @@ use Certified;
 use NompTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
-use SoftHsm;
 use Test::More;
 
 my $node = nomp_node('main');
@@ -49,18 +48,6 @@ sub acknowledge
 sub uuid_of
 {
 	return one("SELECT uuid FROM nomp_crypt.tenant WHERE id = '$_[0]'");
-}
-
-# A key of that label made with a token's own tools.
-sub make_key
-{
-	my ($label) = @_;
-
-	SoftHsm::pkcs11_tool(
-		$dir, 'nomp', '--keygen', '--key-type',
-		'AES:32', '--label', $label, '--sensitive',
-		'--private');
-	return;
 }
 
 # What anybody may say of that school's values; none of it is data.
@@ -168,7 +155,7 @@ like(school_reads($node, 'gone'),
 # ---- keys of the same name in the token ----
 
 my $label = kek_label($node, 'twins');
-make_key($label);
+make_key($dir, 'nomp', $label);
 $node->restart;
 like(
 	school_reads($node, 'twins'),
@@ -183,7 +170,7 @@ is(scalar(grep { $_ eq $label } token_labels($dir, 'nomp')),
 $label = kek_label($node, 'late');
 is(erase('late'), '', 'a school is erased');
 acknowledge('late');
-make_key($label);
+make_key($dir, 'nomp', $label);
 like(
 	certify('late'),
 	qr/^55000: a key of the school is in the keystore: nothing is certified/,

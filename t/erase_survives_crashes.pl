@@ -11,6 +11,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use Certified;
 use NompTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -80,15 +81,16 @@ sub case_of
 	);
 }
 
-sub erase
+sub erase_call
 {
 	my ($school, $reference) = @_;
 
 	$reference //= 'PUB-1';
-	return sqlstate($node,
-		"CALL nomp_crypt.erase_tenant('$school', 'agreement_ended', '$reference')"
-	);
+	return
+	  "CALL nomp_crypt.erase_tenant('$school', 'agreement_ended', '$reference')";
 }
+
+sub erase { return sqlstate($node, erase_call(@_)) }
 
 # The state in which every erasure ends.
 sub erased_ok
@@ -164,7 +166,15 @@ for my $school (@crash_schools)
 	is( reading($school),
 		$destroyed ? 'NC001' : 'NC002',
 		"$school: not readable after the crash");
-	is(erase($school), '', "$school: the call can be repeated");
+	if ($school eq 'destroying')
+	{
+		repeats_lost_destruction($node, erase_call($school), $school,
+			$school);
+	}
+	else
+	{
+		is(erase($school), '', "$school: the call can be repeated");
+	}
 	erased_ok($school, "crash when $school");
 }
 
