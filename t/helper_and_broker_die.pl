@@ -1,6 +1,6 @@
-# The keystore's module is somebody else's code, in a process of its own, so
-# that it may crash, hang or be killed without any session noticing more than
-# a delay; and whoever waits for it can be cancelled like any other query.
+# What speaks to the keystore, somebody else's module or a client of a service, is
+# in a process of its own, so that it may crash, hang or be killed without any
+# session noticing more than a delay; and whoever waits for it can be cancelled like any other query.
 # Only the broker is attached to the server's shared memory: killed hard, it
 # is an ordinary crash restart, after which everything reads.
 
@@ -10,6 +10,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use KmsDouble;
 use NompTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -19,10 +20,9 @@ my $kills = 100;
 
 my $node = nomp_node('main');
 my $dir = $node->{nomp_dir};
-my $uri = keystore_uri($dir, 'nomp', shim_module($dir));
+my $uri = frail_keystore($dir, 'nomp');
 
 # No request ends because of the time it takes: not before this test gives up.
-shim_says();
 $node->append_conf('postgresql.conf', <<"CONF");
 nomp_crypt.keystore = '$uri'
 nomp_crypt.keystore_timeout = 600s
@@ -61,10 +61,18 @@ my $broker = broker_pid($node);
 
 sub wait_for_calls
 {
-	my ($function, $n) = @_;
+	my ($operation, $n) = @_;
 
-	wait_until(sub { shim_calls($function) >= $n }, "call $n of $function");
+	wait_until(sub { keystore_calls($operation) >= $n },
+		"call $n of $operation");
 	return;
+}
+
+sub keys_in_token
+{
+	my @labels = token_labels($dir, 'nomp');
+
+	return scalar @labels;
 }
 
 sub is_waiting
@@ -76,36 +84,6 @@ sub is_waiting
 		  . " AND state = 'active' AND wait_event_type = 'Extension'")
 	  or die "nobody waits: $what";
 	return;
-}
-
-# ---- what the helper can reach ----
-
-reads(shift @cold, 'a school reads');
-{
-	my $helper = helper_pid($node);
-	my @report = split /\n/, slurp_file("$dir/shim.report");
-	my %open = map { /^fd (\d+) (.*)/ ? ($1 => $2) : () } @report;
-	my @maps = grep { /^map / } @report;
-	my $theirs = slurp_file("/proc/$broker/maps");
-	my $shared = qr{\srw-s\s|/dev/zero|/SYSV|/dev/shm/PostgreSQL|/pgdata/};
-
-	is($report[0], "pid $helper", 'the helper tells what it has');
-	is_deeply(
-		[ sort keys %open ],
-		[ 0 .. 3 ],
-		'it has four open descriptors and no more');
-	is_deeply(
-		[ @open{ 0, 1 } ],
-		[ '/dev/null', '/dev/null' ],
-		'two lead nowhere');
-	like($open{3}, qr/^socket:/, 'one to the broker');
-	unlike($open{2}, qr{/pgdata/|socket:}, 'one to the log');
-	like($theirs, $shared, 'shared memory shows in a map of the broker');
-	is_deeply([ grep { /$shared/ } @maps ],
-		[], 'and not in one of the helper');
-	is_deeply([ grep { m{/postgres$|nomp_crypt\.so} } @maps ],
-		[], 'which is not a copy of the server');
-	cmp_ok(scalar(@maps), '>', 10, 'there was something to look at');
 }
 
 # ---- the helper dies while nobody needs it ----
@@ -128,12 +106,12 @@ for my $signal ('KILL', 'SEGV', 'TERM')
 for my $signal ('KILL', 'SEGV')
 {
 	my $school = shift @cold;
-	my $calls = shim_calls('C_Decrypt');
+	my $calls = keystore_calls('unwrap');
 	my $query;
 
-	shim_says('C_Decrypt hang once');
+	keystore_has_trouble(unwrap => 'once hangs');
 	$query = start_query($node, read_school($school));
-	wait_for_calls('C_Decrypt', $calls + 1);
+	wait_for_calls('unwrap', $calls + 1);
 	kill $signal, helper_pid($node);
 	is_deeply(
 		[ end_query($query) ],
@@ -142,33 +120,33 @@ for my $signal ('KILL', 'SEGV')
 }
 {
 	my $school = shift @cold;
-	my $calls = shim_calls('C_Decrypt');
+	my $calls = keystore_calls('unwrap');
 	my $query;
 
-	shim_says('C_Decrypt hang');
+	keystore_has_trouble(unwrap => 'hangs');
 	$query = start_query($node, read_school($school));
 	for my $attempt (1 .. 2)
 	{
 		my $helper;
 
-		wait_for_calls('C_Decrypt', $calls + $attempt);
+		wait_for_calls('unwrap', $calls + $attempt);
 		$helper = helper_pid($node);
 		kill 'KILL', $helper;
 	}
 	is((end_query($query))[0],
 		'NC004', 'killed again over the same request: it fails cleanly');
-	is(shim_calls('C_Decrypt') - $calls, 2, 'after two attempts');
-	shim_says();
+	is(keystore_calls('unwrap') - $calls, 2, 'after two attempts');
+	keystore_recovers();
 	reads($school, 'asked again, it is answered');
 }
 {
-	my $calls = shim_calls('C_Decrypt');
+	my $calls = keystore_calls('unwrap');
 	my @schools = splice @cold, 0, 5;
 	my @queries;
 
-	shim_says('C_Decrypt hang once');
+	keystore_has_trouble(unwrap => 'once hangs');
 	@queries = map { start_query($node, read_school($_)) } @schools;
-	wait_for_calls('C_Decrypt', $calls + 1);
+	wait_for_calls('unwrap', $calls + 1);
 	kill 'KILL', helper_pid($node);
 	is_deeply(
 		[ map { [ end_query($_) ] } @queries ],
@@ -176,33 +154,59 @@ for my $signal ('KILL', 'SEGV')
 		'requests behind the one that was under way are answered too');
 }
 
-# Creating a key is not repeated: nobody knows how far it came.
+# Creating a key is not repeated: nobody knows how far it came.  A module that
+# hangs has made none; a service may have made one, when nobody hears of it any
+# more, or before its answer is there.
+my %creations = ('the keystore hangs' =>
+	  sub { keystore_has_trouble(create => 'once hangs') });
+$creations{'the answer is on its way'} = sub {
+	double_says(
+		"$dir/aws-nomp", 'fault',
+		action => 'CreateKey',
+		kind => 'drip',
+		times => 1);
+  }
+  if over_kms();
+for my $what (sort keys %creations)
 {
-	my $calls = shim_calls('C_GenerateKey');
+	my $id = $what =~ tr/ /_/r;
+	my $calls = keystore_calls('create');
+	my $keys = keys_in_token();
+	my $left = over_kms() ? 1 : 0;
 	my $query;
 
-	shim_says('C_GenerateKey hang once');
-	$query =
-	  start_query($node, q(SELECT nomp_crypt.create_tenant('interrupted')));
-	wait_for_calls('C_GenerateKey', $calls + 1);
+	$creations{$what}->();
+	$query = start_query($node, "SELECT nomp_crypt.create_tenant('$id')");
+	wait_for_calls('create', $calls + 1);
 	kill 'KILL', helper_pid($node);
-	is((end_query($query))[0], 'NC004', 'a school half created is refused');
-	is(shim_calls('C_GenerateKey') - $calls, 1, 'its key is not made twice');
-	$node->safe_psql('postgres',
-		q(SELECT nomp_crypt.create_tenant('interrupted')));
+	is((end_query($query))[0],
+		'NC004', "$what: a school half created is refused");
+	is(keystore_calls('create') - $calls,
+		1, "$what: its key is not made twice");
+	keystore_recovers();
+	wait_until(
+		sub { keys_in_token() >= $keys + $left },
+		'the keystore to make a key that nobody waits for') if $left;
+	is(keys_in_token() - $keys,
+		$left, "$what: so many keys are left over: $left");
+	$node->safe_psql('postgres', "SELECT nomp_crypt.create_tenant('$id')");
 	is( $node->safe_psql(
 			'postgres',
 			in_tenant(
-				'interrupted',
-				q(INSERT INTO pupil (id, school, name) VALUES (0, 'interrupted', 'Bo');
-			  SELECT name FROM pupil WHERE id = 0))),
+				$id,
+				"INSERT INTO pupil (id, school, name) VALUES (-$calls, '$id', 'Bo');"
+				  . "SELECT name FROM pupil WHERE id = -$calls")),
 		'Bo',
-		'created again, it works');
+		"$what: created again, it works");
 	is( $node->safe_psql(
 			'postgres',
-			'SELECT count(*) FROM nomp_crypt.reconcile_keystore()'),
-		0,
-		'and no key is left over');
+			"SELECT string_agg(action, ' ') FROM nomp_crypt.reconcile_keystore(remove => true, older_than => '0')"
+		),
+		join(' ', ('removed') x $left),
+		"$what: what is left over is found, and removed");
+	is(keys_in_token() - $keys,
+		1, "$what: and the school's key is there, alone");
+	is(school_reads($node, $id), 'Bo', "$what: and reads");
 }
 
 # ---- helpers die all the time ----
@@ -230,14 +234,14 @@ for my $signal ('KILL', 'SEGV')
 
 {
 	my ($first, $second, $third, $fourth) = splice @cold, 0, 4;
-	my $calls = shim_calls('C_Decrypt');
+	my $calls = keystore_calls('unwrap');
 	my $sql;
 	my $query;
 
-	shim_says('C_Decrypt hold');
+	keystore_has_trouble(unwrap => 'holds');
 	$sql = session_enters($first);
 	starts($session, $sql);
-	wait_for_calls('C_Decrypt', $calls + 1);
+	wait_for_calls('unwrap', $calls + 1);
 	is_waiting("pid = $session_pid");
 	$node->safe_psql('postgres', "SELECT pg_cancel_backend($session_pid)");
 	is(says($session, ''),
@@ -255,7 +259,7 @@ for my $signal ('KILL', 'SEGV')
 		  . " WHERE query LIKE '/* doomed */%'");
 	is((end_query($query))[0], '57P01', 'so does pg_terminate_backend');
 
-	shim_says();
+	keystore_recovers();
 	is( says($session, session_enters($fourth)),
 		"Anna i $fourth",
 		'the same session is served when the keystore is back');
@@ -266,31 +270,33 @@ for my $signal ('KILL', 'SEGV')
 for my $n (1 .. 3)
 {
 	my ($given_up, $asked_next) = splice @cold, 0, 2;
-	my $calls = shim_calls('C_Decrypt');
+	my $calls = keystore_calls('unwrap');
 
-	shim_says('C_Decrypt delay=500 once');
+	keystore_has_trouble(unwrap => 'once 500');
 	starts($session, session_enters($given_up));
-	wait_for_calls('C_Decrypt', $calls + 1);
+	wait_for_calls('unwrap', $calls + 1);
 	is_waiting("pid = $session_pid");
 	$node->safe_psql('postgres', "SELECT pg_cancel_backend($session_pid)");
 	is(says($session, ''), '57014', 'a request is given up');
 	is( says($session, session_enters($asked_next)),
 		"Anna i $asked_next",
 		'the next one gets its own answer');
+	# two keys each: nothing of this is left for the next round
+	wait_for_calls('unwrap', $calls + 4);
 }
 
 # ---- the broker is told to go ----
 
 {
 	my ($school, $other) = splice @cold, 0, 2;
-	my $calls = shim_calls('C_Decrypt');
+	my $calls = keystore_calls('unwrap');
 	my $started_at = $node->safe_psql('postgres', $started);
 	my $helper;
 	my $query;
 
-	shim_says('C_Decrypt hang once');
+	keystore_has_trouble(unwrap => 'once hangs');
 	$query = start_query($node, read_school($school));
-	wait_for_calls('C_Decrypt', $calls + 1);
+	wait_for_calls('unwrap', $calls + 1);
 	$helper = helper_pid($node);
 	is( $node->safe_psql('postgres', "SELECT pg_terminate_backend($broker)"),
 		't',

@@ -12,6 +12,7 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 
 use NompTest;
+use POSIX ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -146,6 +147,22 @@ sub let_pass
 
 # ---- a keystore that cannot be asked ----
 
+# A process that kills every helper as soon as it sees it; ends with this test.
+sub kill_helpers
+{
+	my $broker = broker_pid($node);
+	my $test = $$;
+	my $pid = fork // die "cannot fork: $!";
+
+	return $pid if $pid;
+	while (getppid() == $test)
+	{
+		kill 'KILL', NompTest::children($broker);
+		select undef, undef, undef, 0.1;
+	}
+	POSIX::_exit(0);
+}
+
 # outage(NAME, BREAK, REPAIR, what the log says of a check that failed)
 sub outage
 {
@@ -187,12 +204,19 @@ outage(
 	over_kms()
 	? qr/could not check the keys in use/
 	: qr/helper did not answer in time/);
-# no service can crash the helper
+# no service can crash the helper: somebody kills each, and none gets an answer
+my $killer;
 outage(
-	'module crashes',
-	sub { keystore_has_trouble(everything => 'crashes') },
-	sub { keystore_recovers() },
-	qr/helper ended unexpectedly/) unless over_kms();
+	'helper crashes',
+	sub {
+		keystore_has_trouble(everything => over_kms() ? 'hangs' : 'crashes');
+		$killer = kill_helpers() if over_kms();
+	},
+	sub {
+		keystore_recovers();
+		kill 'KILL', $killer if $killer;
+	},
+	qr/helper ended unexpectedly/);
 outage(
 	'keystore fails',
 	sub {
