@@ -1,7 +1,8 @@
 # Schools move between a token and a key service and back, while sessions read
 # them, and an erasure afterwards must reach every key that a school ever had
 # in either: at once in the token, in its time in the service, and it says
-# "erased" only when the last is gone.  The regions that a key service is
+# "erased" only when the last is gone; the same between two accounts of a
+# service, in two regions.  The regions that a key service is
 # allowed can be changed by a reload, which also takes keys out of reach.
 
 use strict;
@@ -192,5 +193,87 @@ for my $school (qw(moves returns))
 }
 is(school_reads($node, 'stays'), 'Anna i stays', 'the third was left alone');
 is(keys_of('stays'), '1', 'with its key');
+
+# ---- from one account to another ----
+
+my $west_folder = "$folder-west";
+start_double($west_folder, '--region', 'eu-west-1', '--account',
+	'444455556666');
+my $west = double_uri($west_folder);
+my $west_arn = 'arn:aws:kms:eu-west-1:444455556666';
+
+# The states of a school's keys in the one, and in the other.
+sub keys_north_and_west
+{
+	my ($school) = @_;
+	my $uuid = uuid_of($school);
+
+	return join ', ', map {
+		join ' ', sort map { $_->{state} }
+		  grep             { join(' ', values %{ $_->{tag} }) =~ /\Q$uuid\E/ }
+		  double_keys($_)
+	} $folder, $west_folder;
+}
+
+set_keystores($node, $kms, $west, $token);
+ok(await_keystores("ok,the token is not this installation's,ok"),
+	'an account of another region is added');
+one("SELECT nomp_crypt.add_keystore('$west')");
+ok(await_keystores('ok,ok,ok'), 'it has a canary now');
+for my $school (qw(wanders resides))
+{
+	one("SELECT nomp_crypt.create_tenant('$school')");
+	one("INSERT INTO pupil (id, school, name) SELECT max(id) + 1, '$school', nomp_crypt.encrypt('Anna i $school', '$school') FROM pupil"
+	);
+	is(kek_of($school), $arn, "$school: its key is in the north");
+}
+{
+	my $migrate = "SELECT nomp_crypt.migrate_tenant('wanders', '$west_arn')";
+
+	# a key is made there, and its answer is on its way
+	double_says(
+		$west_folder, 'fault',
+		action => 'CreateKey',
+		kind => 'drip',
+		times => 1);
+	my $call = start_query($node, $migrate);
+	wait_until(sub { keys_north_and_west('wanders') eq 'Enabled, Enabled' },
+		'a key in the west');
+	crash($node);
+	end_query($call);
+	$node->start;
+	is(kek_of('wanders'), $arn, 'a power cut in the middle of its move');
+	is( school_reads($node, 'wanders'),
+		'Anna i wanders',
+		'it reads where it was');
+	is(sqlstate($node, $migrate), '', 'the call is repeated');
+	is( one("SELECT string_agg(action, ' ') FROM nomp_crypt.reconcile_keystore(remove => true, older_than => '0')"
+		),
+		'removed',
+		'what the first call left behind is found, and removed');
+	is( keys_north_and_west('wanders'),
+		'Enabled, Enabled PendingDeletion',
+		'a key in each, and that one');
+}
+is(kek_of('wanders'), $west_arn, 'the key in use is in the west');
+$node->restart;
+is(school_reads($node, $_), "Anna i $_", "$_ reads from cold")
+  for qw(wanders resides);
+
+is(erase('wanders'), '', 'it is erased');
+is(case_state('wanders'), 'pending', 'which is pending');
+is( keys_north_and_west('wanders'),
+	'PendingDeletion, PendingDeletion PendingDeletion',
+	'in both accounts');
+days_pass($folder, 8, $node);
+is(erase('wanders'), '', 'the one has destroyed its key');
+is(case_state('wanders'), 'pending', 'which is not enough');
+double_says($west_folder, 'advance', seconds => 8 * 86400);
+is(erase('wanders'), '', 'and so has the other');
+is(case_state('wanders'), 'destroyed', 'the last key is gone');
+is(keys_north_and_west('wanders'), ', ', 'none anywhere');
+is(school_reads($node, 'wanders'), 'NC001', 'erased');
+is(school_reads($node, $_), "Anna i $_", "$_ was left alone")
+  for qw(resides stays);
 $node->stop;
 done_testing();
