@@ -194,6 +194,8 @@ $standby->append_conf('postgresql.conf', <<"CONF");
 nomp_crypt.register_directory = '$dir/register-standby'
 nomp_crypt.key_check_interval = 1s
 wal_receiver_status_interval = 1s
+# what its sessions see is not pruned meanwhile
+hot_standby_feedback = on
 CONF
 $standby->start;
 $node->wait_for_catchup($standby);
