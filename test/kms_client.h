@@ -20,6 +20,7 @@
 #define ARN			SERIAL ":key/"
 #define CANARY		"nomp_crypt:" INST ":canary"
 #define DAY			86400
+#define KEK2		LABEL(INST, SCHOOL2, "1")
 
 static char double_folder[PATH_MAX + 64];
 static int	tls_port;
@@ -173,6 +174,21 @@ rename_wrapped(DataKey *key, const char *arn)
 	if (r.bad || w.bad)
 		tap_bail("a wrapped key that is none");
 	key->wrapped_len = w.len;
+}
+
+/* A helper, and two schools with a data key each. */
+static inline Helper
+start_with_schools(DataKey *good, DataKey *others)
+{
+	Helper		h = start(kms_uri);
+
+	if (ask_strings(&h, KS_OP_SETUP, INST, NULL, NULL) != KS_OK ||
+		create_kek(&h, INST, SCHOOL, 1, good, 1) != KS_OK ||
+		ask_strings(&h, KS_OP_CONFIRM, INST, KEK1, NULL) != KS_OK ||
+		create_kek(&h, INST, SCHOOL2, 1, others, 1) != KS_OK ||
+		ask_strings(&h, KS_OP_CONFIRM, INST, KEK2, NULL) != KS_OK)
+		tap_bail("no keys: %s", reply.reason);
+	return h;
 }
 
 static inline KsStatus

@@ -11,7 +11,6 @@
 
 #define FAULT(rest) ((void) control("{\"do\": \"fault\", " rest "}"))
 #define SHORT		3000		/* milliseconds: a call that fails is not repeated for long */
-#define KEK2		LABEL(INST, SCHOOL2, "1")
 #define FOREIGN		"ffffffff-ffff-4fff-8fff-ffffffffffff"
 
 static char page[PATH_MAX + 64];

@@ -11,7 +11,6 @@
 
 #define FAULT(rest) ((void) control("{\"do\": \"fault\", " rest "}"))
 #define EXTRA		"dddddddd-dddd-4ddd-8ddd-dddddddddddd"
-#define KEK2		LABEL(INST, SCHOOL2, "1")
 #define NOBODY		ARN "00000000-0000-4000-8000-000000000000"
 #define SHORT		3000		/* milliseconds */
 #define FLIGHT		32			/* requests that the provider works on at once */
@@ -377,13 +376,7 @@ main(int argc, char **argv)
 	begin_tests(argc, argv);
 	start_double(argv[0]);
 	use_everyday_credentials();
-	h = start(kms_uri);
-	if (ask_strings(&h, KS_OP_SETUP, INST, NULL, NULL) != KS_OK ||
-		create_kek(&h, INST, SCHOOL, 1, &good, 1) != KS_OK ||
-		ask_strings(&h, KS_OP_CONFIRM, INST, KEK1, NULL) != KS_OK ||
-		create_kek(&h, INST, SCHOOL2, 1, &others, 1) != KS_OK ||
-		ask_strings(&h, KS_OP_CONFIRM, INST, KEK2, NULL) != KS_OK)
-		tap_bail("no keys: %s", reply.reason);
+	h = start_with_schools(&good, &others);
 	test_sent(&h);
 	test_swapped_context(&h, &good);
 	test_in_flight(&good, &others);
