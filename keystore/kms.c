@@ -33,20 +33,6 @@ ask_anything(Keystore *ks, KsFailure *why)
 	return status;
 }
 
-/* Does the directory have none of an installation's canary? */
-static bool
-has_no_canary(Keystore *ks, const char *inst)
-{
-	char		label[KS_MAX_LABEL + 1];
-	KmsKeys		known;
-	bool		none;
-
-	label_canary(inst, label);
-	none = directory_match(ks->directory, label, false, &known) && known.n == 0;
-	directory_free_keys(&known);
-	return none;
-}
-
 /*
  * The helper before this one knew the canary by name: look at that key's tags,
  * now, so that not every key's in the account must be read.  It is the canary
@@ -60,7 +46,7 @@ look_at_last_canary(Keystore *ks, const char *inst, KsFailure *why)
 	KmsKey		key;
 	KsStatus	status;
 
-	if (!has_no_canary(ks, inst) || !kms_arn_parse(ks->last_canary, &arn) ||
+	if (kms_knows_canary(ks, inst) || !kms_arn_parse(ks->last_canary, &arn) ||
 		kms_check_arn(ks, &arn, why) != KS_OK)
 		return KS_OK;
 	status = directory_read(ks, arn.text, &key, why);
@@ -80,7 +66,7 @@ find_canary(Keystore *ks, const char *inst, KsTokenStatus *out, KsFailure *why)
 	out->canary = status == KS_OK;
 	if (out->canary)
 		strcpy(out->canary_name, canary.arn);
-	return status == KS_TOKEN_WRONG && has_no_canary(ks, inst) ? KS_OK : status;
+	return status == KS_TOKEN_WRONG && !kms_knows_canary(ks, inst) ? KS_OK : status;
 }
 
 static KsStatus

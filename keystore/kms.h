@@ -207,6 +207,7 @@ extern void kms_expect(const char *serial);
 extern KsStatus kms_check_expected(Keystore *ks, KsFailure *why);
 extern void kms_serial(Keystore *ks, char out[KS_MAX_SERIAL + 1]);
 extern KsStatus kms_begin(Keystore *ks, const char *inst, KsFailure *why);
+extern bool kms_knows_canary(Keystore *ks, const char *inst);
 extern KsStatus kms_canary(Keystore *ks, const char *inst, KmsKey *out, KsFailure *why);
 extern KsStatus kms_look(Keystore *ks, const KmsQuery *query, KmsFounds *out, KsFailure *why);
 extern void kms_free_founds(KmsFounds *founds);

@@ -150,18 +150,6 @@ wait_until_healthy(Keystore *ks, const char *inst, KsFailure *why)
 	return status;
 }
 
-/* Is there no canary, not even one that cannot be used? */
-static bool
-has_canary(Keystore *ks, const char *label)
-{
-	KmsKeys		known;
-	const bool	ok = directory_match(ks->directory, label, false, &known);
-	const bool	found = !ok || known.n > 0;
-
-	directory_free_keys(&known);
-	return found;
-}
-
 KsStatus
 kms_setup(Keystore *ks, const char *inst, bool *created, char *serial, KsFailure *why)
 {
@@ -174,7 +162,7 @@ kms_setup(Keystore *ks, const char *inst, bool *created, char *serial, KsFailure
 	for (int look = 0; status == KS_OK && look < SETUP_LOOKS; look++)
 	{
 		status = kms_canary(ks, inst, &canary, why);
-		if (status != KS_TOKEN_WRONG || has_canary(ks, label))
+		if (status != KS_TOKEN_WRONG || kms_knows_canary(ks, inst))
 			break;
 		status = look + 1 < SETUP_LOOKS && !kms_pause(0.5) ? KS_TOKEN_WRONG : KS_OK;
 		*created = status == KS_OK && look + 1 == SETUP_LOOKS;

@@ -131,6 +131,20 @@ see_canaries(Keystore *ks, const char *inst, KmsKey *out, size_t *n, KsFailure *
 	return status;
 }
 
+/* Is a canary known, if only one that cannot be used? */
+bool
+kms_knows_canary(Keystore *ks, const char *inst)
+{
+	char		label[KS_MAX_LABEL + 1];
+	KmsKeys		known;
+	bool		knows;
+
+	label_canary(inst, label);
+	knows = !directory_match(ks->directory, label, false, &known) || known.n > 0;
+	directory_free_keys(&known);
+	return knows;
+}
+
 /* Ask the service, now, for the installation's canary. */
 KsStatus
 kms_canary(Keystore *ks, const char *inst, KmsKey *out, KsFailure *why)

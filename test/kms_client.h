@@ -202,4 +202,14 @@ ask_destroy(Helper *h, const char *school, const char *serial, unsigned days)
 	return ask(h, KS_OP_DESTROY);
 }
 
+static inline KsStatus
+ask_head(Helper *h, bool set, const char *head)
+{
+	begin();
+	put(INST);
+	put_uint(set, 1);
+	put(head);
+	return ask(h, KS_OP_HEAD);
+}
+
 #endif							/* NOMP_KMS_CLIENT_H */

@@ -73,16 +73,6 @@ sign(Helper *h, uint32_t generation)
 	return ask(h, KS_OP_SIGN);
 }
 
-static KsStatus
-ask_head(Helper *h, bool set, const char *head)
-{
-	begin();
-	put(INST);
-	put_uint(set, 1);
-	put(head);
-	return ask(h, KS_OP_HEAD);
-}
-
 /* ---- policies that do not know a key's tags yet ---- */
 
 static void

@@ -327,13 +327,7 @@ test_pretence(Helper *h)
 		else if (i == 2)
 			status = ask_strings(h, KS_OP_CONFIRM, INST, LABEL(INST, EXTRA, "9"), NULL);
 		else
-		{
-			begin();
-			put(INST);
-			put_uint(1, 1);
-			put("3:abc");
-			status = ask(h, KS_OP_HEAD);
-		}
+			status = ask_head(h, true, "3:abc");
 		tap_ok(status == KS_NETWORK, "%s, and nothing was done: %s", acts[i], reply.reason);
 		recover();
 		asked_patience = 0;
@@ -344,9 +338,6 @@ test_pretence(Helper *h)
 static void
 test_late_key(Helper *h)
 {
-	uint8_t		frame[4];
-	WireReader	r = {frame, sizeof(frame), 0, false};
-
 	FAULT("\"kind\": \"hang\", \"action\": \"ScheduleKeyDeletion\"");
 	forget_calls();
 	begin();
@@ -360,8 +351,7 @@ test_late_key(Helper *h)
 		usleep(50000);
 	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"" LABEL(INST, EXTRA, "10") "\"}]}");
 	recover();
-	tap_ok(receive(h, frame, sizeof(frame)) == 1 && receive(h, reply.buf, (size_t) wire_get_uint(&r, 4)) == 1 &&
-		   reply.buf[8] == KS_MODULE_ERROR, "one that is made meanwhile is not passed over");
+	tap_ok(get_reply(h, 1) == KS_MODULE_ERROR, "one that is made meanwhile is not passed over");
 	tap_ok(ask_destroy(h, EXTRA, SERIAL, 7) == KS_OK && wire_get_uint(&reply.r, 2) == 1, "and is destroyed the next time: %s",
 		   reply.reason);
 }

@@ -333,16 +333,6 @@ sign(Helper *h, uint32_t generation, const char *text)
 	return status;
 }
 
-static KsStatus
-ask_head(Helper *h, bool set, const char *head)
-{
-	begin();
-	put(INST);
-	put_uint(set, 1);
-	put(head);
-	return ask(h, KS_OP_HEAD);
-}
-
 static void
 test_register(Helper *h, Helper *other)
 {
