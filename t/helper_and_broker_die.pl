@@ -328,12 +328,10 @@ is(says($session, 'SELECT pg_backend_pid()'),
 	my $all =
 	  q(SELECT string_agg(nomp_crypt.decrypt(name), ' ' ORDER BY id) FROM pupil WHERE id > 0);
 
-	kill 'KILL', $broker;
+	restarts($node, sub { kill 'KILL', $broker });
 	$node->wait_for_log(qr/all server processes terminated; reinitializing/,
 		$log_start);
 	wait_until(sub { !-e "/proc/$helper" }, 'the helper to go with it');
-	wait_until(sub { $node->psql('postgres', 'SELECT 1') == 0 },
-		'the server to be back');
 	is($node->safe_psql('postgres', $started),
 		$started_at, 'SIGKILL of the broker: the server restarts by itself');
 	is( $node->safe_psql('postgres', $all),

@@ -82,9 +82,9 @@ is( on_record('held', 'hold,released'),
 
 # A hold that was signed and written, and not committed, counts once.
 append_to_file("$node->{nomp_dir}/register-main/crash", 'written');
-sqlstate($node, "SELECT nomp_crypt.hold_tenant('living', 'T-5')");
-wait_until(sub { $node->psql('postgres', 'SELECT 1') == 0 },
-	'the server to restart');
+restarts($node,
+	sub { sqlstate($node, "SELECT nomp_crypt.hold_tenant('living', 'T-5')") }
+);
 ok(!-e "$node->{nomp_dir}/register-main/crash", 'killed where it should be');
 is( one($node,
 		'SELECT count(*) FROM nomp_crypt.legal_hold WHERE released_at IS NULL'

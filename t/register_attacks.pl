@@ -319,13 +319,8 @@ for my $point (qw(signed half unsynced written committed))
 	my $before = records();
 
 	write_register($point, "$dir/register-main/crash");
-	isnt(sqlstate($node, "SELECT nomp_crypt.create_tenant('$point')"),
-		'not that', "$point: killed");
-	wait_until(
-		sub {
-			return $node->psql('postgres', 'SELECT 1') == 0;
-		},
-		'the server to restart');
+	restarts($node,
+		sub { sqlstate($node, "SELECT nomp_crypt.create_tenant('$point')") });
 	ok(!-e "$dir/register-main/crash", "$point: where it should be");
 	is( one("SELECT count(*) FROM nomp_crypt.tenants WHERE id = '$point'"),
 		$point eq 'committed' ? 1 : 0,
@@ -355,15 +350,11 @@ for my $point (qw(signed half written committed))
 	one("SELECT nomp_crypt._erase_fence('$case')");
 	one("SELECT nomp_crypt._erase_submit('$case')");
 	write_register($point, "$dir/register-main/crash");
-	isnt(sqlstate($node, "SELECT nomp_crypt._erase_destroy('$case')"),
-		'not that', "destroying, $point: killed");
-	wait_until(
-		sub {
-			return $node->psql('postgres', 'SELECT 1') == 0;
-		},
-		'the server to restart');
+	restarts($node,
+		sub { sqlstate($node, "SELECT nomp_crypt._erase_destroy('$case')") });
 	my $call =
 	  "CALL nomp_crypt.erase_tenant('$school', 'test', 'PUB-$point')";
+
 	if ($point eq 'committed')
 	{
 		is(sqlstate($node, $call),
@@ -400,12 +391,8 @@ for my $point (qw(signed half written committed))
 	$site->safe_psql('postgres', 'SELECT nomp_crypt.adopt_keystore()');
 	# the first one's append, of which the keystore was not told in time
 	write_register('committed', "$dir/register-main/crash");
-	sqlstate($node, "SELECT nomp_crypt.create_tenant('first')");
-	wait_until(
-		sub {
-			return $node->psql('postgres', 'SELECT 1') == 0;
-		},
-		'the server to restart');
+	restarts($node,
+		sub { sqlstate($node, "SELECT nomp_crypt.create_tenant('first')") });
 	is(sqlstate($site, "SELECT nomp_crypt.create_tenant('second')"),
 		'', 'the second site appends the same number');
 	wait_until(sub { state_of() ne 'ok' }, 'the keystore to be told');

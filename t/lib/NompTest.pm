@@ -27,7 +27,7 @@ our @EXPORT = qw(
   delete_from_token make_key
   shim_module shim_says shim_calls set_keystore keystore_state failure
   start_query end_query open_session says starts libpq_calls
-  restart_helper tampered flips outcome
+  restart_helper restarts tampered flips outcome
   cold_schools read_school school_reads kek_label broken_rules own_register
   serial_of shim_pid set_keystores frail_keystore
   keystore_has_trouble keystore_recovers keystore_is_sick keystore_calls
@@ -423,13 +423,14 @@ sub children
 	return @found;
 }
 
+my $find_broker =
+  q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'nomp_crypt broker');
+
 sub broker_pid
 {
 	my ($node) = @_;
 
-	return $node->safe_psql('postgres',
-		"SELECT pid FROM pg_stat_activity WHERE backend_type = 'nomp_crypt broker'"
-	);
+	return $node->safe_psql('postgres', $find_broker);
 }
 
 # helper_pid(NODE): the keystore helper, a child of the broker; undef if none.
@@ -451,6 +452,29 @@ sub restart_helper
 	return unless $helper;
 	kill 'KILL', $helper;
 	wait_until(sub { !-e "/proc/$helper" }, 'the helper to be gone');
+	return;
+}
+
+# restarts(NODE, CODE): after CODE the server restarts by itself; until it is up
+# again, with another broker.  What is asked meanwhile is in psql's command line:
+# psql may be gone before it could be given anything else.
+sub restarts
+{
+	my ($node, $code) = @_;
+	my $before = broker_pid($node);
+
+	$code->();
+	wait_until(
+		sub {
+			my ($broker) = run_command(
+				[
+					'psql', '-XAtq',
+					'-d', $node->connstr('postgres'),
+					'-c', $find_broker
+				]);
+			return $broker && $broker ne $before;
+		},
+		'the server to restart');
 	return;
 }
 

@@ -150,12 +150,7 @@ my %happens = (
 		code => sub {
 			my ($node) = @_;
 
-			kill 'KILL', broker_pid($node);
-			wait_until(
-				sub {
-					$node->psql('postgres', 'SELECT', stderr => \my $e) == 0;
-				},
-				'the server to restart');
+			restarts($node, sub { kill 'KILL', broker_pid($node) });
 		}
 	},
 	helper => { code => \&restart_helper, errors => qr/^(?:|NC004)$/ },
