@@ -118,7 +118,8 @@
  * SIGN        str inst, u32 generation, str digest -> str signature (r, s)
  *             ECDSA over a SHA-256 digest, with that key
  * HEAD        str inst, u8 set, str head -> str head ("" if there is none)
- *             the register's head, remembered in the keystore; set: replaces it
+ *             the register's head, remembered in the keystore; set: replaces
+ *             it, unless it came too late and a later one is there already
  * LOOK        str inst, u8 n, n * str reference -> u8 n, n * (u8 found, u8
  *             KsKeyState, u64 until), in the same order
  *             keys by what the keystore itself calls them, whatever label they
