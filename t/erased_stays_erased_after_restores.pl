@@ -108,6 +108,8 @@ my $values = everything($node, 'stays');
 like(everything($node, 'gone'), qr/^60 \w{32}$/,
 	'until now the school reads');
 like(everything($late, 'gone'), qr/^60 \w{32}$/, 'on the standby too');
+# pgbackrest counts in whole seconds: a moment after the backup's last one
+$node->safe_psql('postgres', 'SELECT pg_sleep(1)');
 my $then = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
 $node->safe_psql('postgres', 'SELECT pg_sleep(1)');
 
