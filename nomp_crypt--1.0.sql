@@ -5189,6 +5189,12 @@ BEGIN
 			severity := 'critical';
 			detail := facts ->> 'state';
 			advice := 'See "Keystore trouble" in docs/operations.md. Schools whose keys are in memory go on until their lease ends.';
+		ELSIF current_setting('nomp_crypt.keystore_timeout')::interval < '5 seconds'
+			AND concat_ws(', ', current_setting('nomp_crypt.keystore'), current_setting('nomp_crypt.other_keystores')) ~ '(^|[\s,])aws-kms:' THEN
+			severity := 'warning';
+			detail := format('nomp_crypt.keystore_timeout is %s: too short for a key service to make, move or end a key in',
+				current_setting('nomp_crypt.keystore_timeout'));
+			advice := 'Set it to 5s or more, see "When it does not work" in docs/aws-kms.md.';
 		END IF;
 	WHEN 'canary' THEN
 		IF facts ->> 'canary' = 'false' THEN

@@ -71,6 +71,9 @@ extern KsStatus aws_call(AwsClient *client, AwsRole role, const char *action,
 						 json_t *body, AwsReply *reply, KsFailure *why);
 extern void aws_reply_free(AwsReply *reply);
 
+/* What to do about an error that the service named so: for the server log. */
+extern const char *aws_advice(const char *name);
+
 /* "environment", "shared file", "web identity", "container", "instance",
  * "assumed role"; do they expire by themselves? */
 extern const char *aws_credentials_source(AwsClient *client, bool *lasting);

@@ -4,7 +4,9 @@
  *
  * One thread at a time looks for new ones.  While the old ones are good, the
  * others go on with them, and so does that one if it finds none; when they
- * are not, the others wait for what it finds, and share its failure.
+ * are not, the others wait for what it finds, and share its failure.  So does
+ * whoever comes within a second: many sessions that need credentials, one
+ * after the other, do not overrun the service that gives them out.
  *
  * Credentials from a file that has changed are as good as expired: whoever
  * changed it wants the old ones out of use.
@@ -21,6 +23,7 @@
 #define LAST_SECONDS	15		/* they may expire on their way */
 #define QUICK_MS		2000	/* for a renewal that can be tried again */
 #define PAUSE_MS		20000	/* until it is */
+#define FAILED_MS		1000	/* until one that cannot wait is tried again */
 #define LOOK_MS			1000	/* between two looks at the files */
 
 struct AwsChain
@@ -35,6 +38,8 @@ struct AwsChain
 	KsFailure	failure;
 	int64_t		renew_at;		/* seconds since 1970; 0: never */
 	int64_t		not_before;		/* by aws_now() */
+	int64_t		failed;			/* the last one, by aws_now(); 0: it did not */
+	uint64_t	failed_stamp;	/* of the files then */
 	int64_t		looked;			/* at the files, by aws_now() */
 	uint64_t	stamp;
 
@@ -151,15 +156,19 @@ files_changed(AwsChain *chain)
 	return aws_files_stamp(&chain->from) != chain->stamp;
 }
 
+static bool
+expired(const AwsCredentials *c)
+{
+	return c->expires != 0 && c->expires - LAST_SECONDS <= (int64_t) time(NULL);
+}
+
 /* Are the credentials at hand good for a request?  Under the lock. */
 static bool
 usable(AwsChain *chain)
 {
 	const AwsCredentials *c = chain->now;
 
-	if (c == NULL || chain->refused)
-		return false;
-	if (c->expires != 0 && c->expires - LAST_SECONDS <= (int64_t) time(NULL))
+	if (c == NULL || chain->refused || expired(c))
 		return false;
 	if (!files_changed(chain))
 		return true;
@@ -220,6 +229,9 @@ renew(AwsChain *chain, int64_t until)
 		replace(chain, found, stamp);
 	else
 		chain->not_before = aws_now() + PAUSE_MS;
+	/* one that ran out of time says nothing to whoever has more */
+	chain->failed = status != KS_OK && status != KS_TIMEOUT ? aws_now() : 0;
+	chain->failed_stamp = stamp;
 	(void) pthread_cond_broadcast(&chain->changed);
 }
 
@@ -244,6 +256,24 @@ await(AwsChain *chain, int64_t until)
 	return true;
 }
 
+/* Has it just been seen that there are none?  Under the lock. */
+static bool
+just_failed(const AwsChain *chain)
+{
+	return chain->failed != 0 && aws_now() - chain->failed < FAILED_MS &&
+		aws_files_stamp(&chain->from) == chain->failed_stamp;
+}
+
+/* Why there are no credentials.  Under the lock. */
+static KsStatus
+failure(const AwsChain *chain, KsFailure *why)
+{
+	if (chain->now != NULL && expired(chain->now))
+		return ks_fail(why, chain->status, "the credentials at hand (%s) have expired, and there are no "
+					   "new ones: %.320s", chain->now->source, chain->failure.reason);
+	return ks_fail(why, chain->status, "%s", chain->failure.reason);
+}
+
 /* Under the lock. */
 static KsStatus
 get(AwsChain *chain, int64_t until, KsFailure *why)
@@ -258,8 +288,10 @@ get(AwsChain *chain, int64_t until, KsFailure *why)
 		int64_t		soon = aws_now() + QUICK_MS;
 
 		renew(chain, soon < until ? soon : until);
-		return usable(chain) ? KS_OK : ks_fail(why, chain->status, "%s", chain->failure.reason);
+		return usable(chain) || chain->status == KS_OK ? KS_OK : failure(chain, why);
 	}
+	if (!chain->renewing && just_failed(chain))
+		return failure(chain, why);
 	if (!chain->renewing)
 		renew(chain, until);
 	while (chain->renewing && chain->round == round)
@@ -267,9 +299,7 @@ get(AwsChain *chain, int64_t until, KsFailure *why)
 		if (!await(chain, until))
 			return ks_fail(why, KS_TIMEOUT, "no credentials in time");
 	}
-	if (chain->status != KS_OK)
-		return ks_fail(why, chain->status, "%s", chain->failure.reason);
-	return KS_OK;
+	return chain->status == KS_OK ? KS_OK : failure(chain, why);
 }
 
 KsStatus

@@ -2,10 +2,11 @@
  * aws_errors.c
  *		What a service's error means: its name, its words, and what to do.
  *
- * Names are those of "Common Errors" in the API references of KMS and STS,
- * of the errors of KMS's actions, and of the lists by which botocore repeats
- * requests.  An error that is not in a list here is about the request, and
- * its caller's to interpret.
+ * Names are those of "Common Errors" in the API references of KMS and STS, of
+ * the errors of their actions that are called here, and of the lists by which
+ * botocore repeats requests.  docs/aws-kms.md has them for whoever is woken.
+ * An error that is not in a list here is about the request, and its caller's
+ * to interpret; so are those whose status here is KS_REFUSED.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +22,7 @@ typedef struct KnownError
 {
 	const char *name;
 	AwsVerdict	verdict;
+	const char *advice;			/* what to do, for the server log */
 } KnownError;
 
 #define THROTTLED                                    \
@@ -48,51 +50,98 @@ typedef struct KnownError
 		KS_CLOCK_SKEW, .refused = true \
 	}
 
+#define REQUEST                     \
+	{                               \
+		KS_REFUSED, .refused = true \
+	}
+
+/* Short: with the service's words it must fit in a KsFailure. */
+#define ALLOW		"allow it in the IAM policy and the key's, or use other credentials"
+#define OPT_IN		"enable the service and the region for the account"
+#define FRESHEN		"see what should have renewed the credentials, or the token they are got with"
+#define REPLACE		"replace the access key or session, or enable the region for the account"
+#define PAIR		"give the secret that belongs to the access key"
+#define ON_THE_WAY	"look for a proxy that changes requests"
+#define SET_CLOCK	"set this machine's clock (NTP)"
+#define SPREAD		"spread the load, or ask AWS for a higher quota of requests"
+#define HEALTH		"if it lasts, see AWS's Health Dashboard for the region"
+#define PROVIDER	"see that the identity provider is up and reachable for AWS"
+#define NEW_TOKEN	"see that the token's issuer writes new ones, and that it is not revoked"
+#define TRUST		"compare the token's issuer and audience with the identity provider in IAM"
+#define STS_REGION	"activate STS for the region in the account's settings (IAM)"
+#define FEW_TAGS	"give the session that the role is assumed with fewer tags or policies"
+#define KEY_POLICY	"correct the key-policy file, see docs/aws-kms.md"
+#define KEY_ACCOUNT	"see that the key is in the account and region of the setting"
+#define KEY_STATE	"see the key's state in KMS, and in CloudTrail who changed it"
+#define ROW			"restore nomp_crypt.tenant_key with its data"
+#define QUOTA		"ask AWS to raise the quota"
+#define REPORT		"this should not happen: report it, with the server log"
+#define ENDPOINT	"that is no answer of AWS's: see what stands at the endpoint, or before it"
+
 static const KnownError known_errors[] = {
-	{"AccessDenied", DENIED},
-	{"AccessDeniedException", DENIED},
-	{"NotAuthorized", DENIED},
-	{"OptInRequired", DENIED},
-	{"UnauthorizedOperation", DENIED},
+	{"AccessDenied", DENIED, ALLOW},
+	{"AccessDeniedException", DENIED, ALLOW},
+	{"NotAuthorized", DENIED, ALLOW},
+	{"OptInRequired", DENIED, OPT_IN},
+	{"UnauthorizedOperation", DENIED, ALLOW},
 
-	{"ExpiredToken", STRANGER},
-	{"ExpiredTokenException", STRANGER},
-	{"InvalidAccessKeyId", STRANGER},
-	{"InvalidClientTokenId", STRANGER},
-	{"InvalidToken", STRANGER},
-	{"MissingAuthenticationToken", STRANGER},
-	{"MissingAuthenticationTokenException", STRANGER},
-	{"TokenRefreshRequired", STRANGER},
-	{"UnrecognizedClientException", STRANGER},
+	{"ExpiredToken", STRANGER, FRESHEN},
+	{"ExpiredTokenException", STRANGER, FRESHEN},
+	{"InvalidAccessKeyId", STRANGER, REPLACE},
+	{"InvalidClientTokenId", STRANGER, REPLACE},
+	{"InvalidToken", STRANGER, REPLACE},
+	{"MissingAuthenticationToken", STRANGER, ON_THE_WAY},
+	{"MissingAuthenticationTokenException", STRANGER, ON_THE_WAY},
+	{"TokenRefreshRequired", STRANGER, FRESHEN},
+	{"UnrecognizedClientException", STRANGER, REPLACE},
 
-	{"InvalidSignatureException", SIGNATURE},
-	{"SignatureDoesNotMatch", SIGNATURE},
-	{"RequestExpired", CLOCK},
-	{"RequestInTheFuture", CLOCK},
-	{"RequestTimeTooSkewed", CLOCK},
+	{"IncompleteSignature", SIGNATURE, ON_THE_WAY},
+	{"IncompleteSignatureException", SIGNATURE, ON_THE_WAY},
+	{"InvalidSignatureException", SIGNATURE, PAIR},
+	{"SignatureDoesNotMatch", SIGNATURE, PAIR},
+	{"RequestExpired", CLOCK, SET_CLOCK},
+	{"RequestInTheFuture", CLOCK, SET_CLOCK},
+	{"RequestTimeTooSkewed", CLOCK, SET_CLOCK},
 
-	{"LimitExceeded", THROTTLED},
-	{"PriorRequestNotComplete", THROTTLED},
-	{"RequestLimitExceeded", THROTTLED},
-	{"RequestThrottled", THROTTLED},
-	{"RequestThrottledException", THROTTLED},
-	{"SlowDown", THROTTLED},
-	{"ThrottledException", THROTTLED},
-	{"Throttling", THROTTLED},
-	{"ThrottlingException", THROTTLED},
-	{"TooManyRequestsException", THROTTLED},
+	{"BandwidthLimitExceeded", THROTTLED, SPREAD},
+	{"EC2ThrottledException", THROTTLED, SPREAD},
+	{"LimitExceeded", THROTTLED, SPREAD},
+	{"PriorRequestNotComplete", THROTTLED, SPREAD},
+	{"ProvisionedThroughputExceededException", THROTTLED, SPREAD},
+	{"RequestLimitExceeded", THROTTLED, SPREAD},
+	{"RequestThrottled", THROTTLED, SPREAD},
+	{"RequestThrottledException", THROTTLED, SPREAD},
+	{"SlowDown", THROTTLED, SPREAD},
+	{"ThrottledException", THROTTLED, SPREAD},
+	{"Throttling", THROTTLED, SPREAD},
+	{"ThrottlingException", THROTTLED, SPREAD},
+	{"TooManyRequestsException", THROTTLED, SPREAD},
+	{"TransactionInProgressException", THROTTLED, SPREAD},
 
-	{"DependencyTimeoutException", TROUBLE},
-	{"IDPCommunicationError", TROUBLE},
-	{"InternalError", TROUBLE},
-	{"InternalFailure", TROUBLE},
-	{"InternalServerError", TROUBLE},
-	{"KMSInternalException", TROUBLE},
-	{"KeyUnavailableException", TROUBLE},
-	{"RequestTimeout", TROUBLE},
-	{"RequestTimeoutException", TROUBLE},
-	{"ServiceUnavailable", TROUBLE},
-	{"ServiceUnavailableException", TROUBLE},
+	{"DependencyTimeoutException", TROUBLE, HEALTH},
+	{"IDPCommunicationError", TROUBLE, PROVIDER},
+	{"InternalError", TROUBLE, HEALTH},
+	{"InternalFailure", TROUBLE, HEALTH},
+	{"InternalServerError", TROUBLE, HEALTH},
+	{"KMSInternalException", TROUBLE, HEALTH},
+	{"KeyUnavailableException", TROUBLE, HEALTH},
+	{"RequestAbortedException", TROUBLE, HEALTH},
+	{"RequestTimeout", TROUBLE, HEALTH},
+	{"RequestTimeoutException", TROUBLE, HEALTH},
+	{"ServiceUnavailable", TROUBLE, HEALTH},
+	{"ServiceUnavailableException", TROUBLE, HEALTH},
+
+	{"DisabledException", REQUEST, KEY_STATE},
+	{"IDPRejectedClaim", REQUEST, NEW_TOKEN},
+	{"IncorrectKeyException", REQUEST, ROW},
+	{"InvalidCiphertextException", REQUEST, ROW},
+	{"InvalidIdentityToken", REQUEST, TRUST},
+	{"KMSInvalidStateException", REQUEST, KEY_STATE},
+	{"LimitExceededException", REQUEST, QUOTA},
+	{"MalformedPolicyDocumentException", REQUEST, KEY_POLICY},
+	{"NotFoundException", REQUEST, KEY_ACCOUNT},
+	{"PackedPolicyTooLarge", REQUEST, FEW_TAGS},
+	{"RegionDisabledException", REQUEST, STS_REGION},
 };
 
 /* The name alone: of "com.amazonaws.kms#NotFoundException:http://..." too. */
@@ -224,19 +273,77 @@ look_up(const char *name)
 	return NULL;
 }
 
-/* An error without a name that we know, by the HTTP status alone. */
+/* What to do about an error, by its name; one that is not known should not be. */
+const char *
+aws_advice(const char *name)
+{
+	const KnownError *known = look_up(name);
+
+	return known != NULL ? known->advice : REPORT;
+}
+
+/*
+ * An error without a name that we know, by the HTTP status alone.  The
+ * services give every error its name: what says "forbidden" without one is
+ * something else, such as a proxy that was put in between.
+ */
 static AwsVerdict
 by_status(int http, bool named)
 {
-	if (http >= 500)
+	if (http >= 500 || http == 408)
 		return (AwsVerdict) TROUBLE;
 	if (http == 429)
 		return (AwsVerdict) THROTTLED;
 	if (named && http >= 400)
-		return (AwsVerdict) {KS_REFUSED, .refused = true};
+		return (AwsVerdict) REQUEST;
 	if (http == 401 || http == 403)
-		return (AwsVerdict) DENIED;
+		return (AwsVerdict) {KS_NETWORK};
 	return (AwsVerdict) {KS_MODULE_ERROR};
+}
+
+static const char *
+advice_for(const AwsReply *reply, const AwsVerdict *verdict)
+{
+	if (verdict->status == KS_THROTTLED)
+		return SPREAD;
+	if (look_up(reply->error) == NULL && verdict->again)
+		return HEALTH;
+	return reply->error[0] != '\0' ? aws_advice(reply->error) : ENDPOINT;
+}
+
+static bool
+contains(const AwsText *text, const char *words)
+{
+	return text->len > 0 && memmem(text->data, text->len, words, strlen(words)) != NULL;
+}
+
+/*
+ * Is a refusal about this machine's clock?  The answer's date tells, and a
+ * signature's refusal has words for it, which are all there is if something in
+ * between takes the date away.
+ */
+static bool
+about_clock(const AwsAnswer *answer, const AwsReply *reply, bool sure, int64_t now, KsFailure *why)
+{
+	int64_t		ahead = answer->date != 0 ? now - answer->date : 0;
+	bool		signature = strcmp(reply->error, "InvalidSignatureException") == 0 ||
+	strcmp(reply->error, "SignatureDoesNotMatch") == 0;
+
+	if (!sure && !signature)
+		return false;
+	if (ahead > SKEW_SECONDS || ahead < -SKEW_SECONDS)
+		(void) ks_fail(why, KS_CLOCK_SKEW, "%s: this machine's clock is %lld seconds %s the "
+					   "service's; " SET_CLOCK, reply->error, (long long) llabs(ahead),
+					   ahead > 0 ? "ahead of" : "behind");
+	else if (signature && contains(&answer->body, "Signature expired"))
+		(void) ks_fail(why, KS_CLOCK_SKEW, "%s: this machine's clock is behind the service's, or "
+					   "requests are minutes on their way; " SET_CLOCK, reply->error);
+	else if (signature && contains(&answer->body, "Signature not yet current"))
+		(void) ks_fail(why, KS_CLOCK_SKEW, "%s: this machine's clock is ahead of the service's; "
+					   SET_CLOCK, reply->error);
+	else
+		return false;
+	return true;
 }
 
 AwsVerdict
@@ -245,21 +352,12 @@ aws_judge(const AwsAnswer *answer, const AwsReply *reply, int64_t now, KsFailure
 	const KnownError *known = look_up(reply->error);
 	AwsVerdict	verdict = known != NULL ? known->verdict :
 	by_status(answer->status, reply->error[0] != '\0');
-	int64_t		ahead = answer->date != 0 ? now - answer->date : 0;
-	bool		about_time = verdict.status == KS_CLOCK_SKEW ||
-	strcmp(reply->error, "InvalidSignatureException") == 0 ||
-	strcmp(reply->error, "SignatureDoesNotMatch") == 0;
 
-	if (about_time && (ahead > SKEW_SECONDS || ahead < -SKEW_SECONDS))
-	{
-		verdict = (AwsVerdict) CLOCK;
-		(void) ks_fail(why, verdict.status, "%s: this machine's clock is %lld seconds %s the "
-					   "service's", reply->error, (long long) llabs(ahead),
-					   ahead > 0 ? "ahead of" : "behind");
-		return verdict;
-	}
-	(void) ks_fail(why, verdict.status, "the service answered with HTTP status %d%s%s%s%.200s",
+	if (about_clock(answer, reply, verdict.status == KS_CLOCK_SKEW, now, why))
+		return (AwsVerdict) CLOCK;
+	(void) ks_fail(why, verdict.status, "the service answered with HTTP status %d%s%s%s%.200s; %s",
 				   answer->status, reply->error[0] != '\0' ? ", " : "", reply->error,
-				   reply->message[0] != '\0' ? ": " : "", reply->message);
+				   reply->message[0] != '\0' ? ": " : "", reply->message,
+				   advice_for(reply, &verdict));
 	return verdict;
 }

@@ -137,6 +137,7 @@ aws_from_container(const AwsSources *from, int64_t until, AwsCredentials **out, 
 	AwsHeader	headers[2] = {{"Accept", "application/json"}};
 	AwsRequest	request = {.method = "GET", .url = url, .headers = headers, .n_headers = 1, .until = until};
 	AwsAnswer	answer = {0};
+	KsFailure	inner = {0};
 	KsStatus	status;
 
 	if (aws_variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") == NULL &&
@@ -150,7 +151,12 @@ aws_from_container(const AwsSources *from, int64_t until, AwsCredentials **out, 
 		if (token.len > 0)
 			headers[request.n_headers++] = (AwsHeader) {"Authorization", token.data};
 		request.secret = token.data;
-		status = aws_fetch(from->http, &request, "the container's endpoint", &answer, why);
+		status = aws_fetch(from->http, &request, "the container's endpoint", &answer, &inner);
+		/* it is on this machine: no network of the keystore's */
+		if (status == KS_NETWORK || status == KS_TIMEOUT)
+			status = ks_fail(why, KS_CREDENTIALS, "the container's endpoint: %.340s", inner.reason);
+		else
+			*why = inner;
 	}
 	if (status == KS_OK)
 		status = read_credentials(&answer, "container", false, out, why);

@@ -65,6 +65,10 @@ judge(const AwsAnswer *answer, const AwsRequest *request, const char *who, bool 
 	aws_hide_echo(&reply, request->secret);
 	verdict = aws_judge(answer, &reply, (int64_t) time(NULL), &inner);
 	*again = verdict.again;
+	/* whoever else answers so, it is nobody who gives out credentials */
+	if (reply.error[0] == '\0' && (verdict.status == KS_NETWORK || !verdict.again))
+		return ks_fail(why, KS_CREDENTIALS, "%s answered with HTTP status %d; see whether it is "
+					   "the right one, and has a role for this machine", who, answer->status);
 	switch (verdict.status)
 	{
 		case KS_CLOCK_SKEW:
@@ -75,7 +79,7 @@ judge(const AwsAnswer *answer, const AwsRequest *request, const char *who, bool 
 		default:
 			verdict.status = KS_CREDENTIALS;
 	}
-	return ks_fail(why, verdict.status, "%s: %.300s", who, inner.reason);
+	return ks_fail(why, verdict.status, "%s: %.360s", who, inner.reason);
 }
 
 KsStatus
@@ -264,7 +268,7 @@ aws_find_credentials(const AwsSources *from, int64_t until, AwsCredentials **out
 		status = aws_from_instance(from, until, out, &inner);
 		if (status != KS_OK)
 			status = ks_fail(why, status == KS_TIMEOUT || status == KS_NETWORK ? KS_CREDENTIALS : status,
-							 "no AWS credentials in environment and files; %.250s", inner.reason);
+							 "no AWS credentials in environment and files; %.340s", inner.reason);
 	}
 	if (status == KS_OK && *out == NULL)
 		return ks_fail(why, KS_CREDENTIALS, "no AWS credentials were found");

@@ -118,8 +118,12 @@ kms_error_is(const AwsReply *reply, const char *name)
 KsStatus
 kms_refused(const char *action, const AwsReply *reply, KsFailure *why)
 {
+	/* what it does not take is the file that the setting names */
+	const bool	policy = kms_error_is(reply, "MalformedPolicyDocumentException");
+
 	if (!kms_error_is(reply, "LimitExceededException"))
-		return ks_fail(why, KS_MODULE_ERROR, "%s: %s: %s", action, reply->error, reply->message);
+		return ks_fail(why, policy ? KS_REFUSED : KS_MODULE_ERROR, "%s: %s: %.200s; %s", action,
+					   reply->error, reply->message, aws_advice(reply->error));
 	if (strcmp(action, "CreateKey") == 0)
 		return ks_fail(why, KS_REFUSED, "CreateKey: the account's quota of keys in this region is "
 					   "used up, not one of requests; ask AWS to raise it (%s: %s)",

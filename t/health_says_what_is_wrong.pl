@@ -112,8 +112,19 @@ trouble(
 		token_returns($dir, 'nomp');
 		restart_helper($node);
 	});
-unless (over_kms())
+if (over_kms())
 {
+	trouble(
+		'a time limit that is too short for a key service',
+		'keystore',
+		set('nomp_crypt.keystore_timeout', '4999ms'),
+		qr/^warning: nomp_crypt.keystore_timeout is 4999ms: too short/,
+		set('nomp_crypt.keystore_timeout'));
+}
+else
+{
+	# which is a second here
+	is(check('keystore'), 'ok', 'a token needs no long time limit');
 	trouble(
 		'a PIN file that others may read',
 		'credentials',

@@ -54,8 +54,8 @@ static const Expected answers[] = {
 	{"quota", PATIENT, KS_REFUSED, "LimitExceededException", NULL},
 	{"denied", PATIENT, KS_ACCESS_DENIED, "AccessDeniedException", "not authorized"},
 	{"denied-xml", PATIENT, KS_ACCESS_DENIED, "AccessDenied", "No <way>"},
-	{"denied-html", PATIENT, KS_ACCESS_DENIED, "", "403"},
-	{"entities", PATIENT, KS_ACCESS_DENIED, "", "403"},
+	{"denied-html", PATIENT, KS_NETWORK, "", "403; that is no answer of AWS's"},
+	{"entities", PATIENT, KS_NETWORK, "", "403; that is no answer of AWS's"},
 	{"nameless", PATIENT, KS_MODULE_ERROR, "", "400"},
 	{"unrecognized", PATIENT, KS_CREDENTIALS, "UnrecognizedClientException", NULL},
 

@@ -1,82 +1,11 @@
 /*
  * aws_credentials_test.c
- *		Credentials come from where AWS's tools look, in their order, are
- *		renewed in time, and a source that fails is not passed over.
+ *		Credentials come from where AWS's tools look, in their order, and a
+ *		source that fails is not passed over.
  *
  * Who a call was signed by is told by the server, test/aws_server.py.
  */
-#include <pthread.h>
-
-#include "aws_server.h"
-
-#define PATIENT		30000
-
-static const char *const variables[] = {
-	"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE",
-	"AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME",
-	"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-	"AWS_CONTAINER_AUTHORIZATION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-	"AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",
-};
-
-/* No source at all; the files' places are the server's folder. */
-static void
-clear_sources(void)
-{
-	for (size_t i = 0; i < sizeof(variables) / sizeof(variables[0]); i++)
-		(void) unsetenv(variables[i]);
-	(void) setenv("AWS_EC2_METADATA_DISABLED", "true", 1);
-	(void) setenv("AWS_SHARED_CREDENTIALS_FILE", server_path("credentials"), 1);
-	(void) setenv("AWS_CONFIG_FILE", server_path("config"), 1);
-	(void) unlink(server_path("credentials"));
-	(void) unlink(server_path("config"));
-	set_control("reset=1");
-}
-
-static const char *
-local_url(const char *path)
-{
-	static char url[200];
-
-	snprintf(url, sizeof(url), "http://127.0.0.1:%d%s", server_port("http"), path);
-	return url;
-}
-
-static AwsClient *
-client_of(const char *profile, const char *destroy_profile)
-{
-	AwsOptions	options = server_options("http", "http");
-
-	snprintf(options.profile, sizeof(options.profile), "%s", profile);
-	snprintf(options.destroy_profile, sizeof(options.destroy_profile), "%s", destroy_profile);
-	return make_client(&options);
-}
-
-/* Does the server see what "fact" should be?  NULL: no fact of that name. */
-static bool
-sees(const Result *r, const char *fact, const char *expected)
-{
-	const char *value = json_string_value(json_object_get(r->reply.body, fact));
-
-	if (expected == NULL || value == NULL)
-		return expected == value;
-	return strncmp(value, expected, strlen(expected)) == 0;
-}
-
-/* A call with these credentials, by their access key (or its beginning). */
-static void
-expect_key(AwsClient *client, AwsRole role, const char *key, const char *source,
-		   bool lasting, const char *name)
-{
-	Result		r = call(client, role, "DescribeKey", "who", PATIENT);
-	bool		lasts = !lasting;
-	const char *from = aws_credentials_source(client, &lasts);
-
-	if (!tap_ok(r.status == KS_OK && sees(&r, "key", key) &&
-				(role != AWS_EVERYDAY || (strcmp(from, source) == 0 && lasts == lasting)), "%s", name))
-		printf("# status %d, from %s: %s\n", r.status, from, r.why.reason);
-	aws_reply_free(&r.reply);
-}
+#include "aws_who.h"
 
 /* A new client's first call. */
 static void
@@ -367,6 +296,8 @@ test_container(void)
 	write_file(server_path("token"), "token-c\n", 0600);
 	(void) setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", server_path("token"), 1);
 	expect_first("", "ASIACONTAINER", "container", false, "the token's file goes before its variable");
+	(void) setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/container", 1);
+	expect_none("", "the container's endpoint: no connection to 127.0.0.1:1", "no endpoint there");
 	(void) setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://192.0.2.1/container", 1);
 	expect_none("", "neither https nor on this machine", "an endpoint elsewhere without TLS");
 	(void) setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://example.com/container", 1);
@@ -456,124 +387,6 @@ test_echo(void)
 	expect_silence("e", "403", "a-session", "nor a session's");
 }
 
-/* Short-lived credentials are replaced before they expire, and after. */
-static void
-test_renewal(void)
-{
-	AwsClient  *client;
-
-	clear_sources();
-	set_control("lifetime=3600");
-	(void) setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", local_url("/container"), 1);
-	(void) setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "token-c", 1);
-	client = client_of("", "");
-	expect_key(client, AWS_EVERYDAY, "ASIACONTAINER", "container", false, "credentials for an hour");
-	expect_key(client, AWS_EVERYDAY, "ASIACONTAINER", "container", false, "serve for a second call");
-	tap_ok(counted("container") == 1, "and were asked for once");
-	aws_client_free(client);
-
-	/* so short that they count as expired at once */
-	set_control("reset=1");
-	set_control("lifetime=5");
-	client = client_of("", "");
-	expect_key(client, AWS_EVERYDAY, "ASIACONTAINER", "container", false, "credentials for seconds");
-	expect_key(client, AWS_EVERYDAY, "ASIACONTAINER", "container", false, "are replaced by the next call");
-	tap_ok(counted("container") == 2, "each asked for");
-	aws_client_free(client);
-}
-
-/* While what there is still serves, a renewal that fails harms nobody. */
-static void
-test_failing_renewal(void)
-{
-	AwsClient  *client;
-
-	clear_sources();
-	/* to be renewed from the first on, good for some seconds */
-	set_control("lifetime=35");
-	(void) setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", local_url("/container"), 1);
-	(void) setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "token-c", 1);
-	client = client_of("", "");
-	expect_key(client, AWS_EVERYDAY, "ASIACONTAINER0001", "container", false, "credentials for 35 seconds");
-	(void) setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "wrong", 1);
-	(void) sleep(6);
-	expect_key(client, AWS_EVERYDAY, "ASIACONTAINER0001", "container", false, "are used on");
-	tap_ok(counted("container") == 2, "though others were asked for");
-	expect_key(client, AWS_EVERYDAY, "ASIACONTAINER0001", "container", false, "and again");
-	tap_ok(counted("container") == 2, "which is not tried with each call");
-	aws_client_free(client);
-}
-
-static void
-test_refused_by_service(void)
-{
-	AwsClient  *client;
-	Result		r;
-
-	clear_sources();
-	(void) setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", local_url("/container"), 1);
-	(void) setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "token-c", 1);
-	client = client_of("", "");
-	expect_key(client, AWS_EVERYDAY, "ASIACONTAINER0001", "container", false, "credentials that work");
-	set_control("expired=ASIACONTAINER0001");
-	expect_key(client, AWS_EVERYDAY, "ASIACONTAINER0002", "container", false, "refused: others are found at once");
-	tap_ok(counted("expired") == 1, "with one call in vain");
-	aws_client_free(client);
-
-	clear_sources();
-	(void) setenv("AWS_ACCESS_KEY_ID", "AKIDENV", 1);
-	(void) setenv("AWS_SECRET_ACCESS_KEY", "secret-env", 1);
-	set_control("expired=AKIDENV");
-	client = client_of("", "");
-	r = call(client, AWS_EVERYDAY, "DescribeKey", "who", PATIENT);
-	tap_ok(r.status == KS_CREDENTIALS && strcmp(r.reply.error, "ExpiredTokenException") == 0 &&
-		   counted("expired") == 2, "where there are no others, that is tried once more");
-	aws_client_free(client);
-}
-
-#define THREADS	16
-
-static void *
-ask_who(void *arg)
-{
-	Result		r = call(arg, AWS_EVERYDAY, "DescribeKey", "who", 60000);
-	intptr_t	good = r.status == KS_OK && sees(&r, "key", "ASIAROLE0001");
-
-	aws_reply_free(&r.reply);
-	return (void *) good;
-}
-
-/* Threads that all find none wait for one. */
-static void
-test_one_asks(void)
-{
-	AwsClient  *client;
-	pthread_t	threads[THREADS];
-	intptr_t	good = 0;
-
-	clear_sources();
-	set_control("sts=slow");
-	write_file(server_path("credentials"),
-			   "[base]\naws_access_key_id = AKIDFILE\naws_secret_access_key = secret-file\n", 0600);
-	write_file(server_path("config"),
-			   "[profile role]\nrole_arn = arn:aws:iam::1:role/r\nsource_profile = base\n", 0644);
-	client = client_of("role", "");
-	for (int i = 0; i < THREADS; i++)
-	{
-		if (pthread_create(&threads[i], NULL, ask_who, client) != 0)
-			tap_bail("no thread");
-	}
-	for (int i = 0; i < THREADS; i++)
-	{
-		void	   *result;
-
-		(void) pthread_join(threads[i], &result);
-		good += (intptr_t) result;
-	}
-	tap_ok(good == THREADS && counted("sts:AssumeRole") == 1, "of %d threads one assumes the role", THREADS);
-	aws_client_free(client);
-}
-
 int
 main(void)
 {
@@ -591,10 +404,6 @@ main(void)
 	test_container();
 	test_instance();
 	test_echo();
-	test_renewal();
-	test_failing_renewal();
-	test_refused_by_service();
-	test_one_asks();
 	stop_server();
 	return tap_done();
 }

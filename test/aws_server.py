@@ -9,8 +9,10 @@ Ports are printed as one line of JSON: "http", and for TLS "good", "other" (a
 certificate for another host), "old" (expired), "self" (self-signed); "ca" is
 the file to trust. It ends with its standard input.
 
-A KMS request's body says what to do: {"case": NAME}. GET /control?NAME=VALUE
-sets what the other endpoints do; its answer are the counters.
+A KMS request's body says what to do: {"case": NAME}. A case "NAME:STATUS:WORDS"
+is an error of that name, the first time; without a name it is a page of
+somebody else's. GET /control?NAME=VALUE sets what the other endpoints do, STS
+by such a case too; its answer are the counters.
 """
 
 import datetime
@@ -95,6 +97,14 @@ def error(name, message="words", status=400, headers=()):
     return answer(status, {"__type": name, "message": message}, headers)
 
 
+def error_once(case, seen, good):
+    """The error that a case names in the first answer, good ones after it."""
+    name, status, words = case.split(":", 2)
+    if seen > 1:
+        return good
+    return error(name, words, int(status)) if name else answer(int(status), b"<html>Go away.<br></html>")
+
+
 class Hang(Exception):
     pass
 
@@ -121,7 +131,7 @@ def kms(request, connection):
     key = request.signer("kms")
     if key is None:
         return error("InvalidSignatureException", "the signature is wrong")
-    if key == CONTROL["expired"]:
+    if CONTROL["expired"] in (key, "all"):
         count("expired")
         return error("ExpiredTokenException", "expired")
     asked = json.loads(request.body)
@@ -189,6 +199,8 @@ def kms(request, connection):
     }
     if case in plain:
         return plain[case]()
+    if ":" in case:
+        return error_once(case, seen, answer(200, OK))
     if case in ("hang", "hang-once"):
         if case == "hang" or seen == 1:
             raise Hang
@@ -240,6 +252,10 @@ def sts(request):
         time.sleep(1)
     if CONTROL["sts"] in failures:
         return failures[CONTROL["sts"]]
+    if ":" in CONTROL["sts"] and count(CONTROL["sts"]) == 1:
+        name, status, words = CONTROL["sts"].split(":", 2)
+        return answer(int(status), f"<ErrorResponse><Error><Code>{name}</Code><Message>{words}</Message>"
+                                   "</Error></ErrorResponse>".encode())
     facts = {"role": form.get("RoleArn"), "session": form.get("RoleSessionName"),
              "external": form.get("ExternalId"), "duration": form.get("DurationSeconds")}
     if action == "AssumeRole":

@@ -436,6 +436,10 @@ test_lost_creation(Helper *h)
 	tap_ok(create_kek(h, INST, EXTRA, 21, NULL, 0) == KS_REFUSED &&
 		   strstr(reply.reason, "quota of keys") != NULL, "no more keys than the quota: %s", reply.reason);
 	recover();
+	FAULT("\"error\": \"MalformedPolicyDocumentException\", \"action\": \"CreateKey\"");
+	tap_ok(create_kek(h, INST, EXTRA, 22, NULL, 0) == KS_REFUSED &&
+		   strstr(reply.reason, "correct the key-policy file") != NULL, "a key policy that is refused: %s", reply.reason);
+	recover();
 }
 
 /* ---- what shows late ---- */
