@@ -248,7 +248,7 @@ for my $what (sort keys %creations)
 		'57014', 'pg_cancel_backend ends the wait for a keystore that hangs');
 
 	$sql = session_enters($second);
-	says($session, "SET statement_timeout = '200ms'");
+	says($session, "SET statement_timeout = '2s'");
 	is(says($session, $sql), '57014', 'so does statement_timeout');
 	says($session, 'RESET statement_timeout');
 
