@@ -41,8 +41,11 @@ $node->backup('base');
 my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($node, 'base', has_streaming => 1);
 mkdir "$dir/register-standby", 0700;
-$standby->append_conf('postgresql.conf',
-	"nomp_crypt.register_directory = '$dir/register-standby'");
+# in the end nothing may keep old rows in the primary's files
+$standby->append_conf('postgresql.conf', <<"CONF");
+nomp_crypt.register_directory = '$dir/register-standby'
+hot_standby_feedback = off
+CONF
 $standby->start;
 
 sub one
@@ -257,7 +260,7 @@ one("SELECT nomp_crypt.grant_all_tenants('app', '{encrypt,decrypt,search}')");
 # ---- a column without fingerprints; the power is cut while rows are filled in ----
 {
 	my $query =
-	  start_call("'name', 'school', batch_size => 100, delay => '50ms'");
+	  start_call("'name', 'school', batch_size => 100, delay => '300ms'");
 	wait_until(sub { progress("phase = 'encrypting' AND done > 3") eq 't' },
 		'some blocks to be done');
 	is( progress(
@@ -277,7 +280,7 @@ one("SELECT nomp_crypt.grant_all_tenants('app', '{encrypt,decrypt,search}')");
 # ---- its session is killed, which restarts the server ----
 {
 	my $query =
-	  start_call("'name', 'school', batch_size => 100, delay => '50ms'");
+	  start_call("'name', 'school', batch_size => 100, delay => '300ms'");
 	wait_until(sub { progress('done > 3') eq 't' }, 'some more blocks');
 	my $pid = progress('pid');
 	restarts($node, sub { kill 'KILL', $pid });
@@ -325,11 +328,13 @@ one("SELECT nomp_crypt.grant_all_tenants('app', '{encrypt,decrypt,search}')");
 
 # ---- a searchable one with a unique index, cut before the swap ----
 {
-	my $query =
-	  start_call("'ssn', 'school', searchable => true, batch_size => 500");
+	# whom the indexes will have to wait for: connected before, to be in time
+	my $reader = open_session($node);
+	my $query = start_call(
+		"'ssn', 'school', searchable => true, batch_size => 500, delay => '200ms'"
+	);
 	wait_until(sub { progress("phase = 'encrypting' AND done > 3") eq 't' },
 		'some blocks to be done');
-	my $reader = open_session($node);
 	$reader->query_safe(
 		'BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class'
 	);

@@ -70,7 +70,7 @@ sub keks_of
 		  . " FROM nomp_crypt.kek WHERE tenant = '$uuid'")
 	  . '; token: '
 	  . join ', ',
-	  sort map { /:\Q$uuid\E:(\S+)/ ? $1 : () } token_labels($dir, 'nomp');
+	  sort map { /:\Q$uuid\E:(\d+)/ ? $1 : () } token_labels($dir, 'nomp');
 }
 
 sub rewrap
@@ -194,8 +194,6 @@ $standby->append_conf('postgresql.conf', <<"CONF");
 nomp_crypt.register_directory = '$dir/register-standby'
 nomp_crypt.key_check_interval = 1s
 wal_receiver_status_interval = 1s
-# what its sessions see is not pruned meanwhile
-hot_standby_feedback = on
 CONF
 $standby->start;
 $node->wait_for_catchup($standby);

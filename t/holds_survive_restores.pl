@@ -136,10 +136,11 @@ is( on_record('lifted', 'returned'),
 is( on_record('held', 'hold,released'),
 	'hold {"reference": "T-0"}, released {"reference": "T-0"}, hold {"reference": "T-1"}',
 	'a hold that is repeated is on record once');
+# keys and their names are letters by chance
 unlike(
 	one($node,
 		'SELECT string_agg(nomp_crypt._register_verify(jws), $$ $$) FROM nomp_crypt.register'
-	),
+	) =~ s/"[\w-]{43}"//gr,
 	qr/anna|bertil|@{[ one($node, 'SELECT current_user') ]}/,
 	'no record says who it was');
 

@@ -27,7 +27,7 @@ my $uri = frail_keystore($dir, 'nomp');
 
 $node->append_conf('postgresql.conf', <<"CONF");
 nomp_crypt.keystore = '$uri'
-nomp_crypt.keystore_timeout = 2s
+nomp_crypt.keystore_timeout = 5s
 nomp_crypt.key_check_interval = 1s
 log_statement = none
 CONF
@@ -241,13 +241,13 @@ outage(
 
 # ---- leases end ----
 
-set_and_reload($node, 'nomp_crypt.key_lease', '2s');
+set_and_reload($node, 'nomp_crypt.key_lease', '5s');
 
 {
 	my $school = shift @cold;
 	my $inside = enter($school);
 
-	let_pass(4);
+	let_pass(8);
 	is( again($inside, $school),
 		"Anna i $school",
 		'while the keystore answers, a lease ends unnoticed');

@@ -104,7 +104,8 @@ sub labels_of
 	my $uuid = $node->safe_psql('postgres',
 		"SELECT uuid FROM nomp_crypt.tenants WHERE id = '$school'");
 
-	return join ' ', sort map { /:$uuid:(.*)/ } token_labels($dir, $token);
+	# whether it is lasting by now or not
+	return join ' ', sort map { /:$uuid:(\d+)/ } token_labels($dir, $token);
 }
 
 sub migrate

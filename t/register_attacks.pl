@@ -155,7 +155,8 @@ one("SELECT nomp_crypt._erase_request('claimed', 'test', 'PUB-1')");
 
 # The table, edited by force.
 my ($header, @good) = lines();
-by_force("UPDATE nomp_crypt.register SET jws = overlay(jws placing 'AAAA'"
+by_force("UPDATE nomp_crypt.register SET jws = overlay(jws placing"
+	  . " CASE substr(jws, 300, 4) WHEN 'AAAA' THEN 'BBBB' ELSE 'AAAA' END"
 	  . " from 300 for 4) WHERE number = 3");
 in_trouble('corrupt', 'a record changed in the table', inside => 1);
 repaired('a record changed in the table');
@@ -292,6 +293,11 @@ is(sqlstate($node, "SELECT nomp_crypt.create_tenant('today')"),
 	'', 'a record');
 my $now = slurp_file($file);
 my $last = records();
+wait_until(
+	sub {
+		one('SELECT in_keystore FROM nomp_crypt.register_status()') >= $last;
+	},
+	'the keystore to be told');
 by_force("DELETE FROM nomp_crypt.register WHERE number = $last");
 write_register($text);
 in_trouble('head ahead', 'table and file of yesterday');

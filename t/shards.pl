@@ -170,7 +170,10 @@ for my $shard (@shards)
 		$log,
 		qr/INSERT INTO public\.pupil.*nc1:/s,
 		$shard->name . "'s log has ciphertext that was sent");
-	unlike($log, qr/Anna|Bosse|Eva|20140501|20150101/,
+	# ciphertext is letters by chance
+	unlike(
+		$log =~ s/nc1:[A-Za-z0-9+\/=]+/nc1:/gr,
+		qr/Anna|Bosse|Eva|20140501|20150101/,
 		'... and no plaintext');
 	is( $shard->safe_psql('postgres', 'SELECT name FROM pupil LIMIT 1') =~
 		  /^nc1:/ ? 'ciphertext' : '',

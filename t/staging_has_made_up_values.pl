@@ -347,6 +347,12 @@ is_staged(
 	'a base backup',
 	sub {
 		my ($node) = @_;
+		my $holder = open_session($node);
+
+		# its last row is held, so that it stays in the middle
+		$holder->query_safe(
+			'BEGIN; SELECT FROM person ORDER BY ctid DESC LIMIT 1 FOR UPDATE'
+		);
 		my $query = start_query($node,
 			"CALL nomp_crypt.replace_values('seed', '{\"person.note\": \"''Elev '' || id\"}', batch_size => 1)"
 		);
@@ -360,6 +366,7 @@ is_staged(
 			'some blocks');
 		crash($node);
 		end_query($query);
+		eval { $holder->quit };
 		$node->start;
 		is( rows_of(
 				$node,

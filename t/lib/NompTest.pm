@@ -24,7 +24,7 @@ our @EXPORT = qw(
   make_token keystore_uri nomp_node nomp_conf create_nomp
   sqlstate in_tenant wait_until helper_pid broker_pid server_pids
   find_in_memory school_keys fingerprint crash token_labels
-  delete_from_token make_key
+  delete_from_token keys_are_lasting make_key
   shim_module shim_says shim_calls set_keystore keystore_state failure
   start_query end_query open_session says starts libpq_calls
   restart_helper restarts tampered flips outcome
@@ -34,6 +34,28 @@ our @EXPORT = qw(
   over_kms
   token_goes token_returns token_refuses token_is_backed_up token_is_restored
 );
+
+# A program that ends before it has read what it was given - psql, when a server
+# refuses its connection - says so by its status and its output, as in a shell.
+# IPC::Run would die of it, if the program is quicker than we are.
+{
+	no warnings 'redefine';
+	my $write = \&IPC::Run::_write;
+
+	*IPC::Run::_write = sub {
+		my $written = eval { $write->(@_) };
+
+		return $written if $written;
+		die $@ unless $@ =~ /^Broken pipe/;
+		return length $_[1];
+	};
+}
+
+# A machine that is busy with other things may take longer than pg_ctl's minute.
+$ENV{PGCTLTIMEOUT} //= 600;
+
+# For a command that somebody waits for, in seconds.
+my $patience = 600;
 
 my %keystores = (softhsm => 'SoftHsm', 'aws-kms' => 'KmsKeystore');
 our $keystore = $keystores{ $ENV{NOMP_TEST_KEYSTORE} || 'softhsm' }
@@ -82,8 +104,32 @@ sub token_returns { return $keystore->returns(@_) }
 sub token_is_backed_up { return $keystore->back_up(@_) }
 sub token_is_restored  { return $keystore->restore(@_) }
 
-# delete_from_token(DIR, LABEL, KEY): somebody deletes a key behind our back.
-sub delete_from_token { return $keystore->delete_key(@_) }
+# keys_are_lasting(DIR, LABEL): waits until no key has its provisional mark any
+# more; that is taken off in the background, when a school has been committed.
+sub keys_are_lasting
+{
+	my ($dir, $label) = @_;
+
+	return wait_until(
+		sub {
+			!grep { /:provisional@/ } $keystore->labels($dir, $label);
+		},
+		'all keys to be lasting');
+}
+
+# delete_from_token(DIR, LABEL, KEY): somebody deletes a key behind our back,
+# when it is called that.
+sub delete_from_token
+{
+	my ($dir, $label, $key) = @_;
+
+	wait_until(
+		sub {
+			grep { $_ eq $key } $keystore->labels($dir, $label);
+		},
+		"key $key to be lasting");
+	return $keystore->delete_key($dir, $label, $key);
+}
 
 # token_refuses(DIR, LABEL, KEY): the keystore is well, and that key, though it
 # is there, is not used, for a reason that no other key has.
@@ -124,7 +170,9 @@ sub keystore_state
 }
 
 # nomp_conf(NODE, DIR, LABEL): preload and settings; the register directory is
-# DIR/register-NAME.  No key is loaded that nobody has asked for.
+# DIR/register-NAME.  No key is loaded that nobody has asked for.  Standbys, which
+# have these settings from a backup, cancel no query for what they replay: what
+# their sessions see is not pruned, and replay waits.
 sub nomp_conf
 {
 	my ($node, $dir, $label) = @_;
@@ -139,6 +187,9 @@ nomp_crypt.erasure_grace = 0
 nomp_crypt.max_erasures_per_day = 0
 nomp_crypt.warm_interval = 0
 max_prepared_transactions = 10
+hot_standby_feedback = on
+max_standby_archive_delay = -1
+max_standby_streaming_delay = -1
 CONF
 	return;
 }
@@ -208,6 +259,8 @@ sub cold_schools
 			'INSERT INTO pupil (id, school, name)'
 		  . " SELECT row_number() OVER (), id, nomp_crypt.encrypt('Anna i ' || id, id)"
 		  . ' FROM nomp_crypt.tenants');
+	# a broker that is stopped leaves that to each key's first use
+	keys_are_lasting($node->{nomp_dir}, 'nomp') if $node->{nomp_dir};
 	$node->restart;
 	return;
 }
@@ -313,7 +366,7 @@ sub start_query
 		\$query->{out},
 		'2>',
 		\$query->{err},
-		IPC::Run::timeout(180));
+		IPC::Run::timeout($patience));
 	return $query;
 }
 
@@ -347,30 +400,38 @@ sub libpq_calls
 		\$out,
 		'2>',
 		\$err,
-		IPC::Run::timeout(180)) or die "libpq_calls.py: $err";
+		IPC::Run::timeout($patience)) or die "libpq_calls.py: $err";
 	return map { $json->decode($_) } split /\n/, $out;
 }
 
-# open_session(NODE): a session to talk to, which survives errors.
+# open_session(NODE): a session to talk to, which survives errors, for as long as
+# each answer takes its time and no longer.
 sub open_session
 {
 	my ($node) = @_;
-	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	my $session = $node->background_psql(
+		'postgres',
+		on_error_stop => 0,
+		timeout => $patience);
 
+	$session->set_query_timer_restart;
 	$session->query_safe('\set VERBOSITY sqlstate');
 	return $session;
 }
 
-# says(SESSION, SQL): what it prints, or its first error's SQLSTATE.  With
-# empty SQL, the answer to what it was told with "starts".
+# says(SESSION, SQL): what it prints, or its first error's SQLSTATE, also if that
+# ends it.  With empty SQL, the answer to what it was told with "starts".
 sub says
 {
 	my ($session, $sql) = @_;
-	my $out = $session->query($sql);
+	my $out = eval { $session->query($sql) };
+	my $failure = $@;
 	my $err = $session->{stderr};
 
 	$session->{stderr} = '';
-	return $err =~ /(?:ERROR|FATAL|PANIC):\s+(\w{5})/ ? $1 : $out;
+	return $1 if $err =~ /(?:ERROR|FATAL|PANIC):\s+(\w{5})/;
+	die $failure unless defined $out;
+	return $out;
 }
 
 # starts(SESSION, SQL): without waiting for an answer.
@@ -378,6 +439,7 @@ sub starts
 {
 	my ($session, $sql) = @_;
 
+	$session->{timeout}->start;
 	$session->{stdin} .= "$sql;\n";
 	$session->{run}->pump_nb;
 	return;

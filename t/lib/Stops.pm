@@ -60,7 +60,7 @@ sub stop_at
 		\$session->{out},
 		'2>',
 		\$session->{err},
-		IPC::Run::timeout(180));
+		IPC::Run::timeout(600));
 	return $session;
 }
 
@@ -85,7 +85,7 @@ sub await_stops
 	my (@sessions) = @_;
 	my $node = $sessions[0]->{node};
 
-	for (1 .. 300)
+	for (1 .. 1800)
 	{
 		my %held = map { $_ => 1 } split /\n/,
 		  $node->safe_psql('postgres',
