@@ -56,7 +56,7 @@ sub run_program
 
 	return $out
 	  if IPC::Run::run(\@command, '<', \$in, '>', \$out, '2>', \$err,
-		IPC::Run::timeout(180));
+		IPC::Run::timeout(600));
 	diag("$command[0]: $err");
 	return undef;
 }
@@ -192,8 +192,9 @@ is( run_program(
 	) // '' =~ s/^([1-9])\d*$/many/mgr,
 	"0\n1\n8\n",
 	'it is as its schema says, and other things are not');
+# the key's name is letters by chance
 unlike(
-	$payload,
+	$payload =~ s/"[\w-]{43}"//gr,
 	qr/Anna|Andersson|Ribersborg|alert|T-77/,
 	'nothing personal is in it');
 my $data = JSON::PP->new->utf8->decode($payload)->{data};
@@ -229,7 +230,7 @@ one("SELECT nomp_crypt.acknowledge_lease('$second')");
 one("CALL nomp_crypt.certify_erasure('other')");
 unlike(
 	one("SELECT payload FROM nomp_crypt.verify_certificate(nomp_crypt.certificate('$second'))"
-	),
+	) =~ s/"[\w-]{43}"//gr,
 	qr/Anna/,
 	'a name in the agreement is not in the certificate');
 

@@ -114,6 +114,7 @@ sub new_session
 	my $psql = $node->background_psql(
 		'postgres',
 		on_error_stop => 0,
+		timeout => 1800,    # all of this test
 		extra_params => [ '-v', 'VERBOSITY=sqlstate' ]);
 
 	$session{$name} = $psql;
@@ -321,7 +322,7 @@ for my $name (qw(sleeping busy stalled))
 wait_until(
 	sub {
 		$session{writer}->{run}->pump_nb;
-		return $session{writer}->{stderr} ne '';
+		return $session{writer}->{stderr} =~ /\n\z/;
 	},
 	'the writer to fail');
 like($session{writer}->{stderr},
@@ -339,7 +340,7 @@ is( state_of(
 	wait_until(
 		sub {
 			$session{other_busy}->{run}->pump_nb;
-			return $session{other_busy}->{stderr} ne '';
+			return $session{other_busy}->{stderr} =~ /\n\z/;
 		},
 		'the busy session of another school');
 	like(
@@ -366,7 +367,7 @@ is( state_of(
 	wait_until(
 		sub {
 			$eraser->{run}->pump_nb;
-			return $eraser->{stderr} ne '';
+			return $eraser->{stderr} =~ /\n\z/;
 		},
 		'the cancelled call');
 	like($eraser->{stderr}, qr/ERROR:\s+57014/,

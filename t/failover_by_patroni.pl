@@ -64,7 +64,8 @@ sub rounds
 {
 	$client->pump_nb;
 	die "the client has ended: $err" unless $client->pumpable;
-	my @lines = split /\n/, $out;
+	# whole lines: of the last one a part may have come
+	my @lines = $out =~ /^(.*)\n/mg;
 
 	return @lines ? JSON::PP->new->decode($lines[-1])->{rounds} : 0;
 }

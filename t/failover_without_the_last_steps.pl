@@ -73,6 +73,7 @@ $primary->safe_psql(
 	'postgres',
 	in_tenant(
 		'living', q(INSERT INTO pupil VALUES (100, 'living', 'Bo', NULL))));
+keys_are_lasting($dir, 'nomp');
 my @left = sort(token_labels($dir, 'nomp'));
 crash($primary);
 $standby->start;

@@ -102,12 +102,8 @@ my ($all, $count);
 	$node->backup('base');
 	$standby->init_from_backup($node, 'base', has_streaming => 1);
 	mkdir "$dir/register-standby", 0700;
-	# a query there that waits for replay is not what this is about
-	$standby->append_conf('postgresql.conf', <<"CONF");
-nomp_crypt.register_directory = '$dir/register-standby'
-max_standby_streaming_delay = -1
-hot_standby_feedback = on
-CONF
+	$standby->append_conf('postgresql.conf',
+		"nomp_crypt.register_directory = '$dir/register-standby'");
 	$standby->start;
 	one('CREATE TABLE load (id bigserial PRIMARY KEY, name encrypted(text),'
 		  . ' ssn encrypted(text, searchable) UNIQUE)');
@@ -115,6 +111,7 @@ CONF
 			'busy',
 			"INSERT INTO load (id, name, ssn) SELECT -i, 'n' || -i, 's' || -i FROM generate_series(1, 50) i"
 		));
+	$node->wait_for_catchup($standby);
 
 	my %scripts = (
 		# every value is what it must be, or this divides by zero
@@ -165,7 +162,7 @@ CONF
 			\$report{$name},
 			'2>',
 			\$err{$name},
-			IPC::Run::timeout(300));
+			IPC::Run::timeout(600));
 	};
 
 	$pgbench->(

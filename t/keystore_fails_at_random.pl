@@ -98,12 +98,31 @@ sub gone_too_soon
 my @workers;
 my (%answers, %created, %erased);
 
+sub start_workers
+{
+	push @workers,
+	  start_query($node,
+		"SELECT attempts('{" . join(',', @schools) . "}', $rounds)")
+	  for 1 .. 4;
+	return;
+}
+
+sub end_workers
+{
+	while (my $worker = shift @workers)
+	{
+		my ($state, $out) = end_query($worker);
+		my $tally =
+		  $state eq '' ? JSON::PP->new->decode($out) : { $state => 1 };
+
+		$answers{$_} += $tally->{$_} for keys %$tally;
+	}
+	return;
+}
+
 keystore_is_sick($seed, $percent);
 restart_helper($node);
-push @workers,
-  start_query($node,
-	"SELECT attempts('{" . join(',', @schools) . "}', $rounds)")
-  for 1 .. 4;
+start_workers();
 for my $i (1 .. 12)
 {
 	$created{"new$i"} =
@@ -112,12 +131,13 @@ for my $i (1 .. 12)
 	  sqlstate($node, "CALL nomp_crypt.erase_tenant('s$i', 'test')")
 	  if $i <= 6;
 }
-for my $worker (@workers)
+end_workers();
+# chance may have spared them all, or none: then they go on
+for (1 .. 30)
 {
-	my ($state, $out) = end_query($worker);
-	my $tally = $state eq '' ? JSON::PP->new->decode($out) : { $state => 1 };
-
-	$answers{$_} += $tally->{$_} for keys %$tally;
+	last if $answers{right} && $answers{NC004};
+	start_workers();
+	end_workers();
 }
 note join ', ', map { "$_: $answers{$_}" } sort keys %answers;
 note join ', ', map { "$_: '$created{$_}'" } sort keys %created;
@@ -143,8 +163,10 @@ unlike(
 	qr/PANIC|all server processes terminated/,
 	'the server noticed nothing worse');
 
-# It is well again.
+# It is well again, and whoever asks it has the time that he needs.
 keystore_recovers();
+set_and_reload($node, 'nomp_crypt.keystore_timeout', '1min');
+set_and_reload($node, 'nomp_crypt.key_lease', '1h');
 restart_helper($node);
 wait_until(sub { keystore_state($node) eq 'ok' }, 'the keystore to be well');
 for my $school (sort keys %erased)
@@ -183,6 +205,7 @@ for my $school (sort keys %created)
 }
 $node->safe_psql('postgres',
 	"SELECT nomp_crypt.reconcile_keystore(true, '0')");
+keys_are_lasting($dir, 'nomp');
 is( join(' ',
 		sort(grep { !/:canary$|:register:/ } token_labels($dir, 'nomp'))),
 	join(

@@ -108,7 +108,13 @@ $node->safe_psql('postgres',
 	  . ' FROM nomp_crypt.tenants');
 is(keystore_state($node), 'ok', 'the server is content with its keystore');
 
-my @keys = keys_in_moto();
+my @keys;
+wait_until(
+	sub {
+		@keys = keys_in_moto();
+		!grep { exists $_->{tag}->{'nomp_crypt:provisional'} } @keys;
+	},
+	'all keys to be confirmed');
 is( join(' ',
 		sort map { $_->{tag}->{'nomp_crypt:label'} =~ /:(canary|\d+)$/ }
 		grep     { $_->{spec} eq 'SYMMETRIC_DEFAULT' } @keys),

@@ -18,7 +18,7 @@ my $node = nomp_node('main');
 my $aws = "$node->{nomp_dir}/aws-nomp";
 
 $node->append_conf('postgresql.conf', <<'CONF');
-nomp_crypt.keystore_timeout = 30s
+nomp_crypt.keystore_timeout = 120s
 nomp_crypt.key_check_interval = 1h
 CONF
 $node->start;
@@ -65,11 +65,11 @@ double_says(
 	$aws, 'fault',
 	kind => 'hang',
 	action => 'TagResource',
-	seconds => 3,
 	times => 1);
 record();
 wait_until(sub { heads_sent() == 1 }, 'the first head to be on its way');
 record() for 1 .. 5;
+double_says($aws, 'recover');
 wait_until(sub { remembered() == last_record() }, 'the last head');
 # one that was overtaken would come now
 wait_until(

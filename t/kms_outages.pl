@@ -24,7 +24,7 @@ my $double = start_double($aws);
 # tests of windows are told what is asked for; the rest of the suite is not
 double_says($aws, 'at_once', on => JSON::PP::false());
 $node->append_conf('postgresql.conf', <<'CONF');
-nomp_crypt.keystore_timeout = 5s
+nomp_crypt.keystore_timeout = 10s
 nomp_crypt.key_check_interval = 1h
 CONF
 $node->start;
@@ -131,7 +131,7 @@ sub restart_with
 			join ',', map { "many$_" } 1 .. 20),
 		'',
 		'twenty schools, where five keys a second may be made');
-	set_timeout('5s');
+	set_timeout('10s');
 	is( one("SELECT count(*) FROM nomp_crypt.tenants WHERE id LIKE 'many%' AND state = 'active'"
 		),
 		20,

@@ -69,7 +69,7 @@ sub start_clients
 		\$clients->{out},
 		'2>',
 		\$clients->{err},
-		IPC::Run::timeout(180));
+		IPC::Run::timeout(600));
 	return $clients;
 }
 

@@ -33,9 +33,12 @@ my $silent =
   ? 'it cannot be reached, or does not prove who it is'
   : 'it did not answer in time';
 
+# Long enough for a machine that is busy with other things, and for two tries.
+my $timeout = over_kms() ? '6s' : '10s';
+
 $node->append_conf('postgresql.conf', <<"CONF");
 nomp_crypt.keystore = '$uri'
-nomp_crypt.keystore_timeout = 4s
+nomp_crypt.keystore_timeout = $timeout
 nomp_crypt.key_check_interval = 1h
 max_connections = 150
 log_statement = none

@@ -58,7 +58,9 @@ class Faults:
 
     def add(self, **rules):
         with self.lock:
-            self.list.append(Fault(**rules))
+            fault = Fault(**rules)
+            fault.over = self.recovery
+            self.list.append(fault)
 
     def next(self, action, key_id):
         """The fault that this call meets, or None."""
@@ -99,7 +101,7 @@ class Faults:
         if fault.kind == "error":
             raise ApiError(fault.error, fault.message, fault.status)
         if fault.kind == "hang":
-            self.recovery.wait(fault.seconds or 900)
+            fault.over.wait(fault.seconds or 900)
         if fault.kind == "close":
             return Response(200, send=lambda connection, response: None)
         if fault.kind == "redirect":
