@@ -184,6 +184,8 @@ search_once(Keystore *ks, CK_ATTRIBUTE *extra, CK_ULONG n_extra, const char *pre
 	final_rv = ks->f->C_FindObjectsFinal(ks->session);
 	if (status == KS_OK && final_rv != CKR_OK)
 		status = p11_failed(ks, "C_FindObjectsFinal", final_rv);
+	if (final_rv != CKR_OK)
+		ks->lost = true;		/* the session may still be searching */
 	if (status == KS_OK)
 		status = read_labels(ks, handles, n, prefix, found, gone);
 	free(handles);

@@ -111,6 +111,13 @@ test_search_faults(DataKey *key)
 		   "more handles than asked for: %s", reply.reason);
 	tap_ok(unwrap_afresh("C_FindObjects rv=0x30\n", absent, key) == KS_MODULE_ERROR,
 		   "a search that fails proves nothing: %s", reply.reason);
+	tap_ok(unwrap_afresh("C_FindObjectsFinal rv=0x31 once\n", KEK1, key) == KS_OK,
+		   "a search that does not end takes its session along: %s", reply.reason);
+	tap_ok(unwrap_afresh("C_FindObjectsFinal rv=0x31\n", KEK1, key) == KS_MODULE_ERROR,
+		   "and is an error if none does: %s", reply.reason);
+	tap_ok(unwrap_afresh("C_FindObjects rv=0x5 once\nC_FindObjectsFinal rv=0x31 once\n", KEK1, key) == KS_OK,
+		   "so does one that failed before: %s", reply.reason);
+	tap_ok(shim_calls("RULE begun twice") == 0, "none begins before the one before has ended");
 	tap_ok(unwrap_afresh("C_FindObjectsInit rv=0x101\n", absent, key) == KS_MODULE_ERROR,
 		   "nor one by a user who is logged out: %s", reply.reason);
 	tap_ok(unwrap_afresh("label long\n", absent, key) == KS_TOKEN_WRONG,
