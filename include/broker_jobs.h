@@ -25,6 +25,8 @@ typedef struct Job
 	struct Store *check_of;		/* the background check's own */
 	bool		is_check;
 	bool		is_probe;		/* asks for the token's serial */
+	bool		is_alone;		/* sent where nothing else is under way */
+	bool		is_aside;		/* destroys keys, and was sent beside others */
 	bool		repeated;
 	bool		is_certain;		/* sent to the token that it is for */
 	bool		misled;			/* sent to a token that was another meanwhile */
@@ -55,7 +57,8 @@ extern void jobs_add_check(struct Store *store, KsOp op, const UnwrapRequest *wh
 extern Job *jobs_new_probe(struct Store *store, const Job *cause);
 extern bool jobs_checking(const char *label);
 extern void jobs_forget_checks(const struct Store *store);
-extern bool jobs_alone(const Job *job);
+extern bool jobs_destroys(const Job *job);
+extern bool jobs_alone(const Job *job, const struct Store *store);
 extern void jobs_take(Job *job, struct Store *store);
 extern void jobs_put_first(Job *job);
 extern void jobs_redirect(Job *job, const char *serial);

@@ -130,7 +130,7 @@ start_next_jobs(Store *store)
 		route_refuse(store, false);
 		return;
 	}
-	if (store->in_flight > 0 && store->outage.failures > 0)
+	if (store->in_flight > store->aside && store->outage.failures > 0)
 		route_refuse(store, store->probing);
 	while (flight_room(store))
 	{

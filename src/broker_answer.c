@@ -16,7 +16,11 @@
 #include "holders.h"
 #include "keystat.h"
 
-/* A request that had been sent is over.  That a token says which it is ends no outage. */
+/*
+ * A request that had been sent is over.  That a token says which it is ends no
+ * outage.  That a destruction beside others fails begins none: a service asks
+ * it for other credentials, and those who read say themselves how they fare.
+ */
 void
 answer_note(Job *job, KsStatus status, const char *reason)
 {
@@ -24,7 +28,7 @@ answer_note(Job *job, KsStatus status, const char *reason)
 	const char *label = job->is_check || job->op == KS_OP_UNWRAP ? job->body.unwrap.label :
 	job->op == KS_OP_WRAP ? job->body.wrap.label : "";
 
-	if (!job->is_probe || status != KS_OK)
+	if (status == KS_OK ? !job->is_probe : !job->is_aside)
 		outage_note(&job->store->outage, status, label, reason, now - job->sent_at, now);
 }
 
@@ -220,8 +224,13 @@ error_answered(Job *job, KsStatus status, WireReader *r)
 }
 
 /*
- * Pass an answer without secrets on.  After a destruction the helper is
- * replaced first: what the module's own memory may remember goes with it.
+ * Pass an answer without secrets on.  After a destruction a helper that may
+ * remember keys is replaced first: what the module has in memory goes with it.
+ * One that forgets keys has none of the school's at this moment, because no
+ * request for them was under way beside this one (broker_route.c).  What was
+ * unwrapped before is in the keyring and in sessions: the fence comes before
+ * the destruction, they are wiped after it, and what was asked for before
+ * that belongs to an older epoch, which the keyring does not take.
  */
 static void
 other_answered(Job *job, WireReader *r)
@@ -235,7 +244,7 @@ other_answered(Job *job, WireReader *r)
 		return;
 	}
 	memcpy(answer, r->buf, len);
-	if (job->op == KS_OP_DESTROY || job->op == KS_OP_DESTROY_KEK)
+	if (jobs_alone(job, job->store))
 		store_stop(job->store);
 	jobs_finish(job, KS_OK, "", answer, len, NULL);
 }

@@ -131,16 +131,25 @@ codec_get_wrap(WireReader *r, KeySpec *key, uint8 check[KEY_CHECK_LEN])
 	return keyplace_check(&key->place, dek, check);
 }
 
-/* Body of KS_OP_SEE, for the school of a KEK. */
-void
-codec_put_see(WireWriter *w, const UnwrapRequest *what)
+/* The school in a KEK's label, 36 characters and more; NULL if there is none. */
+const char *
+codec_school(const char *label)
 {
 	/* nomp_crypt:<installation>:<school>:<generation> */
 	const size_t at = strlen("nomp_crypt:") + 36 + 1;
 
-	w->bad = w->bad || strlen(what->label) < at + 36;
+	return strlen(label) < at + 36 ? NULL : label + at;
+}
+
+/* Body of KS_OP_SEE, for the school of a KEK. */
+void
+codec_put_see(WireWriter *w, const UnwrapRequest *what)
+{
+	const char *school = codec_school(what->label);
+
+	w->bad = w->bad || school == NULL;
 	wire_put_str(w, what->installation, strlen(what->installation));
-	wire_put_str(w, what->label + at, 36);
+	wire_put_str(w, school, 36);
 	wire_put_uint(w, 0, 4);
 }
 
