@@ -32,6 +32,7 @@ typedef struct Job
 	bool		misled;			/* sent to a token that was another meanwhile */
 	uint32		tried;			/* places where it was of no use */
 	uint32		seen;			/* places where a check has looked for later keys */
+	KsStatus	verdict;		/* and what was said of the one that it is about */
 	KsStatus	trouble;		/* what was in the way there, and in words */
 	char		reason[REQUEST_REASON_MAX];
 	uint8		step;			/* of KS_OP_WRAP, see broker_wrap.c */
@@ -53,7 +54,7 @@ extern dlist_head jobs_waiting; /* not sent, in order */
 extern dlist_head jobs_sent;	/* and not answered */
 
 extern void jobs_collect(void);
-extern void jobs_add_check(struct Store *store, KsOp op, const UnwrapRequest *what);
+extern Job *jobs_add_check(struct Store *store, KsOp op, const UnwrapRequest *what);
 extern Job *jobs_new_probe(struct Store *store, const Job *cause);
 extern bool jobs_checking(const char *label);
 extern void jobs_forget_checks(const struct Store *store);

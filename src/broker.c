@@ -112,7 +112,7 @@ add_check(Store *store)
 		/* one of its keys speaks for all under a KEK */
 		if (jobs_checking(what.label))
 			continue;
-		jobs_add_check(store, KS_OP_UNWRAP, &what);
+		(void) jobs_add_check(store, KS_OP_UNWRAP, &what);
 		return true;
 	}
 	return false;

@@ -164,13 +164,15 @@ generation_of(const char *label)
 
 /*
  * Does the answer to KS_OP_SEE show a later KEK of the school's than the one
- * asked for?  False if it is malformed.
+ * asked for, that may be used?  False if it is malformed.
  */
 bool
 codec_get_later(WireReader *r, const UnwrapRequest *what, bool *later)
 {
 	char		text[KS_MAX_LABEL + 1];
 	char		reference[KS_MAX_REFERENCE + 1];
+	bool		provisional;
+	bool		usable;
 	int			n;
 
 	*later = false;
@@ -179,9 +181,9 @@ codec_get_later(WireReader *r, const UnwrapRequest *what, bool *later)
 	for (int i = 0; i < n && !r->bad; i++)
 	{
 		wire_get_cstr(r, text, sizeof(text));
-		if (wire_get_uint(r, 1) == 0 && generation_of(text) > generation_of(what->label))
-			*later = true;
-		(void) wire_get_uint(r, 1);
+		provisional = wire_get_uint(r, 1) != 0;
+		usable = wire_get_uint(r, 1) == KS_STATE_USABLE;
+		*later |= usable && !provisional && generation_of(text) > generation_of(what->label);
 		(void) wire_get_uint(r, 8);
 		wire_get_cstr(r, reference, sizeof(reference));
 	}

@@ -260,7 +260,7 @@ jobs_collect(void)
 }
 
 /* Ask for a key in use again, on behalf of one keystore's background check. */
-void
+Job *
 jobs_add_check(Store *store, KsOp op, const UnwrapRequest *what)
 {
 	KeystoreRef ref = {{0}, 0};
@@ -273,6 +273,7 @@ jobs_add_check(Store *store, KsOp op, const UnwrapRequest *what)
 	job->check_of = store;
 	store->checking++;
 	dlist_push_tail(&jobs_waiting, &job->node);
+	return job;
 }
 
 /* Is a KEK of that label being asked for in the background? */

@@ -16,13 +16,13 @@
  */
 #include "postgres.h"
 
+#include "broker_checks.h"
 #include "broker_codec.h"
 #include "broker_heads.h"
 #include "broker_route.h"
 
 #define SCHOOL_LEN		36		/* of a uuid's text */
 #define MAX_CREATING	4		/* KEKs at once: key services allow few a second */
-#define MAX_CHECK_FAILURES	32	/* in a row, until background checks pause */
 
 typedef enum Choice
 {
@@ -248,56 +248,12 @@ route_refuse(Store *store, bool keep_first)
 	}
 }
 
-/* May a failure to check one key be about that key alone? */
-static bool
-about_one_key(KsStatus status)
-{
-	switch (status)
-	{
-		case KS_ACCESS_DENIED:
-		case KS_INTEGRITY:
-		case KS_MODULE_ERROR:
-		case KS_REFUSED:
-		case KS_REGION:
-		case KS_UNSUPPORTED:
-			return true;
-		default:
-			return false;
-	}
-}
-
-/*
- * A background check has no result.  If that is about its key the others are
- * asked for all the same: one of them may be gone.  Else, or after so many in
- * a row, it is no use to ask for the rest now; the next round begins with it.
- */
-static void
-check_failed(const Job *job, KsStatus status, const char *reason)
-{
-	Store	   *store = job->check_of;
-
-	if (store == NULL || !store->check_told)
-		ereport(LOG,
-				(errmsg("could not check the keys in use with the keystore"),
-				 errdetail_log("key \"%s\", status %d: %s", job->body.unwrap.label,
-							   (int) status, reason)));
-	if (store == NULL)
-		return;
-	store->check_told = true;
-	if (!about_one_key(status) || ++store->check_failures >= MAX_CHECK_FAILURES)
-		store->check_left = 0;
-}
-
 /* A job ends with an error. */
 void
 route_end(Job *job, KsStatus status, const char *reason)
 {
-	const bool	verdict = status == KS_KEY_ABSENT || status == KS_KEY_DISABLED;
-
-	if (job->is_check && verdict && job->check_of != NULL)
-		job->check_of->check_failures = 0;
-	if (job->is_check && !verdict && status != KS_OTHER_TOKEN)
-		check_failed(job, status, reason);
+	if (job->is_check)
+		checks_failed(job, status, reason);
 	jobs_finish(job, status, reason, NULL, 0, NULL);
 }
 
@@ -329,7 +285,7 @@ route_settle(void)
 		Job		   *job = dlist_container(Job, node, iter.cur);
 
 		if (!by_serial(job) && job->ref.place >= stores_count)
-			jobs_finish(job, KS_NOT_CONFIGURED, "", NULL, 0, NULL);
+			route_end(job, KS_NOT_CONFIGURED, "");
 		else if (by_serial(job) && tried_everywhere(job))
 			route_end(job, job->trouble != KS_OK ? job->trouble :
 					  any_configured() ? KS_OTHER_TOKEN : KS_NOT_CONFIGURED,
