@@ -10,6 +10,7 @@
 
 extern void codec_put_unwrap(WireWriter *w, const UnwrapRequest *what);
 extern void codec_put_wrap(WireWriter *w, const WrapRequest *what, const uint8 *dek);
+extern const char *codec_school(const char *label);
 extern void codec_put_see(WireWriter *w, const UnwrapRequest *what);
 extern bool codec_get_later(WireReader *r, const UnwrapRequest *what, bool *later);
 extern void codec_put_create(WireWriter *w, const CreateRequest *what);

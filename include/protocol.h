@@ -37,7 +37,7 @@
 
 #include "ksstatus.h"
 
-#define KS_PROTOCOL_VERSION		4
+#define KS_PROTOCOL_VERSION		5
 #define KS_MAX_FRAME			65536	/* after the length word */
 #define KS_HELPER_FD			3	/* the helper's end of the socketpair */
 
@@ -65,7 +65,10 @@
  * HELLO       u16 version, str keystore uri, str pin_stamp, str regions (where
  *             keys may be, with blanks between them), str canary (as PROBE of
  *             the last helper said, or "": where to look first, and no more)
- *             -> u16 version, u16 requests that it works on at once
+ *             -> u16 version, u16 requests that it works on at once, u8 forgets
+ *             keys (it never has a KEK, and of a data key nothing is left in it
+ *             once the request is answered: it need not be replaced after a
+ *             DESTROY or DESTROY_KEK, and is sent those beside other requests)
  *             (opens nothing yet)
  * STATUS      str inst ("" = none yet) -> str token label, str serial,
  *             str manufacturer, str model, u8 software token, u8 canary found,

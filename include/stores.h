@@ -24,8 +24,10 @@ typedef struct Store
 	char		canary[KS_MAX_REFERENCE + 1];	/* as its helper called it last, or "" */
 	int64		next_start;
 	int			max_in_flight;	/* what its helper works on at once */
+	bool		forgets_keys;	/* its helper, as the last one said: see protocol.h */
 	int			in_flight;		/* sent, not answered */
 	int			creating;		/* of these, so many make a KEK */
+	int			aside;			/* so many destroy keys beside the others */
 	bool		probing;		/* and one asks for the token's serial */
 	bool		alone;			/* it is one that goes alone */
 	uint64		given_up[KS_MAX_IN_FLIGHT]; /* the helper is at them still; nobody waits */

@@ -37,6 +37,8 @@ typedef struct KsCapabilities
 {
 	bool		destroys_at_once;	/* or after a window */
 	bool		can_disable;
+	bool		forgets_keys;	/* no KEK was ever in this process, and no data
+								 * key is once its request was answered */
 } KsCapabilities;
 
 typedef struct KsTokenStatus

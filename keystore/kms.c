@@ -129,6 +129,7 @@ const KeystoreProvider kms_provider = {
 	.capabilities = {
 		.destroys_at_once = false,
 		.can_disable = true,
+		.forgets_keys = true,
 	},
 	.max_in_flight = IN_FLIGHT,
 	.create = create,

@@ -465,6 +465,7 @@ const KeystoreProvider pkcs11_provider = {
 	.capabilities = {
 		.destroys_at_once = true,
 		.can_disable = true,	/* unless the token refuses */
+		.forgets_keys = false,	/* nobody knows what a module remembers */
 	},
 	.max_in_flight = 1,
 	.create = create,

@@ -76,6 +76,7 @@ do_hello(Request *rq)
 	greeted = true;
 	wire_put_uint(&rq->out, KS_PROTOCOL_VERSION, 2);
 	wire_put_uint(&rq->out, (uint64_t) request_max_in_flight(), 2);
+	wire_put_uint(&rq->out, keystore != NULL && provider->capabilities.forgets_keys, 1);
 	return KS_OK;
 }
 

@@ -112,7 +112,7 @@ add_check(Store *store)
 		/* one of its keys speaks for all under a KEK */
 		if (jobs_checking(what.label))
 			continue;
-		jobs_add_check(store, KS_OP_UNWRAP, &what);
+		(void) jobs_add_check(store, KS_OP_UNWRAP, &what);
 		return true;
 	}
 	return false;
@@ -130,7 +130,7 @@ start_next_jobs(Store *store)
 		route_refuse(store, false);
 		return;
 	}
-	if (store->in_flight > 0 && store->outage.failures > 0)
+	if (store->in_flight > store->aside && store->outage.failures > 0)
 		route_refuse(store, store->probing);
 	while (flight_room(store))
 	{

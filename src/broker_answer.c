@@ -9,14 +9,18 @@
 #include "postgres.h"
 
 #include "broker_answer.h"
+#include "broker_checks.h"
 #include "broker_codec.h"
 #include "broker_route.h"
 #include "broker_wrap.h"
 #include "cipher.h"
-#include "holders.h"
 #include "keystat.h"
 
-/* A request that had been sent is over.  That a token says which it is ends no outage. */
+/*
+ * A request that had been sent is over.  That a token says which it is ends no
+ * outage.  That a destruction beside others fails begins none: a service asks
+ * it for other credentials, and those who read say themselves how they fare.
+ */
 void
 answer_note(Job *job, KsStatus status, const char *reason)
 {
@@ -24,34 +28,15 @@ answer_note(Job *job, KsStatus status, const char *reason)
 	const char *label = job->is_check || job->op == KS_OP_UNWRAP ? job->body.unwrap.label :
 	job->op == KS_OP_WRAP ? job->body.wrap.label : "";
 
-	if (!job->is_probe || status != KS_OK)
+	if (status == KS_OK ? !job->is_probe : !job->is_aside)
 		outage_note(&job->store->outage, status, label, reason, now - job->sent_at, now);
 }
 
 /*
- * The keystore says, with its canary present, that a KEK in use is gone, or
- * must not be used.
- */
-static void
-revoke_gone(const UnwrapRequest *what, KsStatus status)
-{
-	const uint8 *tenant = what->keys[0].place.tenant;
-
-	if (!keyring_holds(tenant))
-		return;
-	ereport(LOG,
-			(errmsg(status == KS_KEY_DISABLED ?
-					"the key \"%s\" is disabled in the keystore: its school's keys are wiped" :
-					"the keystore no longer has the key \"%s\": its school's keys are wiped",
-					what->label)));
-	(void) keyring_revoke(tenant);
-	holders_poke(tenant);
-}
-
-/*
- * The KEK of a background check is gone.  If the school has a later one, in
- * whichever keystore, it was retired: its keys will be asked for under that one, and no session need
- * notice.  So too if it was made by a transaction that never committed.
+ * The KEK of a background check is gone, or must not be used.  If the school
+ * has a later one that may be, in whichever keystore, it was retired: its keys
+ * will be asked for under that one, and no session need notice.  So too if it
+ * is gone, and was made by a transaction that never committed.
  */
 static void
 see_answered(Job *job, WireReader *r)
@@ -60,14 +45,17 @@ see_answered(Job *job, WireReader *r)
 	bool		later;
 
 	if (!codec_get_later(r, what, &later))
-		revoke_gone(what, KS_KEY_ABSENT);
-	else if (later || what->own_transaction)
+		route_end(job, KS_MODULE_ERROR, "malformed answer from the keystore helper");
+	else if (later || (what->own_transaction && job->verdict == KS_KEY_ABSENT))
+	{
 		keyring_forget_kek(what->label);
-	else if (route_see_next(job))
-		return;
-	else
-		revoke_gone(what, KS_KEY_ABSENT);
-	jobs_finish(job, KS_OK, "", NULL, 0, NULL);
+		jobs_finish(job, KS_OK, "", NULL, 0, NULL);
+	}
+	else if (!route_see_next(job))
+	{
+		checks_revoke(what, job->verdict);
+		jobs_finish(job, KS_OK, "", NULL, 0, NULL);
+	}
 }
 
 static void
@@ -172,9 +160,6 @@ answer_failed(Job *job, KsStatus status, const char *reason)
 	}
 	else if (route_elsewhere(job, status, reason))
 		return;
-	/* the key is gone, and nobody says that the school has a later one */
-	if (job->is_check && job->op == KS_OP_SEE)
-		revoke_gone(&job->body.unwrap, KS_KEY_ABSENT);
 	route_end(job, status, reason);
 }
 
@@ -192,6 +177,13 @@ wrap_job_answered(Job *job, WireReader *r)
 		jobs_put_first(job);
 }
 
+/* May the school's keys not be used any more?  Only its own token says that one is gone. */
+static bool
+is_verdict(const Job *job, KsStatus status)
+{
+	return status == KS_KEY_DISABLED || (status == KS_KEY_ABSENT && job->is_certain);
+}
+
 /* The helper answered with an error: remember, tell, revoke as it says. */
 static void
 error_answered(Job *job, KsStatus status, WireReader *r)
@@ -207,21 +199,27 @@ error_answered(Job *job, KsStatus status, WireReader *r)
 	else if (status == KS_PIN_INCORRECT)
 		strlcpy(store->pin_stamp, stamp, sizeof(store->pin_stamp));
 	answer_note(job, status, reason);
-	if (job->op == KS_OP_UNWRAP && status == KS_KEY_ABSENT && job->is_certain && job->is_check)
+	if (job->op == KS_OP_UNWRAP && is_verdict(job, status))
 	{
-		jobs_add_check(job->check_of != NULL ? job->check_of : store, KS_OP_SEE, &job->body.unwrap);
-		route_end(job, status, reason);
-		return;
+		if (job->is_check)
+		{
+			checks_ask_for_later(job, status);
+			route_end(job, status, reason);
+			return;
+		}
+		checks_revoke(&job->body.unwrap, status);
 	}
-	if (job->op == KS_OP_UNWRAP &&
-		(status == KS_KEY_DISABLED || (status == KS_KEY_ABSENT && job->is_certain)))
-		revoke_gone(&job->body.unwrap, status);
 	answer_failed(job, status, reason);
 }
 
 /*
- * Pass an answer without secrets on.  After a destruction the helper is
- * replaced first: what the module's own memory may remember goes with it.
+ * Pass an answer without secrets on.  After a destruction a helper that may
+ * remember keys is replaced first: what the module has in memory goes with it.
+ * One that forgets keys has none of the school's at this moment, because no
+ * request for them was under way beside this one (broker_route.c).  What was
+ * unwrapped before is in the keyring and in sessions: the fence comes before
+ * the destruction, they are wiped after it, and what was asked for before
+ * that belongs to an older epoch, which the keyring does not take.
  */
 static void
 other_answered(Job *job, WireReader *r)
@@ -235,7 +233,7 @@ other_answered(Job *job, WireReader *r)
 		return;
 	}
 	memcpy(answer, r->buf, len);
-	if (job->op == KS_OP_DESTROY || job->op == KS_OP_DESTROY_KEK)
+	if (jobs_alone(job, job->store))
 		store_stop(job->store);
 	jobs_finish(job, KS_OK, "", answer, len, NULL);
 }

@@ -131,16 +131,25 @@ codec_get_wrap(WireReader *r, KeySpec *key, uint8 check[KEY_CHECK_LEN])
 	return keyplace_check(&key->place, dek, check);
 }
 
-/* Body of KS_OP_SEE, for the school of a KEK. */
-void
-codec_put_see(WireWriter *w, const UnwrapRequest *what)
+/* The school in a KEK's label, 36 characters and more; NULL if there is none. */
+const char *
+codec_school(const char *label)
 {
 	/* nomp_crypt:<installation>:<school>:<generation> */
 	const size_t at = strlen("nomp_crypt:") + 36 + 1;
 
-	w->bad = w->bad || strlen(what->label) < at + 36;
+	return strlen(label) < at + 36 ? NULL : label + at;
+}
+
+/* Body of KS_OP_SEE, for the school of a KEK. */
+void
+codec_put_see(WireWriter *w, const UnwrapRequest *what)
+{
+	const char *school = codec_school(what->label);
+
+	w->bad = w->bad || school == NULL;
 	wire_put_str(w, what->installation, strlen(what->installation));
-	wire_put_str(w, what->label + at, 36);
+	wire_put_str(w, school, 36);
 	wire_put_uint(w, 0, 4);
 }
 
@@ -155,13 +164,15 @@ generation_of(const char *label)
 
 /*
  * Does the answer to KS_OP_SEE show a later KEK of the school's than the one
- * asked for?  False if it is malformed.
+ * asked for, that may be used?  False if it is malformed.
  */
 bool
 codec_get_later(WireReader *r, const UnwrapRequest *what, bool *later)
 {
 	char		text[KS_MAX_LABEL + 1];
 	char		reference[KS_MAX_REFERENCE + 1];
+	bool		provisional;
+	bool		usable;
 	int			n;
 
 	*later = false;
@@ -170,9 +181,9 @@ codec_get_later(WireReader *r, const UnwrapRequest *what, bool *later)
 	for (int i = 0; i < n && !r->bad; i++)
 	{
 		wire_get_cstr(r, text, sizeof(text));
-		if (wire_get_uint(r, 1) == 0 && generation_of(text) > generation_of(what->label))
-			*later = true;
-		(void) wire_get_uint(r, 1);
+		provisional = wire_get_uint(r, 1) != 0;
+		usable = wire_get_uint(r, 1) == KS_STATE_USABLE;
+		*later |= usable && !provisional && generation_of(text) > generation_of(what->label);
 		(void) wire_get_uint(r, 8);
 		wire_get_cstr(r, reference, sizeof(reference));
 	}

@@ -25,14 +25,14 @@
 
 /* ---- how much at once ---- */
 
-/* In an outage one at a time tries. */
+/* In an outage one at a time tries; a destruction does not take its turn. */
 bool
 flight_room(const Store *store)
 {
 	const int	limit = store->outage.failures > 0 ? 1 : store->max_in_flight;
 
 	return !store->probing && !store->alone && helper_takes_more(&store->link) &&
-		store->in_flight < limit &&
+		store->in_flight - store->aside < limit &&
 		store->in_flight + store->n_given_up < store->max_in_flight;
 }
 
@@ -79,11 +79,15 @@ hello_answered(Store *store, KsStatus status, WireReader *r)
 {
 	unsigned	version = (unsigned) wire_get_uint(r, 2);
 	int			at_once = (int) wire_get_uint(r, 2);
+	bool		forgets_keys = wire_get_uint(r, 1) == 1;
 
 	if (status != KS_OK || !wire_done(r) || version != KS_PROTOCOL_VERSION)
+	{
 		flight_replace(store, NULL, KS_NO_HELPER, "speaks another protocol version");
-	else
-		store->max_in_flight = Min(Max(at_once, 1), KS_MAX_IN_FLIGHT);
+		return;
+	}
+	store->max_in_flight = Min(Max(at_once, 1), KS_MAX_IN_FLIGHT);
+	store->forgets_keys = forgets_keys;
 }
 
 static void

@@ -81,24 +81,34 @@ count_outcome(const Job *job, KsStatus status)
 		keystat_not_sent(place_of(job), status);
 }
 
-/*
- * What is destroyed must be gone from the helper's memory too, so the helper
- * goes with it; and what else it works on must not be in its way.
- */
+/* Does it end keys in use?  An answer says that they are gone. */
 bool
-jobs_alone(const Job *job)
+jobs_destroys(const Job *job)
 {
 	return job->op == KS_OP_DESTROY || job->op == KS_OP_DESTROY_KEK;
+}
+
+/*
+ * What is destroyed must be gone from the helper's memory too.  One that may
+ * remember keys goes with it, and what else it works on must not be in its way.
+ */
+bool
+jobs_alone(const Job *job, const Store *store)
+{
+	return jobs_destroys(job) && !store->forgets_keys;
 }
 
 static void
 enter_store(Job *job, Store *store)
 {
 	job->store = store;
+	job->is_alone = jobs_alone(job, store);
+	job->is_aside = (jobs_destroys(job) || job->op == KS_OP_REMOVE) && store->forgets_keys;
 	store->in_flight++;
 	store->creating += job->op == KS_OP_CREATE_KEK;
+	store->aside += job->is_aside;
 	store->probing |= job->is_probe;
-	store->alone |= jobs_alone(job);
+	store->alone |= job->is_alone;
 }
 
 static void
@@ -110,8 +120,9 @@ leave_store(Job *job)
 		return;
 	store->in_flight--;
 	store->creating -= job->op == KS_OP_CREATE_KEK;
+	store->aside -= job->is_aside;
 	store->probing &= !job->is_probe;
-	store->alone &= !jobs_alone(job);
+	store->alone &= !job->is_alone;
 	job->store = NULL;
 }
 
@@ -249,7 +260,7 @@ jobs_collect(void)
 }
 
 /* Ask for a key in use again, on behalf of one keystore's background check. */
-void
+Job *
 jobs_add_check(Store *store, KsOp op, const UnwrapRequest *what)
 {
 	KeystoreRef ref = {{0}, 0};
@@ -262,6 +273,7 @@ jobs_add_check(Store *store, KsOp op, const UnwrapRequest *what)
 	job->check_of = store;
 	store->checking++;
 	dlist_push_tail(&jobs_waiting, &job->node);
+	return job;
 }
 
 /* Is a KEK of that label being asked for in the background? */

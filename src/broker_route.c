@@ -16,11 +16,13 @@
  */
 #include "postgres.h"
 
+#include "broker_checks.h"
+#include "broker_codec.h"
 #include "broker_heads.h"
 #include "broker_route.h"
 
+#define SCHOOL_LEN		36		/* of a uuid's text */
 #define MAX_CREATING	4		/* KEKs at once: key services allow few a second */
-#define MAX_CHECK_FAILURES	32	/* in a row, until background checks pause */
 
 typedef enum Choice
 {
@@ -61,6 +63,56 @@ choose(const Store *store, const Job *job)
 	return job->op == KS_OP_UNWRAP || job->op == KS_OP_WRAP ? SEND : NO_USE;
 }
 
+/* The school whose data keys a request brings, as text, or NULL. */
+static const char *
+school_of(const Job *job)
+{
+	switch (job->op)
+	{
+		case KS_OP_UNWRAP:
+			return codec_school(job->body.unwrap.label);
+		case KS_OP_WRAP:
+			return codec_school(job->body.wrap.label);
+		case KS_OP_CREATE_KEK:
+			return job->body.create.tenant;
+		default:
+			return NULL;
+	}
+}
+
+/* Does one request destroy the keys that the other one has to do with? */
+static bool
+destroys_for(const Job *job, const Job *other)
+{
+	const char *school = school_of(other);
+
+	return jobs_destroys(job) && school != NULL &&
+		memmem(job->body.bytes, job->len, school, SCHOOL_LEN) != NULL;
+}
+
+/*
+ * A destruction goes beside everybody else's requests, but not beside those
+ * for the same school's keys, whichever was sent first: a helper has those
+ * keys in memory until it has answered.  What was given up is over there too:
+ * a helper is told how long it is waited for, and ends before that.
+ */
+static bool
+must_keep_apart(const Store *store, const Job *job)
+{
+	dlist_iter	iter;
+
+	if (store->aside == 0 && !jobs_destroys(job))
+		return false;
+	dlist_foreach(iter, &jobs_sent)
+	{
+		const Job  *other = dlist_container(Job, node, iter.cur);
+
+		if (other->store == store && (destroys_for(job, other) || destroys_for(other, job)))
+			return true;
+	}
+	return false;
+}
+
 /* What a keystore with room is to be asked now, or NULL. */
 Job *
 route_next(Store *store)
@@ -88,8 +140,10 @@ route_next(Store *store)
 		}
 		if (choice == PROBE_FIRST)
 			return jobs_new_probe(store, job);
-		if (jobs_alone(job) && store->in_flight > 0)
+		if (jobs_alone(job, store) && store->in_flight > 0)
 			return NULL;		/* nothing else is begun until it can go */
+		if (must_keep_apart(store, job))
+			continue;
 		if (job->op == KS_OP_CREATE_KEK && store->creating >= MAX_CREATING)
 			continue;
 		if (heads_must_wait(store, job))
@@ -194,56 +248,12 @@ route_refuse(Store *store, bool keep_first)
 	}
 }
 
-/* May a failure to check one key be about that key alone? */
-static bool
-about_one_key(KsStatus status)
-{
-	switch (status)
-	{
-		case KS_ACCESS_DENIED:
-		case KS_INTEGRITY:
-		case KS_MODULE_ERROR:
-		case KS_REFUSED:
-		case KS_REGION:
-		case KS_UNSUPPORTED:
-			return true;
-		default:
-			return false;
-	}
-}
-
-/*
- * A background check has no result.  If that is about its key the others are
- * asked for all the same: one of them may be gone.  Else, or after so many in
- * a row, it is no use to ask for the rest now; the next round begins with it.
- */
-static void
-check_failed(const Job *job, KsStatus status, const char *reason)
-{
-	Store	   *store = job->check_of;
-
-	if (store == NULL || !store->check_told)
-		ereport(LOG,
-				(errmsg("could not check the keys in use with the keystore"),
-				 errdetail_log("key \"%s\", status %d: %s", job->body.unwrap.label,
-							   (int) status, reason)));
-	if (store == NULL)
-		return;
-	store->check_told = true;
-	if (!about_one_key(status) || ++store->check_failures >= MAX_CHECK_FAILURES)
-		store->check_left = 0;
-}
-
 /* A job ends with an error. */
 void
 route_end(Job *job, KsStatus status, const char *reason)
 {
-	const bool	verdict = status == KS_KEY_ABSENT || status == KS_KEY_DISABLED;
-
-	if (job->is_check && verdict && job->check_of != NULL)
-		job->check_of->check_failures = 0;
-	if (job->is_check && !verdict && status != KS_OTHER_TOKEN)
-		check_failed(job, status, reason);
+	if (job->is_check)
+		checks_failed(job, status, reason);
 	jobs_finish(job, status, reason, NULL, 0, NULL);
 }
 
@@ -275,7 +285,7 @@ route_settle(void)
 		Job		   *job = dlist_container(Job, node, iter.cur);
 
 		if (!by_serial(job) && job->ref.place >= stores_count)
-			jobs_finish(job, KS_NOT_CONFIGURED, "", NULL, 0, NULL);
+			route_end(job, KS_NOT_CONFIGURED, "");
 		else if (by_serial(job) && tried_everywhere(job))
 			route_end(job, job->trouble != KS_OK ? job->trouble :
 					  any_configured() ? KS_OTHER_TOKEN : KS_NOT_CONFIGURED,

@@ -7,6 +7,10 @@
 # docs/format.md, and looked for in the memory of all its processes: before,
 # where they must be found, or the search would prove nothing, and after.  No
 # key is ever sent to the server.
+#
+# The helper of a token is replaced, because a module may remember keys.  That of
+# AWS KMS stays, so it must have forgotten them by itself: they came to it as
+# texts, in base64.
 
 use strict;
 use warnings;
@@ -16,6 +20,7 @@ use lib "$FindBin::RealBin/lib";
 
 use NompTest;
 use IPC::Run;
+use MIME::Base64 qw(encode_base64);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -79,6 +84,8 @@ sub search
 			$names{ substr $key, $at, 16 } = "$name\[$at]";
 		}
 		$names{$key} = $name if length $key == 32;
+		$names{ substr encode_base64($key, ''), 0, 40 } = "$name in base64"
+		  if $name =~ /\.dek/;
 	}
 	my $found = find_in_memory($node, keys %names);
 	for my $needle (keys %names)
@@ -288,9 +295,16 @@ is( sqlstate(
 # After.
 is(join("\n", list(search(%keys))),
 	'', 'after: none of its keys, nor half of one, is in any process');
-wait_until(sub { defined helper_pid($node) }, 'a new helper');
-isnt(helper_pid($node), $helper, 'the keystore helper was replaced');
-ok(!-e "/proc/$helper", 'and is gone');
+wait_until(sub { defined helper_pid($node) }, 'a helper');
+if (over_kms())
+{
+	is(helper_pid($node), $helper, 'the keystore helper is the same');
+}
+else
+{
+	isnt(helper_pid($node), $helper, 'the keystore helper was replaced');
+	ok(!-e "/proc/$helper", 'and is gone');
+}
 
 my $result = search(%other_keys);
 ok( (grep { /^$pid{other_busy} / } places($result, 'values.work')),

@@ -1,5 +1,5 @@
-# A keystore helper that was replaced, because it died or after an erasure, has
-# forgotten which key is whose.  It is told by which key its predecessor knew the
+# A keystore helper that was replaced, because it died or hung, has forgotten
+# which key is whose.  It is told by which key its predecessor knew the
 # account, looks at that one, and reads no other school's tags before it gives a
 # school its key: with thousands of schools those would take longer than anybody
 # waits.  If that key is not the canary any more, it looks for it as ever.

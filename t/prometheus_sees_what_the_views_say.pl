@@ -32,7 +32,7 @@ SELECT nomp_crypt.decrypt(name) FROM pupil;
 SQL
 $node->safe_psql('postgres', 'SELECT nomp_crypt.decrypt(name) FROM pupil');
 $node->safe_psql('postgres', "CALL nomp_crypt.erase_tenant('gone', 'test')");
-# the helper is replaced after an erasure, with the next request
+# a token's helper is replaced after an erasure, with the next request
 $node->safe_psql('postgres', 'SELECT count(*) FROM nomp_crypt.health()');
 
 my $run = start_exporter();

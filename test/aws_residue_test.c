@@ -68,6 +68,10 @@ test_nothing_stays(void)
 	tap_ok(pieces >= 8, "both are in memory as long as they are in use (%d pieces found)", pieces);
 	for (int i = 0; i < 3; i++)
 		aws_reply_free(&results[i].reply);
+	needle_count = 1;
+	pieces = find_everywhere();
+	tap_ok(pieces == 0, "of the key nothing stays beside the open connection (%d pieces found)", pieces);
+	needle_count = 2;
 	aws_client_free(client);
 	pieces = find_everywhere();
 	tap_ok(pieces == 0, "and nowhere once they were given back (%d pieces found)", pieces);

@@ -243,6 +243,15 @@ start_told(const char *uri, const char *stamp, const char *canary)
 	return h;
 }
 
+/* What a helper that was just started said: of how many, and of what it forgets. */
+static inline bool
+greeted_with(uint64_t at_once, bool forgets_keys)
+{
+	return wire_get_uint(&reply.r, 2) == KS_PROTOCOL_VERSION &&
+		wire_get_uint(&reply.r, 2) == at_once &&
+		wire_get_uint(&reply.r, 1) == forgets_keys && wire_done(&reply.r);
+}
+
 static inline Helper
 start_with_stamp(const char *uri, const char *stamp)
 {

@@ -357,6 +357,7 @@ test_token(const char *name, const char *uri)
 	DataKey		after_restart;
 
 	printf("# %s\n", name);
+	tap_ok(greeted_with(1, false), "a module may remember keys, and takes one request at a time");
 	test_without_canary(&h, name);
 	test_setup(&h);
 	other = start(uri);

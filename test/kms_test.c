@@ -538,6 +538,7 @@ main(int argc, char **argv)
 	start_double(argv[0]);
 	use_everyday_credentials();
 	h = start(kms_uri);
+	tap_ok(greeted_with(32, true), "the helper forgets keys, and takes many requests at once");
 	test_setup(&h);
 	other = start(kms_uri);
 	test_life_of_a_key(&h, &other, &good);
