@@ -408,6 +408,9 @@ REVOKE ALL ON FUNCTION nomp_crypt._wipe(uuid) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._register_read(OUT installation uuid, OUT ours boolean, OUT neighbour boolean)
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_register_read';
 REVOKE ALL ON FUNCTION nomp_crypt._register_read() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_founding(wanted uuid) RETURNS uuid
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_founding';
+REVOKE ALL ON FUNCTION nomp_crypt._register_founding(uuid) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._register_write(installation uuid) RETURNS void
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_write';
 REVOKE ALL ON FUNCTION nomp_crypt._register_write(uuid) FROM PUBLIC;
@@ -1380,6 +1383,12 @@ BEGIN
 	END IF;
 	SELECT uuid INTO mine FROM nomp_crypt.installation;
 	SELECT * INTO reg FROM nomp_crypt._register_read();
+	IF mine IS NULL AND reg.installation IS NULL THEN
+		-- one session of the server at a time founds; another may have done it by now
+		PERFORM nomp_crypt._lock_keystore(true);
+		SELECT uuid INTO mine FROM nomp_crypt.installation;
+		SELECT * INTO reg FROM nomp_crypt._register_read();
+	END IF;
 	IF mine IS NOT NULL THEN
 		IF reg.installation IS DISTINCT FROM mine OR NOT reg.ours THEN
 			RAISE EXCEPTION 'this server may not create or destroy keys of installation %', mine
@@ -1393,8 +1402,9 @@ BEGIN
 		RETURN mine;
 	END IF;
 	IF reg.installation IS NULL THEN
-		-- the canary first: a file without one would make an empty token look like ours
-		mine := gen_random_uuid();
+		-- the canary first: a file without one would make an empty token look like
+		-- ours. If this fails, the next call finds the canary by the same uuid
+		mine := nomp_crypt._register_founding(gen_random_uuid());
 		PERFORM nomp_crypt._keystore_setup(mine);
 		PERFORM nomp_crypt._register_write(mine);
 	ELSIF NOT reg.neighbour THEN
