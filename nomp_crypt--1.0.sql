@@ -408,6 +408,9 @@ REVOKE ALL ON FUNCTION nomp_crypt._wipe(uuid) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._register_read(OUT installation uuid, OUT ours boolean, OUT neighbour boolean)
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'nc_register_read';
 REVOKE ALL ON FUNCTION nomp_crypt._register_read() FROM PUBLIC;
+CREATE FUNCTION nomp_crypt._register_founding(wanted uuid) RETURNS uuid
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_founding';
+REVOKE ALL ON FUNCTION nomp_crypt._register_founding(uuid) FROM PUBLIC;
 CREATE FUNCTION nomp_crypt._register_write(installation uuid) RETURNS void
 LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'nc_register_write';
 REVOKE ALL ON FUNCTION nomp_crypt._register_write(uuid) FROM PUBLIC;
@@ -1380,6 +1383,12 @@ BEGIN
 	END IF;
 	SELECT uuid INTO mine FROM nomp_crypt.installation;
 	SELECT * INTO reg FROM nomp_crypt._register_read();
+	IF mine IS NULL AND reg.installation IS NULL THEN
+		-- one session of the server at a time founds; another may have done it by now
+		PERFORM nomp_crypt._lock_keystore(true);
+		SELECT uuid INTO mine FROM nomp_crypt.installation;
+		SELECT * INTO reg FROM nomp_crypt._register_read();
+	END IF;
 	IF mine IS NOT NULL THEN
 		IF reg.installation IS DISTINCT FROM mine OR NOT reg.ours THEN
 			RAISE EXCEPTION 'this server may not create or destroy keys of installation %', mine
@@ -1393,8 +1402,9 @@ BEGIN
 		RETURN mine;
 	END IF;
 	IF reg.installation IS NULL THEN
-		-- the canary first: a file without one would make an empty token look like ours
-		mine := gen_random_uuid();
+		-- the canary first: a file without one would make an empty token look like
+		-- ours. If this fails, the next call finds the canary by the same uuid
+		mine := nomp_crypt._register_founding(gen_random_uuid());
 		PERFORM nomp_crypt._keystore_setup(mine);
 		PERFORM nomp_crypt._register_write(mine);
 	ELSIF NOT reg.neighbour THEN
@@ -2308,8 +2318,54 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._refuse_stripped(jsonb) FROM PUBLIC;
 
--- Ask a keystore that destroys later to do so, or see again that it will:
--- every key that is there is pending, and witnessed so.
+-- Ask a keystore to destroy the keys of a case, and put on record for which it
+-- was asked: others were pending by somebody else's request, or by that of a
+-- call that was lost.
+CREATE FUNCTION nomp_crypt._erase_ask(c nomp_crypt.erasure, installation uuid, serial text,
+	OUT labels text[], OUT pending int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	SELECT a.labels, a.pending INTO _erase_ask.labels, _erase_ask.pending
+	FROM nomp_crypt._keystore_destroy(_erase_ask.installation, (_erase_ask.c).tenant, _erase_ask.serial) a;
+	UPDATE nomp_crypt.erasure e SET keystores = jsonb_set(e.keystores, ARRAY[_erase_ask.serial, 'asked'],
+		coalesce(e.keystores -> _erase_ask.serial -> 'asked', '[]') || to_jsonb(_erase_ask.labels))
+	WHERE e.case_id = (_erase_ask.c).case_id AND _erase_ask.labels <> '{}';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_ask(nomp_crypt.erasure, uuid, text) FROM PUBLIC;
+
+-- Are these two different dates of a key's end? Both are what the keystore said
+-- of the key when it was looked at, in whole seconds.
+CREATE FUNCTION nomp_crypt._other_date(witnessed timestamptz, seen timestamptz) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	rounding CONSTANT interval := '5 seconds';
+BEGIN
+	RETURN coalesce(seen NOT BETWEEN witnessed - rounding AND witnessed + rounding, false);
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._other_date(timestamptz, timestamptz) FROM PUBLIC;
+
+-- The keys that were witnessed pending in a keystore, and whose destruction was
+-- cancelled since: they are not pending, or they are until another date, which
+-- is set by nothing but another request after a cancellation. "was" is the date
+-- that was witnessed.
+CREATE FUNCTION nomp_crypt._erase_saved(witnessed jsonb, present jsonb) RETURNS jsonb
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce(jsonb_agg(DISTINCT jsonb_strip_nulls(jsonb_build_object('label', w ->> 'label',
+		'reference', w ->> 'reference', 'was', w ->> 'until', 'state', p ->> 'state', 'until', p ->> 'until'))), '[]')
+	FROM jsonb_array_elements($1) w, jsonb_array_elements($2) p
+	WHERE CASE WHEN p ->> 'state' = 'pending' THEN p ->> 'reference' = w ->> 'reference'
+			AND nomp_crypt._other_date((w ->> 'until')::timestamptz, (p ->> 'until')::timestamptz)
+		ELSE w ->> 'label' = p ->> 'label' OR w ->> 'reference' = p ->> 'reference' END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_saved(jsonb, jsonb) FROM PUBLIC;
+
+-- A keystore that destroys later was asked to do so: see that every key that is
+-- there is pending, and witness it. What was witnessed before stays as it was,
+-- with its date: if that is another one by now, the next look says so. A key
+-- that was pending before it was asked for has the date that it has now.
 CREATE FUNCTION nomp_crypt._erase_schedule(c nomp_crypt.erasure, installation uuid, serial text,
 	destroyed text[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -2317,6 +2373,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
 	present jsonb := nomp_crypt._erase_present(c, installation, serial);
 	last timestamptz := (SELECT max((k ->> 'until')::timestamptz) FROM jsonb_array_elements(present) k);
+	witnessed jsonb := coalesce(c.keystores -> serial -> 'pending', '[]');
 BEGIN
 	PERFORM nomp_crypt._refuse_stripped(present);
 	IF present = '[]' OR EXISTS (SELECT FROM jsonb_array_elements(present) k WHERE k ->> 'state' <> 'pending') THEN
@@ -2325,7 +2382,10 @@ BEGIN
 	END IF;
 	UPDATE nomp_crypt.erasure e SET
 		keystores = jsonb_set(e.keystores, ARRAY[_erase_schedule.serial], e.keystores -> _erase_schedule.serial ||
-			jsonb_build_object('pending', present, 'until', last, 'scheduled_at', clock_timestamp()))
+			jsonb_build_object('until', last,
+				'pending', witnessed || (SELECT coalesce(jsonb_agg(k), '[]') FROM jsonb_array_elements(present) k
+					WHERE NOT EXISTS (SELECT FROM jsonb_array_elements(witnessed) w WHERE w ->> 'reference' = k ->> 'reference')),
+				'scheduled_at', coalesce(e.keystores -> _erase_schedule.serial -> 'scheduled_at', to_jsonb(clock_timestamp()))))
 	WHERE e.case_id = (_erase_schedule.c).case_id;
 	PERFORM nomp_crypt._audit_case('erase_schedule', c, jsonb_build_object('serial', serial, 'keys', destroyed,
 		'pending', jsonb_path_query_array(present, '$[*].label'), 'until', last));
@@ -2333,30 +2393,31 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_schedule(nomp_crypt.erasure, uuid, text, text[]) FROM PUBLIC;
 
--- Look again at a keystore in which keys were pending. Those that were so and
--- are not: somebody cancelled their destruction there. Returns them. Those
--- that were never so are a key that turned up late: the keystore is asked for
--- them too. None is believed to be gone before the keystore's own date.
+-- Look again at a keystore in which keys were pending. Those whose destruction
+-- somebody cancelled there are put on record as saved; returns their labels.
+-- Those that were never pending are a key that turned up late: the keystore is
+-- asked for them too. None is believed to be gone before the keystore's own date.
 CREATE FUNCTION nomp_crypt._erase_look(c nomp_crypt.erasure, installation uuid, serial text) RETURNS text[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-	witnessed text[] := ARRAY(SELECT k ->> 'label' FROM jsonb_array_elements(c.keystores -> serial -> 'pending') k ORDER BY 1);
+	witnessed jsonb := c.keystores -> serial -> 'pending';
+	labels text[] := ARRAY(SELECT k ->> 'label' FROM jsonb_array_elements(witnessed) k ORDER BY 1);
 	present jsonb := nomp_crypt._erase_present(c, installation, serial);
-	saved text[];
+	saved jsonb := nomp_crypt._erase_saved(witnessed, present);
 	asked record;
 BEGIN
-	saved := ARRAY(SELECT k ->> 'label' FROM jsonb_array_elements(present) k
-				   WHERE k ->> 'state' <> 'pending' AND k ->> 'label' = ANY (witnessed) ORDER BY 1);
-	IF saved <> '{}' THEN
-		RETURN saved;
+	IF saved <> '[]' THEN
+		UPDATE nomp_crypt.erasure e SET keystores = jsonb_set(e.keystores, ARRAY[serial, 'saved'], saved)
+		WHERE e.case_id = c.case_id;
+		RETURN ARRAY(SELECT DISTINCT k ->> 'label' FROM jsonb_array_elements(saved) k ORDER BY 1);
 	END IF;
 	IF present = '[]' THEN
 		IF clock_timestamp() >= (c.keystores -> serial ->> 'until')::timestamptz THEN
-			PERFORM nomp_crypt._erase_gone(c, serial, witnessed);
+			PERFORM nomp_crypt._erase_gone(c, serial, labels);
 		END IF;
-	ELSIF EXISTS (SELECT FROM jsonb_array_elements(present) k WHERE k ->> 'label' <> ALL (witnessed)) THEN
-		SELECT * INTO asked FROM nomp_crypt._keystore_destroy(installation, c.tenant, serial);
+	ELSIF EXISTS (SELECT FROM jsonb_array_elements(present) k WHERE k ->> 'label' <> ALL (labels)) THEN
+		SELECT * INTO asked FROM nomp_crypt._erase_ask(c, installation, serial);
 		PERFORM nomp_crypt._erase_schedule(c, installation, serial, asked.labels);
 	END IF;
 	RETURN '{}';
@@ -2369,14 +2430,21 @@ REVOKE ALL ON FUNCTION nomp_crypt._erase_look(nomp_crypt.erasure, uuid, text) FR
 CREATE FUNCTION nomp_crypt._erase_void(c nomp_crypt.erasure, saved text[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
+DECLARE
+	again jsonb := (SELECT jsonb_agg(k ORDER BY k ->> 'label')
+		FROM nomp_crypt.erasure e, jsonb_each(e.keystores) s, jsonb_array_elements(s.value -> 'saved') k
+		WHERE e.case_id = (_erase_void.c).case_id AND k ->> 'state' = 'pending');
 BEGIN
 	IF (_erase_void.c).voided_at IS NULL THEN
 		UPDATE nomp_crypt.erasure e SET voided_at = clock_timestamp(), voided_keys = saved
 		WHERE e.case_id = (_erase_void.c).case_id;
-		PERFORM nomp_crypt._audit_case('erase_voided', c, jsonb_build_object('keys', saved));
+		PERFORM nomp_crypt._audit_case('erase_voided', c, jsonb_strip_nulls(jsonb_build_object('keys', saved,
+			'pending_again', again)));
 	END IF;
 	RAISE WARNING 'the destruction of key % of an erased tenant was cancelled in the keystore', array_to_string(saved, ', ')
-		USING DETAIL = format('Erasure case %s. The tenant stays unreadable; nothing else happens by itself.', (c).case_id),
+		USING DETAIL = concat_ws(' ', format('Erasure case %s. The tenant stays unreadable; nothing else happens by itself.', (c).case_id),
+			(SELECT string_agg(format('Key %s is pending again, by somebody else''s request: until %s, not %s. In between it could be used.',
+				k ->> 'label', (k ->> 'until')::timestamptz, (k ->> 'was')::timestamptz), ' ') FROM jsonb_array_elements(again) k)),
 		HINT = 'Find out who cancelled it, and why. CALL nomp_crypt.resubmit_erasure() asks the keystore again.';
 END
 $$;
@@ -2413,6 +2481,16 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._erase_settle(uuid) FROM PUBLIC;
 
+-- When the last key of a try that was cancelled was to be gone, by what was seen
+-- when that was noticed; NULL if one of them was not pending then.
+CREATE FUNCTION nomp_crypt._erase_foreseen(cancelled jsonb) RETURNS timestamptz
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE WHEN bool_and(k ->> 'state' = 'pending') THEN
+		greatest(max((k ->> 'until')::timestamptz), ($1 ->> 'until')::timestamptz) END
+	FROM jsonb_array_elements($1 -> 'saved') k
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._erase_foreseen(jsonb) FROM PUBLIC;
+
 -- Destroy every key of the school in one of the keystores where they were
 -- seen, and see that none is left there, or that it will be gone; after the
 -- last one leave a tombstone. Returns how many keystores are left: each is a
@@ -2429,6 +2507,7 @@ DECLARE
 	saved text[] := '{}';
 	remaining int;
 	later boolean;
+	earliest timestamptz;
 BEGIN
 	IF c.state IN ('destroyed', 'certified') THEN
 		RETURN 0;
@@ -2459,12 +2538,14 @@ BEGIN
 	SELECT min(k.key), count(*) - 1 INTO next_serial, remaining
 	FROM jsonb_each(c.keystores) k WHERE NOT k.value ? 'destroyed' AND NOT k.value ? 'pending';
 	later := NOT coalesce((c.keystores -> next_serial ->> 'at_once')::boolean, true);
-	SELECT * INTO asked FROM nomp_crypt._keystore_destroy(installation, c.tenant, next_serial);
+	SELECT * INTO asked FROM nomp_crypt._erase_ask(c, installation, next_serial);
+	earliest := coalesce(nomp_crypt._erase_foreseen(c.keystores #> ARRAY[next_serial, 'cancelled', '-1']),
+		c.submitted_at + interval '7 days');
 	IF asked.pending > 0 OR (later AND nomp_crypt._erase_present(c, installation, next_serial) <> '[]') THEN
 		PERFORM nomp_crypt._erase_schedule(c, installation, next_serial, asked.labels);
 	-- no keystore of this kind destroys earlier
 	ELSIF later AND asked.labels = '{}' AND c.keystores -> next_serial -> 'seen' <> '[]'
-		AND clock_timestamp() < c.submitted_at + interval '7 days' THEN
+		AND clock_timestamp() < earliest THEN
 		RAISE EXCEPTION 'the keys of the tenant are not in the keystore, so their destruction cannot be witnessed'
 			USING ERRCODE = 'NC003', DETAIL = format('Keystore %s, erasure case %s.', next_serial, c.case_id),
 			HINT = 'They were there when the tenant was fenced, and no destruction was pending. Find out where they are.';
@@ -2510,11 +2591,12 @@ BEGIN
 	END IF;
 	UPDATE nomp_crypt.erasure e SET state = 'submitted', submitted_at = clock_timestamp(),
 		submitted_lsn = pg_current_wal_insert_lsn(), voided_at = NULL, voided_keys = NULL, pending_until = NULL,
-		keystores = (SELECT jsonb_object_agg(k.key, CASE WHEN k.value ? 'destroyed' THEN k.value ELSE
-			(k.value - '{pending,until,scheduled_at}'::text[]) || jsonb_build_object('cancelled',
-				coalesce(k.value -> 'cancelled', '[]') || jsonb_build_object('pending', k.value -> 'pending',
-					'until', k.value -> 'until', 'scheduled_at', k.value -> 'scheduled_at',
-					'noticed_at', c.voided_at, 'keys', to_jsonb(c.voided_keys))) END)
+		-- a keystore in which none was cancelled was asked, and is waited for
+		keystores = (SELECT jsonb_object_agg(k.key, CASE WHEN NOT k.value ? 'saved' THEN k.value ELSE
+			(k.value - '{pending,until,scheduled_at,asked,saved}'::text[]) || jsonb_build_object('cancelled',
+				coalesce(k.value -> 'cancelled', '[]') || jsonb_strip_nulls(jsonb_build_object('pending', k.value -> 'pending',
+					'until', k.value -> 'until', 'scheduled_at', k.value -> 'scheduled_at', 'asked', k.value -> 'asked',
+					'noticed_at', c.voided_at, 'saved', k.value -> 'saved'))) END)
 			FROM jsonb_each(e.keystores) k)
 	WHERE e.case_id = c.case_id;
 	PERFORM nomp_crypt._audit_case('erase_resubmit', c, jsonb_build_object('keys', c.voided_keys));
@@ -3775,6 +3857,21 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._expire_cancelled(nomp_crypt.kek, uuid) FROM PUBLIC;
 
+-- A KEK is pending until another date than was witnessed: that was cancelled
+-- there, and asked for again. It cannot be kept, but is on record.
+CREATE FUNCTION nomp_crypt._expire_again(k nomp_crypt.kek, until timestamptz) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM nomp_crypt._audit('expire_cancelled', (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant),
+		jsonb_build_object('key', k.label, 'serial', k.keystore_serial, 'was', k.pending_until, 'until', until));
+	RAISE WARNING 'the destruction of key % was cancelled in the keystore', k.label
+		USING DETAIL = format('It is pending again, by somebody else''s request: until %s, not %s. In between it could be used.',
+			until, k.pending_until),
+		HINT = 'Find out who cancelled it, and why. If a backup needs the key, cancel the destruction there; otherwise nothing need be done.';
+END
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._expire_again(nomp_crypt.kek, timestamptz) FROM PUBLIC;
+
 -- Destroy the KEK, on the token where it was seen, and see that it is gone: 1.
 -- Or see that it will be, in a keystore that destroys later: 0. NULL if that
 -- was cancelled there.
@@ -3818,6 +3915,9 @@ BEGIN
 		until := coalesce(until, CASE WHEN k.pending_until > clock_timestamp() THEN k.pending_until END);
 	END IF;
 	IF until IS NOT NULL THEN
+		IF nomp_crypt._other_date(k.pending_until, until) THEN
+			PERFORM nomp_crypt._expire_again(k, until);
+		END IF;
 		UPDATE nomp_crypt.kek e SET pending_until = until WHERE e.uuid = k.uuid;
 		IF asked.destroyed THEN
 			PERFORM nomp_crypt._audit('expire_schedule', (SELECT t.id FROM nomp_crypt.tenant t WHERE t.uuid = k.tenant),
@@ -5678,11 +5778,15 @@ BEGIN
 			SELECT r.* FROM nomp_crypt.register g, nomp_crypt._record(g.jws) r
 			WHERE g.school = c.tenant AND r.school = c.tenant),
 		seen AS (
-			SELECT s.key AS serial, regexp_replace(l, ':provisional@.*$', '') AS label, s.value ->> 'at' AS at
+			SELECT s.key AS serial, regexp_replace(l, ':provisional@.*$', '') AS label, (s.value ->> 'at')::timestamptz AS at,
+				NOT coalesce((s.value ->> 'at_once')::boolean, true) AND NOT EXISTS (
+					SELECT FROM jsonb_array_elements_text(s.value -> 'asked') a
+					WHERE regexp_replace(a, ':provisional@.*$', '') = regexp_replace(l, ':provisional@.*$', '')) AS already_pending
 			FROM jsonb_each(c.keystores) s, jsonb_array_elements_text(s.value -> 'seen') l
 			WHERE s.value ? 'destroyed')
 		SELECT n.label, m.data ->> 'serial' AS serial, (m.data ->> 'generation')::int AS generation, m.at AS made_at,
 			array_agg(DISTINCT s.serial) FILTER (WHERE s.serial IS NOT NULL) AS seen_in, max(s.at) AS gone_at,
+			bool_or(s.already_pending) AS already_pending,
 			e.type AS end_type, e.at AS end_at, e.number AS end_record
 		FROM (SELECT r.data ->> 'key' AS label FROM records r WHERE r.type IN ('born', 'moved')
 			  UNION SELECT s.label FROM seen s) n
@@ -5691,10 +5795,11 @@ BEGIN
 		LEFT JOIN LATERAL (SELECT r.* FROM records r WHERE r.type IN ('expired', 'removed') AND r.data ->> 'key' = n.label
 						   ORDER BY r.number LIMIT 1) e ON true
 		LEFT JOIN seen s ON s.label = n.label
-		GROUP BY 1, 2, 3, 4, 7, 8, 9 ORDER BY 3 NULLS LAST, 1
+		GROUP BY 1, 2, 3, 4, 8, 9, 10 ORDER BY 3 NULLS LAST, 1
 	LOOP
 		ending := CASE
-			WHEN k.seen_in IS NOT NULL THEN jsonb_build_object('how', 'destroyed', 'at', k.gone_at, 'in', to_jsonb(k.seen_in))
+			WHEN k.seen_in IS NOT NULL THEN jsonb_build_object('how', 'destroyed', 'at', k.gone_at, 'in', to_jsonb(k.seen_in),
+				'already_pending', nullif(k.already_pending, false))
 			WHEN k.end_type IS NOT NULL THEN jsonb_build_object('how', k.end_type, 'at', k.end_at, 'record', k.end_record)
 			-- an expired key's end that was begun, and that the crash's repetition did not see
 			WHEN EXISTS (SELECT FROM nomp_crypt.kek e WHERE e.label = k.label AND e.tenant = c.tenant
@@ -5721,6 +5826,23 @@ END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._certificate_columns() FROM PUBLIC;
 
+-- What was ordered of a case's keys, and cancelled by somebody in a keystore that
+-- destroys later, key by key; NULL if nothing was. Between scheduled_at and
+-- scheduled_again_at the key could be used for some time.
+CREATE FUNCTION nomp_crypt._certificate_cancelled(c nomp_crypt.erasure) RETURNS jsonb
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+	SELECT jsonb_agg(jsonb_build_object('key', regexp_replace(k ->> 'label', ':provisional@.*$', ''), 'keystore', s.key,
+			'found', CASE k ->> 'state' WHEN 'pending' THEN 'pending_until_another_date' ELSE 'not_pending' END,
+			'scheduled_at', (t.try ->> 'scheduled_at')::timestamptz, 'noticed_at', (t.try ->> 'noticed_at')::timestamptz,
+			-- or that it was seen to be gone
+			'scheduled_again_at', coalesce(s.value -> 'cancelled' -> t.n::int ->> 'scheduled_at', s.value ->> 'scheduled_at',
+				s.value ->> 'at')::timestamptz)
+		ORDER BY t.try ->> 'noticed_at', k ->> 'label')
+	FROM jsonb_each(($1).keystores) s, jsonb_array_elements(s.value -> 'cancelled') WITH ORDINALITY t(try, n),
+		jsonb_array_elements(t.try -> 'saved') k
+$$;
+REVOKE ALL ON FUNCTION nomp_crypt._certificate_cancelled(nomp_crypt.erasure) FROM PUBLIC;
+
 -- What a certificate says: docs/certificate.schema.json has its form. Nothing
 -- in it is personal data.
 CREATE FUNCTION nomp_crypt._certificate_data(c nomp_crypt.erasure, keys jsonb, stores jsonb) RETURNS jsonb
@@ -5743,10 +5865,13 @@ BEGIN
 			'by', 'destroying every key-encryption key in its keystore'),
 		'timeline', jsonb_build_object('requested_at', c.requested_at, 'fenced_at', c.fenced_at,
 			'submitted_at', c.submitted_at, 'destroyed_at', c.destroyed_at, 'verified_at', clock_timestamp()),
+		'cancelled', nomp_crypt._certificate_cancelled(c),
 		'keys', keys,
 		'keystores', stores,
-		'observed', jsonb_build_array('every_key_seen_before', 'every_key_destroyed_on_request', 'no_key_seen_after',
-			'canary_seen_before_and_after', 'no_wrapped_key_left_in_the_database', 'no_key_in_this_servers_memory',
+		'observed', jsonb_build_array('every_key_seen_before',
+			CASE WHEN jsonb_path_exists(keys, '$[*].end.already_pending') THEN 'destroyed_on_request_unless_already_pending'
+				ELSE 'every_key_destroyed_on_request' END,
+			'no_key_seen_after', 'canary_seen_before_and_after', 'no_wrapped_key_left_in_the_database', 'no_key_in_this_servers_memory',
 			'register_verified'),
 		'attested', coalesce((SELECT jsonb_agg(jsonb_build_object('statement', a.statement, 'role', a.role, 'at', a.at) ORDER BY a.at)
 			FROM (SELECT b.statement, b.role, b.at FROM nomp_crypt.attestation b WHERE b.case_id = c.case_id
@@ -5811,7 +5936,7 @@ BEGIN
 		END IF;
 		stores := stores || jsonb_strip_nulls(jsonb_build_object('serial', store.serial,
 			'manufacturer', now -> store.serial ->> 'manufacturer', 'model', now -> store.serial ->> 'model',
-			'software', now -> store.serial -> 'software', 'destroyed_at', store.done ->> 'at',
+			'software', now -> store.serial -> 'software', 'destroyed_at', (store.done ->> 'at')::timestamptz,
 			'last_looked_at', clock_timestamp()));
 	END LOOP;
 	RETURN stores;
@@ -5937,10 +6062,11 @@ BEGIN
 "agreement_ended": "the agreement has ended", "controller_request": "the controller asked for it", "school_closed": "the school was closed", "test": "a test",
 "timeline": "What was done, and when", "requested_at": "Requested; the school became unreadable", "fenced_at": "Point of no return", "submitted_at": "Destruction ordered", "destroyed_at": "Keys destroyed, and not seen any more", "verified_at": "Verified again",
 "before": "What had to be settled before", "approved": "Approved by role {role}", "held": "Legal hold placed", "released": "Legal hold released", "returned": "Data returned to the controller, manifest with SHA-256 {sum}", "not_wanted": "The controller did not want the data returned",
+"cancelled": "Cancelled in between", "cancelled_text": "Their destruction was ordered, and somebody with rights in the keystore cancelled it there. For some time between the two dates the key could have been used, outside this system. Afterwards it was to be destroyed again, and was.", "between": "Between", "not_pending": "The keystore was found not to be about to destroy it", "pending_until_another_date": "The keystore was found to be about to destroy it on another date, by somebody else's request",
 "method": "How", "method_text": "Each school has key-encryption keys of its own in the keystore, which never leave it. They encrypt the keys that encrypt the school's values (AES-256). Every one of them was destroyed: cryptographic erasure as in NIST SP 800-88.",
-"keys": "Keys that the school ever had", "label": "Key", "keystore": "Keystore", "made": "Made", "end": "End", "destroyed": "destroyed", "expired": "destroyed earlier, after it was replaced", "removed": "removed, it was never used",
+"keys": "Keys that the school ever had", "label": "Key", "keystore": "Keystore", "made": "Made", "end": "End", "destroyed": "destroyed", "expired": "destroyed earlier, after it was replaced", "removed": "removed, it was never used", "already_pending": "its destruction was already pending when the keystore was asked",
 "observed": "What the system observed",
-"every_key_seen_before": "Every key on record was in its keystore before it was destroyed.", "every_key_destroyed_on_request": "The keystore destroyed every one of them when asked to.", "no_key_seen_after": "No key of this school was seen in the keystore afterwards, and again when this certificate was made.", "canary_seen_before_and_after": "Each look was at the right keystore: a known key was found in it before and after.", "no_wrapped_key_left_in_the_database": "The database holds no wrapped key of this school.", "no_key_in_this_servers_memory": "This server's memory holds no key of this school.", "register_verified": "The chain of signed records was verified from its beginning.",
+"every_key_seen_before": "Every key on record was in its keystore before it was destroyed.", "every_key_destroyed_on_request": "The keystore destroyed every one of them when asked to.", "destroyed_on_request_unless_already_pending": "The keystore destroyed the keys when asked to, except where it says that the destruction was already pending: that was somebody else's request, or an earlier one of this system.", "no_key_seen_after": "No key of this school was seen in the keystore afterwards, and again when this certificate was made.", "canary_seen_before_and_after": "Each look was at the right keystore: a known key was found in it before and after.", "no_wrapped_key_left_in_the_database": "The database holds no wrapped key of this school.", "no_key_in_this_servers_memory": "This server's memory holds no key of this school.", "register_verified": "The chain of signed records was verified from its beginning.",
 "attested": "What somebody vouches for", "nothing_attested": "Nothing. No statement was made about keystore backups, other servers or exports.",
 "no_keystore_backups": "There were no backups of the keystore.", "keystore_backups_destroyed": "Backups of the keystore that held the keys were destroyed.", "no_node_has_a_key_in_memory": "No server has a key of the school in memory.", "other_nodes_stopped": "Other servers that could read the school were stopped.", "exports_deleted": "Exports of the school's data were deleted.", "by": "by role", "on": "on",
 "remains": "What remains, and until when",
@@ -5962,10 +6088,11 @@ BEGIN
 "agreement_ended": "avtalet har upph\u00f6rt", "controller_request": "den personuppgiftsansvarige beg\u00e4rde det", "school_closed": "skolan har lagts ned", "test": "ett prov",
 "timeline": "Vad som gjordes, och n\u00e4r", "requested_at": "Beg\u00e4rd; skolan blev ol\u00e4sbar", "fenced_at": "D\u00e4refter o\u00e5terkallelig", "submitted_at": "F\u00f6rst\u00f6ringen best\u00e4lld", "destroyed_at": "Nycklarna f\u00f6rst\u00f6rda, och inte l\u00e4ngre sedda", "verified_at": "Kontrollerat igen",
 "before": "Vad som f\u00f6rst var tvunget att klaras ut", "approved": "Godk\u00e4nd av rollen {role}", "held": "R\u00e4ttslig sp\u00e4rr mot radering satt", "released": "R\u00e4ttslig sp\u00e4rr h\u00e4vd", "returned": "Uppgifterna \u00e5terl\u00e4mnade till den personuppgiftsansvarige, manifest med SHA-256 {sum}", "not_wanted": "Den personuppgiftsansvarige ville inte ha uppgifterna tillbaka",
+"cancelled": "Avbruten d\u00e4remellan", "cancelled_text": "F\u00f6rst\u00f6ringen var best\u00e4lld, och n\u00e5gon med r\u00e4ttigheter i nyckelf\u00f6rvaringen avbr\u00f6t den d\u00e4r. Under n\u00e5gon tid mellan de tv\u00e5 tidpunkterna kunde nyckeln ha anv\u00e4nts, utanf\u00f6r det h\u00e4r systemet. Sedan skulle den \u00e5ter f\u00f6rst\u00f6ras, och f\u00f6rst\u00f6rdes.", "between": "Mellan", "not_pending": "Nyckelf\u00f6rvaringen befanns inte vara p\u00e5 v\u00e4g att f\u00f6rst\u00f6ra den", "pending_until_another_date": "Nyckelf\u00f6rvaringen befanns vara p\u00e5 v\u00e4g att f\u00f6rst\u00f6ra den en annan dag, p\u00e5 beg\u00e4ran av n\u00e5gon annan",
 "method": "Hur", "method_text": "Varje skola har egna nyckelkrypteringsnycklar i nyckelf\u00f6rvaringen, som aldrig l\u00e4mnar den. De krypterar de nycklar som krypterar skolans uppgifter (AES-256). Alla har f\u00f6rst\u00f6rts: kryptografisk radering enligt NIST SP 800-88.",
-"keys": "Nycklar som skolan n\u00e5gonsin har haft", "label": "Nyckel", "keystore": "Nyckelf\u00f6rvaring", "made": "Skapad", "end": "Slut", "destroyed": "f\u00f6rst\u00f6rd", "expired": "f\u00f6rst\u00f6rd tidigare, sedan den ersatts", "removed": "borttagen, anv\u00e4ndes aldrig",
+"keys": "Nycklar som skolan n\u00e5gonsin har haft", "label": "Nyckel", "keystore": "Nyckelf\u00f6rvaring", "made": "Skapad", "end": "Slut", "destroyed": "f\u00f6rst\u00f6rd", "expired": "f\u00f6rst\u00f6rd tidigare, sedan den ersatts", "removed": "borttagen, anv\u00e4ndes aldrig", "already_pending": "var redan p\u00e5 v\u00e4g att f\u00f6rst\u00f6ras n\u00e4r nyckelf\u00f6rvaringen tillfr\u00e5gades",
 "observed": "Vad systemet observerade",
-"every_key_seen_before": "Varje k\u00e4nd nyckel fanns i sin nyckelf\u00f6rvaring innan den f\u00f6rst\u00f6rdes.", "every_key_destroyed_on_request": "Nyckelf\u00f6rvaringen f\u00f6rst\u00f6rde var och en av dem p\u00e5 beg\u00e4ran.", "no_key_seen_after": "Ingen av skolans nycklar syntes i nyckelf\u00f6rvaringen efter\u00e5t, och inte heller n\u00e4r intyget gjordes.", "canary_seen_before_and_after": "Varje kontroll g\u00e4llde r\u00e4tt nyckelf\u00f6rvaring: en k\u00e4nd nyckel fanns i den f\u00f6re och efter.", "no_wrapped_key_left_in_the_database": "Databasen har ingen krypterad nyckel kvar f\u00f6r skolan.", "no_key_in_this_servers_memory": "Serverns minne har ingen nyckel f\u00f6r skolan.", "register_verified": "Kedjan av signerade poster kontrollerades fr\u00e5n b\u00f6rjan.",
+"every_key_seen_before": "Varje k\u00e4nd nyckel fanns i sin nyckelf\u00f6rvaring innan den f\u00f6rst\u00f6rdes.", "every_key_destroyed_on_request": "Nyckelf\u00f6rvaringen f\u00f6rst\u00f6rde var och en av dem p\u00e5 beg\u00e4ran.", "destroyed_on_request_unless_already_pending": "Nyckelf\u00f6rvaringen f\u00f6rst\u00f6rde nycklarna p\u00e5 beg\u00e4ran, utom d\u00e4r det st\u00e5r att de redan var p\u00e5 v\u00e4g att f\u00f6rst\u00f6ras: det hade n\u00e5gon annan beg\u00e4rt, eller det h\u00e4r systemet tidigare.", "no_key_seen_after": "Ingen av skolans nycklar syntes i nyckelf\u00f6rvaringen efter\u00e5t, och inte heller n\u00e4r intyget gjordes.", "canary_seen_before_and_after": "Varje kontroll g\u00e4llde r\u00e4tt nyckelf\u00f6rvaring: en k\u00e4nd nyckel fanns i den f\u00f6re och efter.", "no_wrapped_key_left_in_the_database": "Databasen har ingen krypterad nyckel kvar f\u00f6r skolan.", "no_key_in_this_servers_memory": "Serverns minne har ingen nyckel f\u00f6r skolan.", "register_verified": "Kedjan av signerade poster kontrollerades fr\u00e5n b\u00f6rjan.",
 "attested": "Vad n\u00e5gon g\u00e5r i god f\u00f6r", "nothing_attested": "Ingenting. Ingen har uttalat sig om s\u00e4kerhetskopior av nyckelf\u00f6rvaringen, andra servrar eller exporter.",
 "no_node_has_a_key_in_memory": "Ingen server har en nyckel till skolan i minnet.", "no_keystore_backups": "Det fanns inga s\u00e4kerhetskopior av nyckelf\u00f6rvaringen.", "keystore_backups_destroyed": "S\u00e4kerhetskopior av nyckelf\u00f6rvaringen som hade nycklarna har f\u00f6rst\u00f6rts.", "other_nodes_stopped": "Andra servrar som kunde l\u00e4sa skolan har stoppats.", "exports_deleted": "Exporter av skolans uppgifter har raderats.", "by": "av rollen", "on": "den",
 "remains": "Vad som finns kvar, och hur l\u00e4nge",
@@ -6084,12 +6211,19 @@ BEGIN
 					THEN replace(w ->> 'returned', '{sum}', d #>> '{returned,manifest_sha256}') ELSE w ->> 'not_wanted' END,
 					d #>> '{returned,at}') b(what, at)
 			WHERE b.at IS NOT NULL) || E'</table>\n', '')
+		|| coalesce('<div class="note" id="cancelled"><h2>' || nomp_crypt._html(w ->> 'cancelled') || E'</h2>\n<p>'
+			|| nomp_crypt._html(w ->> 'cancelled_text') || E'</p>\n<table>' || nomp_crypt._html_row(w ->> 'label', w ->> 'between', w ->> 'observed')
+			|| (SELECT string_agg(nomp_crypt._html_row(x.gap ->> 'key', concat_ws(E' \u2013 ', to_char((x.gap ->> 'scheduled_at')::timestamptz, day),
+					to_char((x.gap ->> 'scheduled_again_at')::timestamptz, day)),
+					concat_ws(', ', w ->> (x.gap ->> 'found'), to_char((x.gap ->> 'noticed_at')::timestamptz, day))), '' ORDER BY x.n)
+				FROM jsonb_array_elements(d -> 'cancelled') WITH ORDINALITY x(gap, n)) || E'</table></div>\n', '')
 		|| '<h2>' || nomp_crypt._html(w ->> 'method') || E'</h2>\n<p>' || nomp_crypt._html(w ->> 'method_text') || E'</p>\n'
 		|| '<h2>' || nomp_crypt._html(w ->> 'keys') || E'</h2>\n<table>'
 		|| nomp_crypt._html_row(w ->> 'label', w ->> 'keystore', w ->> 'made', w ->> 'end')
 		|| (SELECT string_agg(nomp_crypt._html_row(k.key ->> 'label', k.key ->> 'keystore',
 				to_char((k.key ->> 'made_at')::timestamptz, day),
-				concat_ws(', ', w ->> (k.key #>> '{end,how}'), to_char((k.key #>> '{end,at}')::timestamptz, day))), '' ORDER BY k.n)
+				concat_ws(', ', w ->> (k.key #>> '{end,how}'), to_char((k.key #>> '{end,at}')::timestamptz, day),
+					CASE WHEN (k.key #>> '{end,already_pending}')::boolean THEN w ->> 'already_pending' END)), '' ORDER BY k.n)
 			FROM jsonb_array_elements(d -> 'keys') WITH ORDINALITY k(key, n)) || E'</table>\n'
 		|| '<h2>' || nomp_crypt._html(w ->> 'observed') || E'</h2>\n' || nomp_crypt._html_list(w, d -> 'observed')
 		|| '<h2>' || nomp_crypt._html(w ->> 'attested') || E'</h2>\n';

@@ -170,12 +170,13 @@ kms_setup(Keystore *ks, const char *inst, bool *created, char *serial, KsFailure
 	if (status == KS_OK)
 		status = kms_check_expected(ks, why);
 	if (status == KS_OK && *created)
-	{
 		status = kms_make_key(ks, label, inst, "canary", NULL, KMS_WRAPPING, &canary, why);
-		if (status == KS_OK)
-			status = wait_until_healthy(ks, inst, why);
-		if (status == KS_OK)
-			status = directory_refresh(ks, why);
+	/* one that is there may be all that an earlier call could do */
+	if (status == KS_OK)
+		status = wait_until_healthy(ks, inst, why);
+	if (status == KS_OK && *created)
+	{
+		status = directory_refresh(ks, why);
 		if (status == KS_OK)
 			status = kms_canary(ks, inst, &canary, why);
 	}

@@ -8,6 +8,10 @@
  * no file or is not named in it, and so can destroy nothing.  (The system identifier would not do: a
  * clone has the same one, an upgraded cluster another.)
  *
+ * As long as there is none, the file "founding" keeps the uuid that the
+ * installation will have, of one data directory: a call that made a key in a
+ * key service and failed then leaves it to the next one.
+ *
  * The signed register lives in the same folder: register_file.c, and
  * register_pins.c for its keys.
  */
@@ -28,10 +32,13 @@
 #include "utils/guc.h"
 
 NC_FUNCTION(nc_register_read);
+NC_FUNCTION(nc_register_founding);
 NC_FUNCTION(nc_register_write);
 
 #define FILE_NAME		"installation"
 #define FILE_HEADER		"nomp_crypt installation 1"
+#define FOUNDING_NAME	"founding"
+#define FOUNDING_HEADER	"nomp_crypt founding 1"
 #define DATABASE_KEY	"database "
 #define MAX_FILE_SIZE	65536
 
@@ -256,20 +263,15 @@ register_replace(const char *path, const char *text, size_t len)
 	(void) durable_rename(temp, path, ERROR);
 }
 
-/* The same for the file "installation"; "must_be_new": there was none. */
+/* The same for one of the folder's files, of which there was none. */
 static void
-write_file(const char *text, bool must_be_new)
+create_file(const char *name, const char *text)
 {
 	char		path[MAXPGPATH];
 	char		temp[MAXPGPATH];
 
-	register_path(path, FILE_NAME);
-	if (!must_be_new)
-	{
-		register_replace(path, text, strlen(text));
-		return;
-	}
-	register_path(temp, FILE_NAME ".new");
+	register_path(path, name);
+	snprintf(temp, MAXPGPATH, "%s.new", path);
 	write_temporary(temp, text, strlen(text));
 	if (link(temp, path) != 0)
 		ereport(ERROR,
@@ -307,6 +309,80 @@ nc_register_read(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }
 
+/* ---- before there is an installation ---- */
+
+/* Whose uuid the file keeps; raises 55000 for another data directory's. */
+static bool
+read_founding(const char *path, const char *data, pg_uuid_t *installation)
+{
+	char	   *text = register_slurp(path);
+	char	   *rest;
+	char	   *header;
+	char	   *uuid;
+	char	   *of;
+
+	if (text == NULL)
+		return false;
+	header = strtok_r(text, "\n", &rest);
+	uuid = strtok_r(NULL, "\n", &rest);
+	of = strtok_r(NULL, "\n", &rest);
+	if (of == NULL || strcmp(header, FOUNDING_HEADER) != 0 || !uuid_parse(uuid, installation))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("file \"%s\" is malformed", path),
+				 errhint("Nothing is founded yet: remove it.")));
+	if (strcmp(of, data) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the register directory belongs to another server"),
+				 errdetail("The server with the data directory \"%s\" has begun to create its installation.", of),
+				 errhint("Give this server its own nomp_crypt.register_directory. If that one is no more, remove the file \"%s\".", path)));
+	return true;
+}
+
+/*
+ * nomp_crypt._register_founding(wanted uuid) returns uuid
+ *
+ * The uuid of the installation that is to be founded: the one that an earlier
+ * call of this data directory began with and failed, or "wanted", which is kept
+ * whatever becomes of the transaction.  The caller has the keystore's lock.
+ * Raises 55000 for another server's, XX001, the file system's errors.
+ */
+Datum
+nc_register_founding(PG_FUNCTION_ARGS)
+{
+	pg_uuid_t  *installation = palloc(sizeof(pg_uuid_t));
+	char		path[MAXPGPATH];
+	char		data[MAXPGPATH];
+	char		text[37];
+
+	register_check_directory();
+	real_data_directory(data);
+	register_path(path, FOUNDING_NAME);
+	if (!read_founding(path, data, installation))
+	{
+		*installation = *PG_GETARG_UUID_P(0);
+		uuid_text(installation, text);
+		create_file(FOUNDING_NAME, psprintf("%s\n%s\n%s\n", FOUNDING_HEADER, text, data));
+	}
+	PG_RETURN_UUID_P(installation);
+}
+
+/* It is founded. */
+static void
+forget_founding(void)
+{
+	char		path[MAXPGPATH];
+
+	register_path(path, FOUNDING_NAME);
+	if (unlink(path) == 0)
+		fsync_fname(register_directory, true);
+	else if (errno != ENOENT)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not remove file \"%s\": %m", path)));
+}
+
 /*
  * nomp_crypt._register_write(installation uuid) returns void
  *
@@ -321,6 +397,7 @@ nc_register_write(PG_FUNCTION_ARGS)
 	bool		ours;
 	bool		neighbour;
 	char		text[37];
+	char		path[MAXPGPATH];
 	StringInfoData content;
 	bool		exists = register_read(&found, &ours, &neighbour);
 
@@ -329,7 +406,10 @@ nc_register_write(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("register directory \"%s\" belongs to another installation", register_directory)));
 	if (exists && ours)
+	{
+		forget_founding();
 		PG_RETURN_VOID();
+	}
 	uuid_text(wanted, text);
 	initStringInfo(&content);
 	if (exists)
@@ -337,6 +417,13 @@ nc_register_write(PG_FUNCTION_ARGS)
 	else
 		appendStringInfo(&content, "%s\n%s\n", FILE_HEADER, text);
 	appendStringInfo(&content, "%s\n", own_line());
-	write_file(content.data, !exists);
+	if (exists)
+	{
+		register_path(path, FILE_NAME);
+		register_replace(path, content.data, content.len);
+	}
+	else
+		create_file(FILE_NAME, content.data);
+	forget_founding();
 	PG_RETURN_VOID();
 }

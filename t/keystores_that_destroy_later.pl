@@ -1,7 +1,8 @@
 # A key service destroys a key days after it was asked, and until then anybody
 # with the right can cancel that there.  An erasure must not say "erased"
 # before the keys are seen to be gone; must notice a cancellation, say so
-# loudly and leave the school unreadable until somebody decides; and must end
+# loudly and leave the school unreadable until somebody decides, also when the
+# deletion was asked for again and only its date tells; and must end
 # in the same state wherever it was interrupted, also over a restart and in a
 # restored dump.  Keys that no backup needs any more go the same way.  Against
 # a stand-in for AWS KMS whose keys can be aged.
@@ -12,6 +13,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/lib";
 
+use JSON::PP ();
 use KmsDouble;
 use NompTest;
 use PostgreSQL::Test::Cluster;
@@ -35,7 +37,10 @@ nomp_crypt.keystore_timeout = '60s'
 nomp_crypt.backup_retention = 0
 CONF
 $node->start;
-create_nomp($node, qw(plain saved twice early paused retired living dumped),
+create_nomp(
+	$node,
+	qw(plain saved twice again sooner both before early paused retired back),
+	qw(living dumped),
 	@crash_schools);
 $node->safe_psql('postgres',
 		'INSERT INTO pupil (id, school, name)'
@@ -106,6 +111,51 @@ sub key_of
 	return $key->{id};
 }
 
+# Somebody uses a key whose deletion is pending, and leaves it pending.
+sub cancel_and_ask_again
+{
+	my ($key, $days) = @_;
+
+	double_says($folder, 'call', action => $_, KeyId => $key)
+	  for qw(CancelKeyDeletion EnableKey);
+	double_says(
+		$folder, 'call',
+		action => 'ScheduleKeyDeletion',
+		KeyId => $key,
+		PendingWindowInDays => $days);
+	return;
+}
+
+# The certificate of a school's erasure: what it says, and in English.
+sub certified
+{
+	my ($school) = @_;
+	my $case = case_of($school, 'e.case_id');
+
+	one("SELECT nomp_crypt.acknowledge_lease('$case')");
+	is(code_of("certify_erasure('$school')"), '', "$school: it is certified");
+	my $payload = one(
+		"SELECT payload FROM nomp_crypt.verify_certificate(nomp_crypt.certificate('$case')) WHERE valid"
+	);
+	my $errors = '';
+	IPC::Run::run(
+		[
+			'/usr/bin/python3',
+			'-c',
+			'import json, jsonschema, sys; schema = json.load(open(sys.argv[1]));'
+			  . ' print(*[e.message for e in jsonschema.Draft202012Validator(schema).iter_errors(json.load(sys.stdin))])',
+			"$FindBin::RealBin/../docs/certificate.schema.json"
+		],
+		'<',
+		\$payload,
+		'>',
+		\$errors) or die 'jsonschema';
+	is($errors, "\n", "$school: the certificate is as its schema says");
+	return (
+		JSON::PP->new->utf8->decode($payload)->{data},
+		one("SELECT nomp_crypt.certificate_html('$case', 'en')"));
+}
+
 sub erased_ok
 {
 	my ($school, $what) = @_;
@@ -168,6 +218,15 @@ erased_ok('plain', 'a week later');
 is( case_of('plain', "keys_destroyed = keys_seen AND pending_until IS NULL"),
 	't',
 	'every key that was seen was seen to be gone');
+{
+	my ($data, $page) = certified('plain');
+
+	is($data->{cancelled}, undef, 'the certificate tells of no cancellation');
+	is( join(' ', grep { /request/ } @{ $data->{observed} }),
+		'every_key_destroyed_on_request',
+		'and that the keys were destroyed on request');
+	unlike($page, qr/id="cancelled"|already pending/, 'and so does the page');
+}
 
 # ---- the setting ----
 
@@ -238,10 +297,25 @@ is( case_of(
 	),
 	'pending true 1',
 	'the try that was cancelled stays on record');
-days_pass($folder, 8, $node);
+days_pass($folder, 1, $node);
+erase('saved');
+is(case_of('saved', 'e.voided_at IS NULL'),
+	't', 'the date that our own new request has is no cancellation');
+days_pass($folder, 7, $node);
 is(code_of("erase_tenant('saved', 'agreement_ended', 'PUB-1')"),
 	'', 'and after a week');
 erased_ok('saved', 'cancelled once');
+
+{
+	my ($data, $page) = certified('saved');
+
+	is(join(' ', map { $_->{found} } @{ $data->{cancelled} }),
+		'not_pending', 'the certificate tells of the cancellation');
+	like(
+		$page,
+		qr/id="cancelled".*Cancelled in between.*could have been used.*not to be about to destroy it, \d{4}-/s,
+		'and so does the page');
+}
 
 # twice, and a resubmission that is interrupted
 erase('twice');
@@ -269,6 +343,166 @@ is( case_of(
 days_pass($folder, 8, $node);
 erase('twice');
 erased_ok('twice', 'cancelled twice');
+
+# ---- somebody cancels it, and asks for it again ----
+
+erase('again');
+days_pass($folder, 3, $node);
+erase('again');
+is(case_of('again', 'e.voided_at IS NULL'), 't', 'a deletion is pending');
+cancel_and_ask_again(key_of('again'), 7);
+($state, $said) = erase('again');
+is($state, '', 'cancelled, and asked for again: the call fails not');
+like(
+	$said,
+	qr/WARNING: .*the destruction of key nomp_crypt:\S+:1 of an erased tenant was cancelled in the keystore.*Key nomp_crypt:\S+:1 is pending again, by somebody else's request: until \d{4}-.*, not \d{4}-.* In between it could be used/s,
+	'but warns, by the date alone');
+is( case_of(
+		'again',
+		"concat_ws(' ', e.state, e.voided_at IS NOT NULL, cardinality(e.voided_keys))"
+	),
+	'pending t 1',
+	'the case is void');
+is( one("SELECT string_agg(jsonb_array_length(detail -> 'pending_again')::text, ',') FROM nomp_crypt.audit WHERE act = 'erase_voided' AND tenant = 'again'"
+	),
+	'1',
+	'that is on the audit record');
+is(one("SELECT severity FROM nomp_crypt.health() WHERE name = 'erasures'"),
+	'critical', 'and health() says so');
+days_pass($folder, 8, $node);
+is(states('again'), '', 'the key is gone by then');
+($state, $said) = erase('again');
+like(
+	$said,
+	qr/WARNING: .*was cancelled.*is pending again/s,
+	'each call says it again');
+is(case_of('again', 'e.state'),
+	'pending', 'and time alone decides nothing, though the key is gone');
+is(code_of("resubmit_erasure('again')"), '', 'somebody decides');
+erased_ok('again', 'cancelled and asked for again');
+{
+	my ($data, $page) = certified('again');
+	my ($gap) = @{ $data->{cancelled} };
+
+	is( join(' ', scalar @{ $data->{cancelled} }, $gap->{found}),
+		'1 pending_until_another_date',
+		'the certificate tells of it');
+	is($gap->{key}, $data->{keys}[0]{label}, 'of which key');
+	ok( $gap->{scheduled_at} lt $gap->{noticed_at}
+		  && $gap->{noticed_at} lt $gap->{scheduled_again_at},
+		'and between which dates it could be used');
+	is( join(' ', grep { /request/ } @{ $data->{observed} }),
+		'destroyed_on_request_unless_already_pending',
+		'and not that it was destroyed on our request');
+	like(
+		$page,
+		qr/Cancelled in between.*could have been used.*on another date, by somebody else&#39;s request.*its destruction was already pending when/s,
+		'and so does the page');
+	like(
+		one("SELECT nomp_crypt.certificate_html('@{[ case_of('again', 'e.case_id') ]}', 'sv')"
+		),
+		qr/id="cancelled"><h2>Avbruten .*kunde nyckeln ha anv/s,
+		'in Swedish, too');
+	is( one("SELECT r.data -> 'keystores' @? '\$.*.cancelled.saved.until' FROM nomp_crypt.register g, nomp_crypt._record(g.jws) r WHERE r.type = 'destroyed' AND r.data ->> 'case' = '$data->{case}'"
+		),
+		't',
+		'and the record of the destruction');
+}
+
+# an earlier date than the one witnessed
+one("ALTER SYSTEM SET nomp_crypt.key_deletion_window = '30d'");
+$node->reload;
+erase('sooner');
+one('ALTER SYSTEM RESET nomp_crypt.key_deletion_window');
+$node->reload;
+is(case_of('sooner', "e.pending_until > now() + interval '29 days'"),
+	't', 'in thirty days');
+cancel_and_ask_again(key_of('sooner'), 7);
+erase('sooner');
+is(case_of('sooner', 'e.voided_at IS NOT NULL'),
+	't', 'an earlier date is noticed');
+double_says($folder, 'forget_calls');
+is(code_of("resubmit_erasure('sooner')"), '', 'submitted again');
+is(double_says($folder, 'counts')->{ScheduleKeyDeletion} // 0,
+	0, 'what is pending is not asked for again');
+is( case_of(
+		'sooner',
+		"e.voided_at IS NULL AND e.pending_until BETWEEN now() + interval '6 days' AND now() + interval '8 days'"
+	),
+	't',
+	'but waited for until the date that it has now');
+erase('sooner');
+is(case_of('sooner', 'e.voided_at IS NULL'), 't', 'which is the one');
+days_pass($folder, 2, $node);
+cancel_and_ask_again(key_of('sooner'), 7);
+erase('sooner');
+is(case_of('sooner', 'e.voided_at IS NOT NULL'),
+	't', 'and once more: noticed, too');
+is(code_of("resubmit_erasure('sooner')"), '', 'submitted again');
+days_pass($folder, 8, $node);
+erase('sooner');
+erased_ok('sooner', 'cancelled and asked for again, twice');
+is(scalar @{ (certified('sooner'))[0]{cancelled} },
+	2, 'the certificate has both');
+
+# one of two keys
+one("SELECT nomp_crypt.rewrap_tenant('both')");
+erase('both');
+is(states('both'), 'PendingDeletion PendingDeletion', 'two keys are pending');
+days_pass($folder, 3, $node);
+cancel_and_ask_again(key_of('both'), 20);
+erase('both');
+is(case_of('both', 'cardinality(e.voided_keys)'),
+	'1', 'one of them has another date');
+is(code_of("resubmit_erasure('both')"), '', 'submitted again');
+days_pass($folder, 8, $node);
+erase('both');
+is( case_of(
+		'both',
+		"concat_ws(' ', e.state, e.pending_until > now() + interval '11 days', e.voided_at IS NULL)"
+	),
+	'pending t t',
+	'the one is gone, the other is waited for');
+days_pass($folder, 13, $node);
+erase('both');
+erased_ok('both', 'one of two');
+is( join(' ', map { $_->{end}{how} } @{ (certified('both'))[0]{keys} }),
+	'destroyed destroyed',
+	'both are on the certificate');
+
+# ---- somebody had asked for it before ----
+
+double_says(
+	$folder, 'call',
+	action => 'ScheduleKeyDeletion',
+	KeyId => key_of('before'),
+	PendingWindowInDays => 10);
+is((erase('before'))[0], '', 'a key that is pending before the erasure');
+is( case_of(
+		'before',
+		"concat_ws(' ', e.state, e.pending_until > now() + interval '9 days')"
+	),
+	'pending t',
+	'has the date that it has');
+erase('before');
+is(case_of('before', 'e.voided_at IS NULL'), 't', 'nothing was cancelled');
+days_pass($folder, 11, $node);
+erase('before');
+erased_ok('before', 'asked for by somebody else');
+{
+	my ($data, $page) = certified('before');
+
+	is($data->{cancelled}, undef, 'nothing was cancelled');
+	is( join(' ',
+			(grep { /request/ } @{ $data->{observed} }),
+			$data->{keys}[0]{end}{already_pending}),
+		'destroyed_on_request_unless_already_pending 1',
+		'the certificate does not say that we asked for it');
+	like(
+		$page,
+		qr/already pending: that was somebody else&#39;s request/,
+		'nor does the page');
+}
 
 # ---- gone without having been witnessed pending ----
 
@@ -487,6 +721,45 @@ double_says(
 		'destroyed true',
 		'and is on record so');
 	is(school_reads($node, 'retired'), 'Anna i retired', 'the school reads');
+}
+
+# cancelled and asked for again: the service will destroy it all the same
+{
+	my $kek =
+		"FROM nomp_crypt.kek k JOIN nomp_crypt.tenant t ON t.uuid = k.tenant"
+	  . " WHERE t.id = 'back' AND k.generation = 1";
+	my $old = key_of('back');
+
+	one('ALTER SYSTEM SET nomp_crypt.backup_retention = 0');
+	$node->reload;
+	one("SELECT nomp_crypt.rewrap_tenant('back')");
+	called('destroy_expired_keks()');
+	days_pass($folder, 3, $node);
+	($state, $said) = called('destroy_expired_keks()');
+	unlike($said, qr/WARNING/, 'a key that no backup needs is pending');
+	cancel_and_ask_again($old, 7);
+	($state, $said) = called('destroy_expired_keks()');
+	like(
+		$said,
+		qr/WARNING: .*the destruction of key \S+:1 was cancelled in the keystore.*It is pending again, by somebody else's request: until \d.*their keystore will destroy: 1/s,
+		'cancelled and asked for again: it is said');
+	is( one("SELECT k.state || ' ' || (k.pending_until > now() + interval '6 days') $kek"
+		),
+		'retired true',
+		'the new date is on record');
+	is( one("SELECT count(*) FROM nomp_crypt.audit WHERE act = 'expire_cancelled' AND tenant = 'back'"
+		),
+		'1',
+		'and that it was cancelled');
+	($state, $said) = called('destroy_expired_keks()');
+	unlike($said, qr/WARNING/, 'it is said once');
+	days_pass($folder, 8, $node);
+	like(
+		(called('destroy_expired_keks()'))[1],
+		qr/keys destroyed that no backup needs any more: 1$/m,
+		'then it is gone');
+	is(one("SELECT k.state $kek"), 'destroyed', 'and on record so');
+	is((erase('back'))[0], '', 'and its school can be erased');
 }
 
 is( school_reads($node, 'living'),

@@ -73,6 +73,18 @@ sub double_uri
 	  . ($options // '');
 }
 
+# double_serial(FOLDER): what it has for a serial, its region and account.
+sub double_serial
+{
+	my ($folder) = @_;
+	my $options = "@{ $doubles{$folder}->{options} }";
+	my ($region) = $options =~ /--region (\S+)/;
+	my ($account) = $options =~ /--account (\S+)/;
+
+	return join ':', 'arn:aws:kms', $region // 'eu-north-1',
+	  $account // '111122223333';
+}
+
 # kill_double(FOLDER): as a power cut would; start_double goes on.
 sub kill_double
 {
@@ -116,15 +128,26 @@ sub double_keys
 sub days_pass
 {
 	my ($folder, $days, $node, @databases) = @_;
+	my $serial = double_serial($folder);
+	my $seconds = $days * 86400;
+	my $time = "make_interval(secs => $seconds)";
+	my $keys = sub {
+		return
+		  "(SELECT jsonb_agg(p || jsonb_build_object('until', (p ->> 'until')::timestamptz - $time))"
+		  . " FROM jsonb_array_elements(k.value -> '$_[0]') p)";
+	};
 
-	double_says($folder, 'advance', seconds => $days * 86400);
+	double_says($folder, 'advance', seconds => $seconds);
 	$node->safe_psql($_, <<"SQL") for @databases ? @databases : 'postgres';
-UPDATE nomp_crypt.erasure e SET pending_until = pending_until - interval '$days days',
-	keystores = (SELECT jsonb_object_agg(k.key, k.value || CASE WHEN k.value ? 'until' THEN
-		jsonb_build_object('until', (k.value ->> 'until')::timestamptz - interval '$days days') ELSE '{}' END)
-		FROM jsonb_each(e.keystores) k)
-WHERE e.state = 'pending';
-UPDATE nomp_crypt.kek SET pending_until = pending_until - interval '$days days' WHERE state = 'retired';
+UPDATE nomp_crypt.erasure e SET keystores = (SELECT jsonb_object_agg(k.key, CASE WHEN k.key = '$serial' THEN
+		k.value || jsonb_strip_nulls(jsonb_build_object('until', (k.value ->> 'until')::timestamptz - $time,
+			'pending', @{[ $keys->('pending') ]}, 'saved', @{[ $keys->('saved') ]})) ELSE k.value END)
+	FROM jsonb_each(e.keystores) k)
+WHERE e.state IN ('submitted', 'pending');
+UPDATE nomp_crypt.erasure e SET pending_until = (SELECT max((k.value ->> 'until')::timestamptz)
+	FROM jsonb_each(e.keystores) k WHERE NOT k.value ? 'destroyed')
+WHERE e.pending_until IS NOT NULL;
+UPDATE nomp_crypt.kek SET pending_until = pending_until - $time WHERE state = 'retired' AND keystore_serial = '$serial';
 SQL
 	return;
 }
