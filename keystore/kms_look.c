@@ -101,12 +101,11 @@ learn_account(Keystore *ks, const char *arn, KsFailure *why)
 	return kms_check_arn(ks, &parsed, why);
 }
 
-/* A key was made as something else than it is tagged as. */
+/* A key was made as something else than it is tagged as.  Logs have room for no more. */
 static KsStatus
-refuse_stray(const char *arn, const char *label, const char *made_as, KsFailure *why)
+refuse_stray(const char *arn, const char *made_as, KsFailure *why)
 {
-	return ks_fail(why, KS_REFUSED, "%s has the tag " TAG_LABEL " \"%s\", but was made as \"%s\" by its description: "
-				   "find out who changed that", arn, label, made_as);
+	return ks_fail(why, KS_REFUSED, "%s was made as \"%s\", but its tag " TAG_LABEL " is another", arn, made_as);
 }
 
 /* Ask for the canaries that are known, now; how many there are. */
@@ -135,7 +134,7 @@ see_canaries(Keystore *ks, const char *inst, KmsKey *out, size_t *n, KsFailure *
 		if (!sight.found)
 			directory_gone(ks->directory, known.items[i].arn);
 		else if (strcmp(sight.made_as, label) != 0)
-			refuse_stray(known.items[i].arn, label, sight.made_as, why);
+			refuse_stray(known.items[i].arn, sight.made_as, why);
 		else if (sight.state == KS_STATE_PENDING)
 		{
 			format_date(sight.until, date);
@@ -320,7 +319,7 @@ kms_look(Keystore *ks, const KmsQuery *query, KmsFounds *out, KsFailure *why)
 	KsStatus	status = look_for(ks, query, out, &stray, why);
 
 	if (status == KS_OK && is_label_of(query, stray.label))
-		status = refuse_stray(stray.arn, stray.label, stray.made_as, why);
+		status = refuse_stray(stray.arn, stray.made_as, why);
 	return status;
 }
 
@@ -356,7 +355,7 @@ kms_find(Keystore *ks, const char *inst, const char *label, KmsKind kind, KmsFou
 			return ks_fail(why, KS_REFUSED, "%zu keys have the label \"%s\": none is used", n, label);
 	}
 	if (stray.arn[0] != '\0')
-		return refuse_stray(stray.arn, stray.label, stray.made_as, why);
+		return refuse_stray(stray.arn, stray.made_as, why);
 	return ks_fail(why, KS_KEY_ABSENT, "there is no key \"%s\"", label);
 }
 
@@ -485,7 +484,7 @@ look_by_description(Keystore *ks, const char *label, KsFailure *why)
 		return status;
 	*why = said;
 	status = known.n == 0 ? KS_KEY_ABSENT :
-		refuse_stray(known.items[0].arn, known.items[0].label, known.items[0].made_as, why);
+		refuse_stray(known.items[0].arn, known.items[0].made_as, why);
 	directory_free_keys(&known);
 	return status;
 }
