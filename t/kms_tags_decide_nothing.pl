@@ -381,7 +381,13 @@ is(school_reads($node, 'living'), 'Anna i living', 'another school reads');
 	is( school_reads($node, 'living'),
 		'Anna i living',
 		'the school of that name is read');
+	like(called("suspend_tenant('living')"),
+		$refused, 'and suspended, but its keys are not disabled');
+	is( join(' ', map { state_of($_) } $theirs, $living),
+		'Disabled Enabled',
+		'none of the two is');
 	tag_again($theirs);
+	is(called("resume_tenant('living')") =~ /ERROR/, '', 'it is resumed');
 	is(erase('theirs') =~ /ERROR/, '', 'tagged as it was, it is found');
 	is( join(' ', map { state_of($_) } $theirs, $living),
 		'PendingDeletion Enabled',
