@@ -66,11 +66,12 @@ struct Keystore
 	double		next_create;	/* when CreateKey may be called again */
 };
 
-/* What is known of a key by its tags. */
+/* What is known of a key, by its tags and its description. */
 typedef struct KmsKey
 {
 	char		arn[KS_MAX_REFERENCE + 1];
 	char		label[KS_MAX_LABEL + 1];	/* without mark; "" for none of ours */
+	char		made_as[KS_MAX_LABEL + 1];	/* what it says itself; "" if not asked yet */
 	bool		provisional;
 	uint64_t	created;		/* the mark's time */
 	bool		described;		/* is of the right kind */
@@ -90,6 +91,7 @@ typedef struct KmsSight
 	bool		creating;		/* not usable yet, and not "found" */
 	KsKeyState	state;
 	uint64_t	until;			/* if pending */
+	char		made_as[KS_MAX_LABEL + 1];	/* the description: its label, from the beginning */
 } KmsSight;
 
 typedef enum KmsKind
@@ -183,6 +185,7 @@ extern KsStatus kms_read_description(Keystore *ks, const json_t *metadata, KmsKi
 									 KmsArn *arn, KmsSight *sight, KsFailure *why);
 extern KsStatus kms_describe(Keystore *ks, const char *arn, KmsKind kind, KmsSight *sight,
 							 KsFailure *why);
+extern void kms_copy_printable(char *out, size_t size, const char *text);
 extern KsStatus kms_see_manager(Keystore *ks, const char *arn, bool *aws, KsFailure *why);
 extern KsStatus kms_each(Keystore *ks, size_t n, KmsTask task, void *arg, KsFailure *why);
 
@@ -191,7 +194,7 @@ extern KmsDirectory *directory_new(void);
 extern void directory_free(KmsDirectory *dir);
 extern bool directory_get(KmsDirectory *dir, const char *arn, KmsKey *out);
 extern bool directory_put(KmsDirectory *dir, const KmsKey *key);
-extern void directory_described(KmsDirectory *dir, const char *arn);
+extern void directory_described(KmsDirectory *dir, const char *arn, const char *made_as);
 extern void directory_made(KmsDirectory *dir, const char *arn);
 extern bool directory_is_new(KmsDirectory *dir, const char *arn);
 extern void directory_gone(KmsDirectory *dir, const char *arn);
@@ -217,6 +220,7 @@ extern KsStatus kms_find_surely(Keystore *ks, const KsLabel *label, KmsKey *out,
 extern KsStatus kms_look_by_name(Keystore *ks, const char *inst, KsLooked *keys, int n,
 								 KsFailure *why);
 extern KsStatus kms_meet(Keystore *ks, const char *arn, KmsKey *out, KsFailure *why);
+extern KsStatus kms_meet_anew(Keystore *ks, const char *arn, KmsKey *out, KsFailure *why);
 extern KsStatus kms_judge(const KmsFound *found, KsFailure *why);
 extern KsStatus kms_explain(Keystore *ks, const char *inst, const KmsKey *key, KmsKind kind,
 							KsFailure *why);

@@ -145,6 +145,17 @@ kms_answers_for(const char *action, const AwsReply *reply, const char *arn, KsFa
 
 /* ---- DescribeKey ---- */
 
+/* Copy what may be longer, or hold anything. */
+void
+kms_copy_printable(char *out, size_t size, const char *text)
+{
+	size_t		n = 0;
+
+	for (; text[n] != '\0' && n + 1 < size; n++)
+		out[n] = text[n] >= ' ' && text[n] <= '~' ? text[n] : '?';
+	out[n] = '\0';
+}
+
 static bool
 says(const json_t *metadata, const char *name, const char *wanted)
 {
@@ -213,9 +224,12 @@ kms_read_description(Keystore *ks, const json_t *metadata, KmsKind kind, KmsArn 
 					 KmsSight *sight, KsFailure *why)
 {
 	const char *text = json_string_value(json_object_get(metadata, "Arn"));
+	const char *description = json_string_value(json_object_get(metadata, "Description"));
 	KsStatus	status;
 
 	memset(sight, 0, sizeof(*sight));
+	if (description != NULL)
+		kms_copy_printable(sight->made_as, sizeof(sight->made_as), description);
 	if (text == NULL || !kms_arn_parse(text, arn) || !says(metadata, "KeyId", arn->id) ||
 		!says(metadata, "AWSAccountId", arn->account))
 		return ks_fail(why, KS_MODULE_ERROR, "the service describes a key without saying which it is");

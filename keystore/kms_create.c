@@ -91,7 +91,8 @@ wait_until_seen(Keystore *ks, KmsKind kind, KmsKey *key, KsFailure *why)
 			key->provisional == made.provisional)
 		{
 			key->described = true;
-			directory_described(ks->directory, key->arn);
+			strcpy(key->made_as, sight.made_as);
+			directory_described(ks->directory, key->arn, key->made_as);
 			directory_made(ks->directory, key->arn);
 			return KS_OK;
 		}

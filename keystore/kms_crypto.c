@@ -273,18 +273,21 @@ misplaced(Keystore *ks, Unwrap *u, KsFailure *why)
 	return status == KS_OK ? prove(ks, u, why) : status;
 }
 
-/* Is the wrapped key's KEK the one with the label?  As remembered, else as it is. */
+/*
+ * Is the wrapped key's KEK the one with the label?  As remembered, else as it
+ * is.  What it was made as tells, whatever it is tagged as by now.
+ */
 static KsStatus
 meet_kek(Keystore *ks, const Unwrap *u, const KmsArn *arn, KmsKey *kek, bool *right,
 		 KsFailure *why)
 {
 	KsStatus	status = kms_meet(ks, arn->text, kek, why);
 
-	*right = status == KS_OK && strcmp(kek->label, u->label->base) == 0;
+	*right = status == KS_OK && strcmp(kek->made_as, u->label->base) == 0;
 	if (status != KS_OK || *right)
 		return status;
-	status = directory_read(ks, arn->text, kek, why);
-	*right = status == KS_OK && strcmp(kek->label, u->label->base) == 0;
+	status = kms_meet_anew(ks, arn->text, kek, why);
+	*right = status == KS_OK && strcmp(kek->made_as, u->label->base) == 0;
 	return status;
 }
 

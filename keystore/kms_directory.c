@@ -6,8 +6,9 @@
  * region's are listed, and the tags of those read that are not known yet, or
  * had no label of ours when they were last read.  An entry is a hint, of
  * which nothing follows about absence; what is decided by a label is read
- * again by directory_read.  Entries stay for the life of the helper.  A key
- * that AWS manages may refuse to show its tags: it is none of ours, for ever.
+ * again by directory_read, and holds if the key's description says the same.
+ * Entries stay for the life of the helper.  A key that AWS manages may refuse
+ * to show its tags: it is none of ours, for ever.
  *
  * One mutex guards the entries, another the listing: those who want one
  * while it runs wait for the next, which serves them all.  No secrets here.
@@ -160,26 +161,30 @@ directory_put(KmsDirectory *dir, const KmsKey *key)
 		entry = add_entry(dir, key->arn);
 	if (entry != NULL)
 	{
-		const bool	described = entry->key.described && !entry->gone;
+		const KmsKey was = entry->key;
 
 		entry->key = *key;
-		entry->key.described |= described;
+		entry->key.described |= was.described && !entry->gone;
+		strcpy(entry->key.made_as, was.made_as);
 		entry->gone = false;
 	}
 	pthread_mutex_unlock(&dir->lock);
 	return entry != NULL;
 }
 
-/* A key is of the right kind. */
+/* A key is of the right kind; what it was made as. */
 void
-directory_described(KmsDirectory *dir, const char *arn)
+directory_described(KmsDirectory *dir, const char *arn, const char *made_as)
 {
 	Entry	   *entry;
 
 	pthread_mutex_lock(&dir->lock);
 	entry = find_entry(dir, arn);
 	if (entry != NULL)
+	{
 		entry->key.described = true;
+		snprintf(entry->key.made_as, sizeof(entry->key.made_as), "%s", made_as);
+	}
 	pthread_mutex_unlock(&dir->lock);
 }
 
@@ -249,7 +254,10 @@ compare_keys(const void *a, const void *b)
 	return by_label != 0 ? by_label : strcmp(x->arn, y->arn);
 }
 
-/* Copies of the keys with a label, or with that beginning, by order of label. */
+/*
+ * Copies of the keys with a label, or with that beginning, by order of label;
+ * those that were made with it among them, whatever they are tagged as.
+ */
 bool
 directory_match(KmsDirectory *dir, const char *label, bool as_prefix, KmsKeys *out)
 {
@@ -263,7 +271,8 @@ directory_match(KmsDirectory *dir, const char *label, bool as_prefix, KmsKeys *o
 	{
 		const Entry *entry = dir->entries[i];
 
-		if (entry->gone || strncmp(entry->key.label, label, len) != 0)
+		if (entry->gone || (strncmp(entry->key.label, label, len) != 0 &&
+							strncmp(entry->key.made_as, label, len) != 0))
 			continue;
 		if (out->n == room)
 		{

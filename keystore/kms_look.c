@@ -6,7 +6,16 @@
  * tells the account, and with it the serial.  That a key is absent or must
  * not be used is said only between two sightings of the canary; absence only
  * if the key was looked for several times, because what the service shows
- * lags behind what it did.  No secrets here.
+ * lags behind what it did.
+ *
+ * Keys are found by a tag, which whoever may tag keys can change.  The same
+ * label is a key's description, written when it was made, which no policy of
+ * ours lets anybody change: it says whose the key is.  A key whose tag says
+ * something else is a stray, and nobody's.  Where keys are destroyed, switched
+ * or counted by their tag, one that has it wrongly is refused by its ARN; that
+ * is about the keystore, and says nothing of a school or a value.
+ *
+ * No secrets here.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -92,6 +101,13 @@ learn_account(Keystore *ks, const char *arn, KsFailure *why)
 	return kms_check_arn(ks, &parsed, why);
 }
 
+/* A key was made as something else than it is tagged as.  Logs have room for no more. */
+static KsStatus
+refuse_stray(const char *arn, const char *made_as, KsFailure *why)
+{
+	return ks_fail(why, KS_REFUSED, "%s was made as \"%s\", but its tag " TAG_LABEL " is another", arn, made_as);
+}
+
 /* Ask for the canaries that are known, now; how many there are. */
 static KsStatus
 see_canaries(Keystore *ks, const char *inst, KmsKey *out, size_t *n, KsFailure *why)
@@ -110,11 +126,15 @@ see_canaries(Keystore *ks, const char *inst, KmsKey *out, size_t *n, KsFailure *
 		KmsSight	sight;
 		char		date[32];
 
+		if (strcmp(known.items[i].label, label) != 0)
+			continue;
 		status = kms_describe(ks, known.items[i].arn, KMS_WRAPPING, &sight, why);
 		if (status != KS_OK)
 			break;
 		if (!sight.found)
 			directory_gone(ks->directory, known.items[i].arn);
+		else if (strcmp(sight.made_as, label) != 0)
+			refuse_stray(known.items[i].arn, sight.made_as, why);
 		else if (sight.state == KS_STATE_PENDING)
 		{
 			format_date(sight.until, date);
@@ -198,19 +218,49 @@ look_at(Keystore *ks, size_t i, void *arg, KsFailure *why)
 	if (status == KS_KEY_ABSENT || (status == KS_OK && !found->sight.found))
 	{
 		directory_gone(ks->directory, found->key.arn);
-		found->key.label[0] = '\0';
+		found->key.label[0] = found->key.made_as[0] = '\0';
 		return KS_OK;
+	}
+	if (status == KS_OK)
+	{
+		strcpy(found->key.made_as, found->sight.made_as);
+		directory_described(ks->directory, found->key.arn, found->key.made_as);
 	}
 	return status;
 }
 
 static bool
+is_label_of(const KmsQuery *query, const char *label)
+{
+	return strncmp(label, query->label, strlen(query->label) + (query->as_prefix ? 0 : 1)) == 0;
+}
+
+/* By its tag or by what it was made as. */
+static bool
 is_wanted(const KmsQuery *query, const KmsKey *key)
 {
-	const size_t len = strlen(query->label) + (query->as_prefix ? 0 : 1);
-
-	return strncmp(key->label, query->label, len) == 0 &&
+	return (is_label_of(query, key->label) || is_label_of(query, key->made_as)) &&
 		(!query->provisional || key->provisional);
+}
+
+/* Keep what is wanted; of the others, *stray is one that the tag says is. */
+static void
+sort_out(const KmsQuery *query, KmsFounds *founds, KmsKey *stray)
+{
+	size_t		kept = 0;
+
+	for (size_t i = 0; i < founds->n; i++)
+	{
+		const KmsKey *key = &founds->items[i].key;
+
+		if (!is_wanted(query, key))
+			continue;
+		if (strcmp(key->label, key->made_as) == 0)
+			founds->items[kept++] = founds->items[i];
+		else if (stray->arn[0] == '\0' || is_label_of(query, key->label))
+			*stray = *key;
+	}
+	founds->n = kept;
 }
 
 /* Take what the directory has for a query, without looking at it. */
@@ -231,19 +281,16 @@ take_known(Keystore *ks, const KmsQuery *query, KmsFounds *out)
 	return out->items != NULL;
 }
 
-/*
- * The keys that there are now, in order of label, each looked at, with the
- * canary seen before and after.  Free what is found, also after a failure.
- */
-KsStatus
-kms_look(Keystore *ks, const KmsQuery *query, KmsFounds *out, KsFailure *why)
+/* Look for keys; *stray has an ARN if there is one that is not what its tag says. */
+static KsStatus
+look_for(Keystore *ks, const KmsQuery *query, KmsFounds *out, KmsKey *stray, KsFailure *why)
 {
 	Search		search = {query, out};
 	KmsKey		canary;
-	size_t		kept = 0;
 	KsStatus	status = kms_canary(ks, query->inst, &canary, why);
 
 	*out = (KmsFounds) {NULL, 0};
+	memset(stray, 0, sizeof(*stray));
 	if (status == KS_OK)
 		status = directory_refresh(ks, why);
 	if (status == KS_OK && !take_known(ks, query, out))
@@ -252,24 +299,41 @@ kms_look(Keystore *ks, const KmsQuery *query, KmsFounds *out, KsFailure *why)
 		status = kms_each(ks, out->n, look_at, &search, why);
 	if (status == KS_OK)
 		status = kms_canary(ks, query->inst, &canary, why);
-	for (size_t i = 0; status == KS_OK && i < out->n; i++)
-	{
-		if (is_wanted(query, &out->items[i].key))
-			out->items[kept++] = out->items[i];
-	}
-	out->n = kept;
+	if (status == KS_OK)
+		sort_out(query, out, stray);
+	else
+		out->n = 0;
 	return status;
 }
 
 /*
- * Find the one key of a label, as it is now.  KS_KEY_ABSENT is a verdict:
- * canary seen before and after, and not for the first time.
+ * The keys that there are now, in order of label, each looked at, with the
+ * canary seen before and after.  Refused if another key is tagged as one of
+ * them; one of them that is tagged as another is left out, and can be looked
+ * for by its name.  Free what is found, also after a failure.
+ */
+KsStatus
+kms_look(Keystore *ks, const KmsQuery *query, KmsFounds *out, KsFailure *why)
+{
+	KmsKey		stray;
+	KsStatus	status = look_for(ks, query, out, &stray, why);
+
+	if (status == KS_OK && is_label_of(query, stray.label))
+		status = refuse_stray(stray.arn, stray.made_as, why);
+	return status;
+}
+
+/*
+ * Find the one key of a label, as it is now, whatever else is tagged so.
+ * KS_KEY_ABSENT is a verdict: canary seen before and after, and not for the
+ * first time; not said of a key that is there and tagged as another.
  */
 KsStatus
 kms_find(Keystore *ks, const char *inst, const char *label, KmsKind kind, KmsFound *out,
 		 KsFailure *why)
 {
 	const KmsQuery query = {inst, label, false, false, kind};
+	KmsKey		stray = {0};
 
 	for (int look = 0; look < LOOKS; look++)
 	{
@@ -280,7 +344,7 @@ kms_find(Keystore *ks, const char *inst, const char *label, KmsKind kind, KmsFou
 		if (look > 0 && !kms_pause(LOOK_PAUSE))
 			return ks_fail(why, KS_NETWORK, "there was no time to make sure that the key \"%s\" is absent",
 						   label);
-		status = kms_look(ks, &query, &founds, why);
+		status = look_for(ks, &query, &founds, &stray, why);
 		n = founds.n;
 		if (status == KS_OK && n == 1)
 			*out = founds.items[0];
@@ -290,6 +354,8 @@ kms_find(Keystore *ks, const char *inst, const char *label, KmsKind kind, KmsFou
 		if (n > 1)
 			return ks_fail(why, KS_REFUSED, "%zu keys have the label \"%s\": none is used", n, label);
 	}
+	if (stray.arn[0] != '\0')
+		return refuse_stray(stray.arn, stray.made_as, why);
 	return ks_fail(why, KS_KEY_ABSENT, "there is no key \"%s\"", label);
 }
 
@@ -346,19 +412,16 @@ kms_look_by_name(Keystore *ks, const char *inst, KsLooked *keys, int n, KsFailur
 }
 
 /*
- * Make sure of a key that is known by its name: of the right kind, and which
- * label it has.  Done once in a helper's life.  KS_KEY_ABSENT is no verdict.
+ * Make sure of a key that is known by its name: of the right kind, which label
+ * it has, and what it was made as.  KS_KEY_ABSENT is no verdict.
  */
 KsStatus
-kms_meet(Keystore *ks, const char *arn, KmsKey *out, KsFailure *why)
+kms_meet_anew(Keystore *ks, const char *arn, KmsKey *out, KsFailure *why)
 {
 	const bool	known = directory_get(ks->directory, arn, out) && out->label[0] != '\0';
 	KmsSight	sight;
-	KsStatus	status;
+	KsStatus	status = kms_describe(ks, arn, KMS_WRAPPING, &sight, why);
 
-	if (known && out->described)
-		return KS_OK;
-	status = kms_describe(ks, arn, KMS_WRAPPING, &sight, why);
 	if (status == KS_OK && !sight.found)
 	{
 		directory_gone(ks->directory, arn);
@@ -369,8 +432,61 @@ kms_meet(Keystore *ks, const char *arn, KmsKey *out, KsFailure *why)
 	if (status != KS_OK)
 		return status;
 	out->described = true;
-	directory_described(ks->directory, arn);
+	strcpy(out->made_as, sight.made_as);
+	directory_described(ks->directory, arn, out->made_as);
 	return KS_OK;
+}
+
+/* The same, once in a helper's life. */
+KsStatus
+kms_meet(Keystore *ks, const char *arn, KmsKey *out, KsFailure *why)
+{
+	if (directory_get(ks->directory, arn, out) && out->label[0] != '\0' && out->described)
+		return KS_OK;
+	return kms_meet_anew(ks, arn, out, why);
+}
+
+/* What a key was made as, if that is not known; one of another kind is no KEK. */
+static KsStatus
+ask_made_as(Keystore *ks, size_t i, void *arg, KsFailure *why)
+{
+	const KmsKeys *known = arg;
+	const KmsKey *key = &known->items[i];
+	KmsSight	sight;
+	KsStatus	status;
+
+	if (key->described)
+		return KS_OK;
+	status = kms_describe(ks, key->arn, KMS_WRAPPING, &sight, why);
+	if (status == KS_OK && sight.found)
+		directory_described(ks->directory, key->arn, sight.made_as);
+	return status == KS_MODULE_ERROR || status == KS_REGION ? KS_OK : status;
+}
+
+/*
+ * No key is tagged with a label.  Was one made with it?  Then that is said,
+ * and not that it is absent.  Asks for every key of the account, once.
+ */
+static KsStatus
+look_by_description(Keystore *ks, const char *label, KsFailure *why)
+{
+	const KsFailure said = *why;
+	KmsKeys		known;
+	KsStatus	status;
+
+	if (!directory_match(ks->directory, "", true, &known))
+		return ks_fail(why, KS_MODULE_ERROR, "out of memory");
+	status = kms_each(ks, known.n, ask_made_as, &known, why);
+	directory_free_keys(&known);
+	if (status == KS_OK && !directory_match(ks->directory, label, false, &known))
+		return ks_fail(why, KS_MODULE_ERROR, "out of memory");
+	if (status != KS_OK)
+		return status;
+	*why = said;
+	status = known.n == 0 ? KS_KEY_ABSENT :
+		refuse_stray(known.items[0].arn, known.items[0].made_as, why);
+	directory_free_keys(&known);
+	return status;
 }
 
 /* Find a KEK by its label; one that is known is asked for its label only. */
@@ -388,16 +504,25 @@ kms_find_surely(Keystore *ks, const KsLabel *label, KmsKey *out, KsFailure *why)
 	if (known.n == 1 && status == KS_OK)
 		status = directory_read(ks, known.items[0].arn, out, why);
 	directory_free_keys(&known);
-	if (status != KS_KEY_ABSENT && (status != KS_OK || strcmp(out->label, label->base) == 0))
+	if (status != KS_KEY_ABSENT &&
+		(status != KS_OK || (strcmp(out->label, label->base) == 0 &&
+							 strcmp(out->made_as, label->base) == 0)))
 		return status;
 	status = kms_find(ks, label->inst, label->base, KMS_WRAPPING, &found, why);
+	if (status == KS_KEY_ABSENT)
+		status = look_by_description(ks, label->base, why);
 	if (status == KS_OK)
 	{
 		*out = found.key;
 		out->described = true;
-		directory_described(ks->directory, out->arn);
 	}
 	return status;
+}
+
+static const char *
+name_of(const KmsKey *key)
+{
+	return key->made_as[0] != '\0' ? key->made_as : key->label;
 }
 
 /* May a key be used?  KS_KEY_DISABLED says why not. */
@@ -409,11 +534,11 @@ kms_judge(const KmsFound *found, KsFailure *why)
 	if (found->sight.state == KS_STATE_USABLE)
 		return KS_OK;
 	if (found->sight.state == KS_STATE_DISABLED)
-		return ks_fail(why, KS_KEY_DISABLED, "the key \"%s\", %s, is disabled", found->key.label,
+		return ks_fail(why, KS_KEY_DISABLED, "the key \"%s\", %s, is disabled", name_of(&found->key),
 					   found->key.arn);
 	format_date(found->sight.until, date);
 	return ks_fail(why, KS_KEY_DISABLED, "the key \"%s\", %s, is scheduled for deletion on %s",
-				   found->key.label, found->key.arn, date);
+				   name_of(&found->key), found->key.arn, date);
 }
 
 /*
@@ -440,5 +565,5 @@ kms_explain(Keystore *ks, const char *inst, const KmsKey *key, KmsKind kind, KsF
 			return status == KS_OK ? kms_judge(&found, why) : status;
 	}
 	directory_gone(ks->directory, key->arn);
-	return ks_fail(why, KS_KEY_ABSENT, "the key \"%s\", %s, is not there", key->label, key->arn);
+	return ks_fail(why, KS_KEY_ABSENT, "the key \"%s\", %s, is not there", name_of(key), key->arn);
 }

@@ -3,7 +3,7 @@
  *		What a key's tags say, read from the service.
  *
  * What they say may be anything: whoever may tag keys may have written it.
- * No secrets here.
+ * Whose a key is, its description says (kms_look.c).  No secrets here.
  */
 #include <stdio.h>
 #include <string.h>
@@ -13,27 +13,16 @@
 #define TAGS_LIMIT		50
 #define MAX_TAG_PAGES	4
 
-/* Copy what may be longer, or hold anything. */
-static void
-copy_printable(char *out, size_t size, const char *text)
-{
-	size_t		n = 0;
-
-	for (; text[n] != '\0' && n + 1 < size; n++)
-		out[n] = text[n] >= ' ' && text[n] <= '~' ? text[n] : '?';
-	out[n] = '\0';
-}
-
 /* Take in one tag.  A mark that is malformed is none: such a key is kept. */
 static void
 take_tag(KmsKey *key, char mark[64], const char *name, const char *value)
 {
 	if (strcmp(name, TAG_LABEL) == 0)
-		copy_printable(key->label, sizeof(key->label), value);
+		kms_copy_printable(key->label, sizeof(key->label), value);
 	else if (strcmp(name, TAG_PROVISIONAL) == 0)
-		copy_printable(mark, 64, value);
+		kms_copy_printable(mark, 64, value);
 	else if (strcmp(name, TAG_HEAD) == 0)
-		copy_printable(key->head, sizeof(key->head), value);
+		kms_copy_printable(key->head, sizeof(key->head), value);
 }
 
 static void

@@ -100,6 +100,7 @@ pass('with the canary back it reads');
 my $other = double_says(
 	$aws, 'call',
 	action => 'CreateKey',
+	Description => "nomp_crypt:$installation:canary",
 	Tags => [
 		{
 			TagKey => 'nomp_crypt:label',

@@ -2,7 +2,8 @@
 # keys, and shows late.  That a key is gone is said of the key itself, by its
 # ARN: an erasure does not end, and a certificate is not given, as long as a key
 # that was witnessed is there, whatever its tags say, or before the date that
-# the service gave for it.
+# the service gave for it.  Whose it is, is what it was made as: tagged as another
+# school's, it is read as before, and no call for that other school touches it.
 
 use strict;
 use warnings;
@@ -30,7 +31,8 @@ nomp_crypt.backup_retention = 0
 nomp_crypt.key_lease = '1s'
 CONF
 $node->start;
-create_nomp($node, qw(cancelled late two one retired certified living));
+create_nomp($node,
+	qw(cancelled late two one retired certified living mine theirs));
 $node->safe_psql('postgres',
 		'INSERT INTO pupil (id, school, name)'
 	  . " SELECT row_number() OVER (), id, nomp_crypt.encrypt('Anna i ' || id, id)"
@@ -104,6 +106,31 @@ sub tag_again
 			map { { TagKey => $_, TagValue => $key->{tag}->{$_} } }
 			  qw(nomp_crypt:label nomp_crypt:school)
 		]);
+	return;
+}
+
+sub tag_as
+{
+	my ($key, $other) = @_;
+
+	in_kms(
+		'TagResource',
+		$key,
+		Tags => [
+			{
+				TagKey => 'nomp_crypt:label',
+				TagValue => $other->{tag}->{'nomp_crypt:label'}
+			}
+		]);
+	return;
+}
+
+# Nothing of a school is remembered, nor of what the service said.
+sub forget
+{
+	one("SELECT nomp_crypt._wipe(uuid) FROM nomp_crypt.tenant WHERE id = '$_[0]'"
+	);
+	restart_helper($node);
 	return;
 }
 
@@ -290,5 +317,82 @@ like(
 	'and then nothing is certified');
 
 is(school_reads($node, 'living'), 'Anna i living', 'another school reads');
+
+# ---- tagged as another school's ----
+
+{
+	my ($mine) = keys_of('mine');
+	my ($theirs) = keys_of('theirs');
+	my $refused =
+	  qr/ERROR:\s+NC004: the keystore is unavailable: it refused the request/;
+	my $log = -s $node->logfile;
+
+	tag_as($theirs, $mine);
+	forget('theirs');
+	is( school_reads($node, 'theirs'),
+		'Anna i theirs',
+		'a school whose key is tagged as another\'s is read');
+	like(erase('mine'), $refused,
+		'that other school is not erased with a key that is not its own');
+	ok( $node->log_contains(
+			qr/\Q$theirs->{arn}\E was made as "\Q$theirs->{tag}->{'nomp_crypt:label'}\E", but its tag nomp_crypt:label is another/,
+			$log),
+		'which the log names');
+	is(case_of('mine'), 'requested', 'its case goes no further');
+	is( join(' ', map { state_of($_) } $mine, $theirs),
+		'Enabled Enabled',
+		'and no key is touched');
+	like(
+		erase('theirs'),
+		qr/ERROR:\s+NC003: key \Q$theirs->{tag}->{'nomp_crypt:label'}\E is not in the keystore, so its destruction cannot be witnessed/,
+		'nor is the school erased whose key is not found by its tag');
+	is(case_of('theirs'), 'requested', 'nothing is said of it');
+	one("SELECT nomp_crypt.withdraw_erasure('theirs')");
+
+	tag_again($theirs);
+	is(erase('mine') =~ /ERROR/, '', 'tagged as it was, the erasure goes on');
+	is( join(' ', map { state_of($_) } $mine, $theirs),
+		'PendingDeletion Enabled',
+		'with the right key, and no other');
+	tag_as($theirs, $mine);
+	restart_helper($node);
+	days_pass($folder, 8, $node);
+	like(erase('mine'), $refused, 'tagged so meanwhile, it hinders the end');
+	is(case_of('mine'), 'pending 0/1', 'which is not said to have come');
+	tag_again($theirs);
+	is(erase('mine') =~ /ERROR/, '', 'and does not, tagged as it was');
+	is(case_of('mine'), 'destroyed 1/1', 'one key is destroyed');
+	forget('theirs');
+	is( school_reads($node, 'theirs'),
+		'Anna i theirs',
+		'the other school is read');
+
+	my ($living) = keys_of('living');
+	submit('theirs');
+	tag_as($theirs, $living);
+	restart_helper($node);
+	like(erase('theirs'), $told,
+		'a key that was seen is missed, tagged as another school\'s');
+	is(case_of('theirs'), 'submitted 0/1', 'and not said to be destroyed');
+	is( join(' ', map { state_of($_) } $theirs, $living),
+		'Disabled Enabled',
+		'nor is either asked for');
+	forget('living');
+	is( school_reads($node, 'living'),
+		'Anna i living',
+		'the school of that name is read');
+	like(called("suspend_tenant('living')"),
+		$refused, 'and suspended, but its keys are not disabled');
+	is( join(' ', map { state_of($_) } $theirs, $living),
+		'Disabled Enabled',
+		'none of the two is');
+	tag_again($theirs);
+	is(called("resume_tenant('living')") =~ /ERROR/, '', 'it is resumed');
+	is(erase('theirs') =~ /ERROR/, '', 'tagged as it was, it is found');
+	is( join(' ', map { state_of($_) } $theirs, $living),
+		'PendingDeletion Enabled',
+		'and will be destroyed');
+}
+
 $node->stop;
 done_testing();

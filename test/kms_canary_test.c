@@ -53,8 +53,8 @@ test_told_of_canary(void)
 		stop(&h);
 	}
 	tap_ok(found, "one that is told what is no key of the account finds the canary all the same");
-	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"%s\"}]}",
-				   LABEL(INST, SCHOOL, "77"));
+	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Description\": \"%s\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"%s\"}]}",
+				   LABEL(INST, SCHOOL, "77"), LABEL(INST, SCHOOL, "77"));
 	snprintf(school, sizeof(school), ARN "%s", key_id(LABEL(INST, SCHOOL, "77")));
 	h = start_told(kms_uri, "", school);
 	tap_ok(probe(&h, again) && strcmp(canary, again) == 0, "so does one that is told of a school's key");
@@ -83,8 +83,8 @@ main(int argc, char **argv)
 	tap_ok(setup(&h, INST, &created) == KS_OK && created, "an account is set up");
 	stop(&h);
 	for (int i = 0; i < KEYS; i++)
-		(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"nomp_crypt:%s:cccccccc-cccc-4ccc-8ccc-%012d:1\"}]}",
-					   INST, i);
+		(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Description\": \"nomp_crypt:%s:cccccccc-cccc-4ccc-8ccc-%012d:1\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"nomp_crypt:%s:cccccccc-cccc-4ccc-8ccc-%012d:1\"}]}",
+					   INST, i, INST, i);
 	test_told_of_canary();
 	return end_tests();
 }

@@ -125,6 +125,9 @@ def examine_keys():
           == {"nomp:school": "s-2", "more": ""}, "TagResource replaces and adds")
     kms.untag_resource(KeyId=key["KeyId"], TagKeys=["more", "absent"])
     check(len(kms.list_resource_tags(KeyId=key["KeyId"])["Tags"]) == 1, "UntagResource removes")
+    kms.update_key_description(KeyId=key["KeyId"], Description="of another")
+    check(kms.describe_key(KeyId=key["KeyId"])["KeyMetadata"]["Description"] == "of another",
+          "UpdateKeyDescription replaces what DescribeKey says")
     policy = '{"Version": "2012-10-17", "Statement": []}'
     guarded = new_key(Policy=policy)
     check(kms.get_key_policy(KeyId=guarded["KeyId"], PolicyName="default")["Policy"] == policy,

@@ -248,7 +248,7 @@ test_verdicts(Helper *h, DataKey *good)
 	tap_ok(ask_strings(h, KS_OP_SETUP, INST, NULL, NULL) == KS_TOKEN_WRONG, "and is not replaced unasked");
 	(void) control("{\"do\": \"change\", \"key\": \"%s\", \"state\": \"Enabled\", \"deletion\": null}", canary);
 	tap_ok(see(h, INST, SCHOOL) == 1, "saved, it does again");
-	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"" CANARY "\"}]}");
+	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Description\": \"" CANARY "\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"" CANARY "\"}]}");
 	tap_ok(see(h, INST, SCHOOL) == -1 && strstr(reply.reason, "2 keys") != NULL,
 		   "of two canaries none is believed: %s", reply.reason);
 	tap_ok(status_of(kms_uri) != KS_OK, "by a new helper neither");
@@ -312,7 +312,7 @@ test_kinds(void)
 	FAULT("\"kind\": \"patch\", \"action\": \"DescribeKey\", \"values\": {\"KeyMetadata.KeyManager\": \"AWS\"}");
 	tap_ok(unwrap_one(&h, KEK_EXTRA, &key) == KS_MODULE_ERROR, "a key that AWS manages: %s", reply.reason);
 	recover();
-	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"MultiRegion\": true, \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"" KEK_EXTRA "\"}]}");
+	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"MultiRegion\": true, \"Description\": \"" KEK_EXTRA "\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"" KEK_EXTRA "\"}]}");
 	snprintf(made, sizeof(made), "%s", made_id());
 	tap_ok(see(&h, INST, EXTRA) == -1 && strstr(reply.reason, "mrk-") != NULL,
 		   "a key of several regions with our label: %s", reply.reason);
@@ -329,10 +329,10 @@ test_twins(Helper *h)
 	DataKey		key = {.aad = "a place"};
 	char		first[64];
 
-	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"" LABEL(INST, EXTRA, "5") "\"}]}");
+	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Description\": \"" LABEL(INST, EXTRA, "5") "\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"" LABEL(INST, EXTRA, "5") "\"}]}");
 	snprintf(first, sizeof(first), "%s", made_id());
 	tap_ok(wrap(h, LABEL(INST, EXTRA, "5"), true, &key) == KS_OK, "a key that another helper made");
-	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"" LABEL(INST, EXTRA, "5") "\"}, {\"TagKey\": \"nomp_crypt:provisional\", \"TagValue\": \"yesterday\"}]}");
+	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Description\": \"" LABEL(INST, EXTRA, "5") "\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"" LABEL(INST, EXTRA, "5") "\"}, {\"TagKey\": \"nomp_crypt:provisional\", \"TagValue\": \"yesterday\"}]}");
 	tap_ok(create_kek(h, INST, EXTRA, 5, NULL, 0) == KS_EXISTS &&
 		   wrap(h, LABEL(INST, EXTRA, "5"), true, &key) == KS_REFUSED &&
 		   ask_strings(h, KS_OP_CONFIRM, INST, LABEL(INST, EXTRA, "5"), NULL) == KS_REFUSED,

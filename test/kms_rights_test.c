@@ -201,8 +201,16 @@ test_no_more(void)
 		   !MAY("default", "TagResource", "\"KeyId\": \"%s\", \"Tags\": [" TAG("nomp_crypt:head", "1 a") "]", foreign),
 		   "no other key may");
 	tap_ok(!MAY("default", "TagResource", "\"KeyId\": \"%s\", \"Tags\": [" TAG("nomp_crypt:label", "x") "]", kek) &&
-		   !MAY("default", "TagResource", "\"KeyId\": \"%s\", \"Tags\": [" TAG("nomp_crypt:head", "1") ", "
-				TAG("nomp_crypt:label", "x") "]", canary), "and with nothing else");
+			   !MAY("default", "TagResource", "\"KeyId\": \"%s\", \"Tags\": [" TAG("nomp_crypt:head", "1") ", " TAG("nomp_crypt:label", "x") "]", canary),
+		   "and with nothing else");
+	tap_ok(!MAY("default", "TagResource", "\"KeyId\": \"%s\", \"Tags\": [" TAG("nomp_crypt:installation", INST) ", " TAG("nomp_crypt:label", "x") "]", kek) &&
+			   !MAY("default", "TagResource", "\"KeyId\": \"%s\", \"Tags\": [" TAG("nomp_crypt:installation", INST) ", " TAG("nomp_crypt:school", "canary") "]", kek) &&
+		   !MAY("default", "TagResource", "\"KeyId\": \"%s\", \"Tags\": [" TAG("nomp_crypt:installation", INST) "]", canary),
+		   "a key of ours gets no other label, with the tags of a new one neither");
+	tap_ok(!MAY("default", "UpdateKeyDescription", "\"KeyId\": \"%s\", \"Description\": \"x\"", kek) &&
+		   !MAY("destroyer", "UpdateKeyDescription", "\"KeyId\": \"%s\", \"Description\": \"x\"", kek) &&
+		   !MAY("reader", "UpdateKeyDescription", "\"KeyId\": \"%s\", \"Description\": \"x\"", kek),
+		   "and none of the sets changes what it was made as");
 	tap_ok(MAY("default", "UntagResource", "\"KeyId\": \"%s\", \"TagKeys\": [\"nomp_crypt:provisional\"]", kek) &&
 		   !MAY("default", "UntagResource", "\"KeyId\": \"%s\", \"TagKeys\": [\"nomp_crypt:label\"]", kek) &&
 		   !MAY("default", "UntagResource", "\"KeyId\": \"%s\", \"TagKeys\": [\"nomp_crypt:provisional\", "
@@ -217,6 +225,8 @@ test_no_more(void)
 		   MAY("destroyer", "ScheduleKeyDeletion", "\"KeyId\": \"%s\"", kek) &&
 		   !MAY("destroyer", "ScheduleKeyDeletion", "\"KeyId\": \"%s\"", foreign) &&
 		   !MAY("destroyer", "CancelKeyDeletion", "\"KeyId\": \"%s\"", kek), "deletion is for the second set, of our keys");
+	tap_ok(!MAY("destroyer", "DescribeKey", "\"KeyId\": \"%s\"", kek) && !MAY("destroyer", "ListKeys", "\"Limit\": 9") &&
+		   !MAY("destroyer", "ListResourceTags", "\"KeyId\": \"%s\"", kek), "which can do nothing else");
 	tap_ok(!MAY("reader", "Encrypt", "\"KeyId\": \"%s\", \"Plaintext\": \"AAAA\", " CONTEXT(INST, SCHOOL), kek) &&
 		   MAY("reader", "Encrypt", "\"KeyId\": \"%s\", \"Plaintext\": \"AAAA\", " CONTEXT(INST, "canary"), canary) &&
 		   !MAY("reader", "GenerateDataKey", "\"KeyId\": \"%s\", \"KeySpec\": \"AES_256\", " CONTEXT(INST, "canary"), kek),

@@ -349,7 +349,7 @@ test_late_key(Helper *h)
 		tap_bail("not sent");
 	for (int i = 0; i < 600 && calls("ScheduleKeyDeletion") == 0; i++)
 		usleep(50000);
-	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"" LABEL(INST, EXTRA, "10") "\"}]}");
+	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Description\": \"" LABEL(INST, EXTRA, "10") "\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"" LABEL(INST, EXTRA, "10") "\"}]}");
 	recover();
 	tap_ok(get_reply(h, 1) == KS_MODULE_ERROR, "one that is made meanwhile is not passed over");
 	tap_ok(ask_destroy(h, EXTRA, SERIAL, 7) == KS_OK && wire_get_uint(&reply.r, 2) == 1, "and is destroyed the next time: %s",

@@ -415,7 +415,7 @@ test_in_flight(const char *uri)
 		const char *id;
 
 		snprintf(labels[i], sizeof(labels[i]), "nomp_crypt:%s:cccccccc-cccc-4ccc-8ccc-%012d:1", INST, i);
-		id = strstr(control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"%s\"}]}", labels[i]),
+		id = strstr(control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Description\": \"%s\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"%s\"}]}", labels[i], labels[i]),
 					"\"KeyId\": \"");
 		if (id == NULL)
 			tap_bail("no key");

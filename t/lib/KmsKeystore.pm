@@ -120,7 +120,8 @@ sub refuse_key
 	return;
 }
 
-# make_key(DIR, LABEL, KEY): somebody makes a key, with the tags that ours have.
+# make_key(DIR, LABEL, KEY): somebody makes a key, with the description and the
+# tags that ours have.
 sub make_key
 {
 	my ($class, $dir, $label, $name) = @_;
@@ -133,6 +134,7 @@ sub make_key
 		folder($dir, $label),
 		'call',
 		action => 'CreateKey',
+		Description => $name,
 		Tags =>
 		  [ map { { TagKey => $_, TagValue => $tags{$_} } } sort keys %tags ]
 	);

@@ -275,6 +275,9 @@ class Kms:
         self.store.change(key, tags=[tag for tag in key["tags"]
                                      if tag["TagKey"] not in values["TagKeys"]])
 
+    def UpdateKeyDescription(self, values):
+        self.store.change(self.changeable(values["KeyId"]), description=values["Description"])
+
     def GenerateDataKey(self, values):
         key = self.usable(values["KeyId"], "ENCRYPT_DECRYPT")
         if ("KeySpec" in values) == ("NumberOfBytes" in values):
