@@ -86,7 +86,9 @@
  *             "" stands for a fresh one
  * UNWRAP      str inst, str label, u8 confirm, u8 n, n * (str aad, str wrapped)
  *             -> n * (u8 status, str data key or "")
- *             confirm: take the provisional mark off first, if it is there
+ *             confirm: take the provisional mark off first, if it is there; a
+ *             key service does that afterwards, and answers without it if
+ *             that takes long
  * CONFIRM     str inst, str label -> (empty)
  * LIST        str inst, u32 offset -> u32 total, u16 n, n * (str label, u64
  *             created): this installation's provisional keys, sorted by label

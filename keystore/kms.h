@@ -64,6 +64,7 @@ struct Keystore
 	pthread_mutex_t lock;
 	char		account[ACCOUNT_LEN + 1];	/* "" until it is known */
 	double		next_create;	/* when CreateKey may be called again */
+	double		next_mark;		/* when an unwrap may take off a mark again */
 };
 
 /* What is known of a key by its tags. */

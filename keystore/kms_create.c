@@ -244,6 +244,27 @@ kms_create_kek(Keystore *ks, const KsLabel *label, KsNewKey *keys, int n, char *
 	return status;
 }
 
+/* Read a key's tags.  That it is absent is a verdict here. */
+static KsStatus
+read_surely(Keystore *ks, const char *inst, const KmsKey *was, KmsKey *key, KsFailure *why)
+{
+	KmsAgain	again = {0};
+	KsStatus	status;
+	bool		shown;
+
+	do
+	{
+		status = directory_read(ks, was->arn, key, why);
+		if (status != KS_KEY_ABSENT)
+			return status;
+		status = kms_explain(ks, inst, was, KMS_WRAPPING, why);
+		shown = status == KS_OK;
+		if (shown)
+			status = ks_fail(why, KS_NETWORK, "the service shows %s, and not its tags", was->arn);
+	} while (kms_again(&again, shown, &status, why));
+	return status;
+}
+
 /* Take a key's provisional mark off, and see that it is off. */
 KsStatus
 kms_take_off_mark(Keystore *ks, const char *inst, KmsKey *key, KsFailure *why)
@@ -251,7 +272,7 @@ kms_take_off_mark(Keystore *ks, const char *inst, KmsKey *key, KsFailure *why)
 	const KmsKey was = *key;
 	double		pause = KMS_FIRST_PAUSE;
 	AwsReply	reply;
-	KsStatus	status = directory_read(ks, was.arn, key, why);
+	KsStatus	status = read_surely(ks, inst, &was, key, why);
 
 	if (status != KS_OK || !key->provisional)
 		return status;
@@ -272,7 +293,7 @@ kms_take_off_mark(Keystore *ks, const char *inst, KmsKey *key, KsFailure *why)
 	aws_reply_free(&reply);
 	while (status == KS_OK)
 	{
-		status = directory_read(ks, was.arn, key, why);
+		status = read_surely(ks, inst, &was, key, why);
 		if (status != KS_OK || !key->provisional)
 			return status;
 		pause = kms_longer(pause);

@@ -18,6 +18,8 @@
 #define MAX_AAD			256
 #define TRIES			6		/* of a key that should be usable */
 #define FIRST_PAUSE		0.1		/* seconds, then twice as long */
+#define MARK_PATIENCE	1000	/* milliseconds that an opened key waits for its mark */
+#define MARK_REST		10.0	/* seconds after one that could not be taken off */
 
 static json_t *
 context(const KmsPlace *place)
@@ -242,6 +244,7 @@ typedef struct Unwrap
 	bool		confirm;
 	bool		proven;			/* the service works */
 	bool		placed;			/* the label's key is there and may be used */
+	KmsKey		marked;			/* it has a mark that must go; no ARN: none */
 } Unwrap;
 
 static KsStatus
@@ -348,23 +351,56 @@ unwrap_one(Keystore *ks, Unwrap *u, KsWrappedKey *key, KsFailure *why)
 	if (!right)
 		return misplaced(ks, u, why);
 	if (u->confirm && kek.provisional)
-		status = kms_take_off_mark(ks, u->label->inst, &kek, why);
-	/* who may only read leaves the mark to those who may do more */
-	if (status == KS_ACCESS_DENIED)
-		status = KS_OK;
-	return status == KS_OK ? open_wrapped(ks, u, &wrapped, &kek, key, why) : status;
+		u->marked = kek;
+	return open_wrapped(ks, u, &wrapped, &kek, key, why);
+}
+
+/* Marks are left alone for a while after one could not be taken off. */
+static bool
+may_take_off_mark(Keystore *ks)
+{
+	bool		may;
+
+	pthread_mutex_lock(&ks->lock);
+	may = kms_now() >= ks->next_mark;
+	pthread_mutex_unlock(&ks->lock);
+	return may;
+}
+
+/*
+ * Take the mark off a key that came into use.  That must keep nobody from
+ * reading: it is tried for a short time, after the keys were opened.  A mark
+ * that stays on is taken off by a later use, or by KS_OP_CONFIRM, which says
+ * how it went.
+ */
+static void
+try_to_take_off_mark(Keystore *ks, Unwrap *u)
+{
+	const double left = kms_time_left() * 1e3;
+	KsFailure	ignored;
+
+	if (u->marked.arn[0] == '\0' || left < 1 || !may_take_off_mark(ks))
+		return;
+	kms_set_patience(left < MARK_PATIENCE ? (uint32_t) left : MARK_PATIENCE);
+	if (kms_take_off_mark(ks, u->label->inst, &u->marked, &ignored) == KS_OK)
+		return;
+	pthread_mutex_lock(&ks->lock);
+	ks->next_mark = kms_now() + MARK_REST;
+	pthread_mutex_unlock(&ks->lock);
 }
 
 KsStatus
 kms_unwrap(Keystore *ks, const KsLabel *label, bool confirm, KsWrappedKey *keys, int n,
 		   KsFailure *why)
 {
-	Unwrap		u = {label, confirm, false, false};
+	Unwrap		u = {.label = label, .confirm = confirm};
 	KsStatus	status = kms_begin(ks, label->inst, why);
 
 	if (status == KS_OK && n == 0)
 		return confirm ? kms_confirm(ks, label, why) : misplaced(ks, &u, why);
 	for (int i = 0; status == KS_OK && i < n; i++)
 		status = unwrap_one(ks, &u, &keys[i], why);
+	if (status == KS_OK)
+		try_to_take_off_mark(ks, &u);
 	return status;
 }
