@@ -37,7 +37,7 @@
 
 #include "ksstatus.h"
 
-#define KS_PROTOCOL_VERSION		4
+#define KS_PROTOCOL_VERSION		5
 #define KS_MAX_FRAME			65536	/* after the length word */
 #define KS_HELPER_FD			3	/* the helper's end of the socketpair */
 
@@ -84,11 +84,15 @@
  *             str wrapped
  *             wraps a data key under a KEK that is there, provisional or not;
  *             "" stands for a fresh one
- * UNWRAP      str inst, str label, u8 confirm, u8 n, n * (str aad, str wrapped)
+ * UNWRAP      str inst, str label, u8 confirm, u32 age, u8 n, n * (str aad,
+ *             str wrapped)
  *             -> n * (u8 status, str data key or "")
  *             confirm: take the provisional mark off first, if it is there; a
  *             key service does that afterwards, and answers without it if
  *             that takes long
+ *             age: seconds since the KEK was made, about; one of a few minutes
+ *             that a key service does not know is KS_NOT_YET, not
+ *             KS_KEY_ABSENT
  * CONFIRM     str inst, str label -> (empty)
  * LIST        str inst, u32 offset -> u32 total, u16 n, n * (str label, u64
  *             created): this installation's provisional keys, sorted by label

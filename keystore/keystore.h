@@ -140,7 +140,7 @@ typedef struct KeystoreProvider
 	KsStatus	(*wrap) (Keystore *ks, const KsLabel *label, bool fresh,
 						 KsNewKey *key, KsFailure *why);
 	KsStatus	(*unwrap) (Keystore *ks, const KsLabel *label, bool confirm,
-						   KsWrappedKey *keys, int n, KsFailure *why);
+						   uint32_t age, KsWrappedKey *keys, int n, KsFailure *why);
 	KsStatus	(*confirm) (Keystore *ks, const KsLabel *label, KsFailure *why);
 	KsStatus	(*list) (Keystore *ks, const char *inst, uint32_t offset,
 						 KsSeen *out, KsFailure *why);

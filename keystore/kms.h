@@ -26,6 +26,7 @@
 #define KMS_MAX_THREADS		16	/* that one request starts for its calls */
 #define KMS_MAX_BLOB		(KS_MAX_WRAPPED - 3)
 #define KMS_FIRST_PAUSE		0.05	/* seconds, then kms_longer */
+#define KMS_LAG				300 /* seconds until a new key shows everywhere, at most */
 #define KMS_MIN_DAYS		7
 #define KMS_MAX_DAYS		30
 
@@ -55,6 +56,7 @@ struct Keystore
 	AwsOptions	options;
 	char		key_policy[512];
 	bool		account_given;
+	bool		settled;		/* what is made shows everywhere at once */
 	char		partition[16];
 	char		regions[KS_MAX_REGIONS + 1];
 	char		last_canary[KS_MAX_REFERENCE + 1];	/* another helper's, to be looked at first */
@@ -229,7 +231,7 @@ extern KsStatus kms_prove_healthy(Keystore *ks, const char *inst, KsFailure *why
 extern KsStatus kms_wrap(Keystore *ks, const KsLabel *label, bool fresh, KsNewKey *key,
 						 KsFailure *why);
 extern KsStatus kms_unwrap(Keystore *ks, const KsLabel *label, bool confirm,
-						   KsWrappedKey *keys, int n, KsFailure *why);
+						   uint32_t age, KsWrappedKey *keys, int n, KsFailure *why);
 
 /* kms_policy.c */
 extern KsStatus kms_policy(Keystore *ks, const char *inst, const char *school, char **out,

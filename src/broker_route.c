@@ -105,7 +105,8 @@ static void
 note_trouble(Job *job, const Store *store, KsStatus status, const char *reason)
 {
 	job->tried |= 1U << store->place;
-	if (status == KS_KEY_ABSENT || status == KS_OTHER_TOKEN || job->trouble != KS_OK)
+	if (status == KS_KEY_ABSENT || status == KS_NOT_YET || status == KS_OTHER_TOKEN ||
+		job->trouble != KS_OK)
 		return;
 	job->trouble = status;
 	strlcpy(job->reason, reason, sizeof(job->reason));
@@ -203,6 +204,7 @@ about_one_key(KsStatus status)
 		case KS_ACCESS_DENIED:
 		case KS_INTEGRITY:
 		case KS_MODULE_ERROR:
+		case KS_NOT_YET:
 		case KS_REFUSED:
 		case KS_REGION:
 		case KS_UNSUPPORTED:

@@ -35,6 +35,7 @@ static const StatusText status_texts[] = {
 	[KS_CLOCK_SKEW] = {"this machine's clock differs too much from its own", "Set the clock (NTP)."},
 	[KS_THROTTLED] = {"it asks to come back later", "Requests of this account exceed the service's quota: see docs/aws-kms.md."},
 	[KS_REGION] = {"it is not in a region that is allowed", "See nomp_crypt.keystore_regions; the server log names what offends."},
+	[KS_NOT_YET] = {"it does not show the key yet", "The key was made a short time ago: a key service may need some minutes until it knows it everywhere. Repeat the statement."},
 	[KS_UNSUPPORTED] = {"this kind of keystore cannot do that", "See the README's table of keystores."},
 	[KS_TIMEOUT] = {"it did not answer in time", "Check the token or its network; the time limit is nomp_crypt.keystore_timeout."},
 	[KS_CRASHED] = {"the keystore helper ended unexpectedly", "It has been replaced. If this repeats, the module crashes: see the server log."},

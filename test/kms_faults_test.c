@@ -42,6 +42,7 @@ test_uris(void)
 		"aws-kms://eu-north-1?account=12345678901x", "aws-kms://eu-north-1?endpoint=http://kms.example.com",
 		"aws-kms://eu-north-1?endpoint=ftp://kms.example.com", "aws-kms://eu-north-1?endpoint=https://h&fips=yes",
 		"aws-kms://eu-north-1?key-policy=policy.json", "aws-kms://eu-north-1?ca-file=/etc/ca.pem",
+		"aws-kms://eu-north-1?settled=yes",
 	};
 	char		uri[4 * PATH_MAX];
 

@@ -135,6 +135,7 @@ send_unwrap(Helper *h, uint64_t id, const char *label, const DataKey *key)
 	put(INST);
 	put(label);
 	put_uint(0, 1);
+	put_uint(kek_age, 4);
 	put_uint(1, 1);
 	put(key->aad);
 	wire_put_str(&body, key->wrapped, key->wrapped_len);

@@ -443,6 +443,7 @@ test_in_flight(const char *uri)
 			put(INST);
 			put(labels[sent]);
 			put_uint(0, 1);
+			put_uint(kek_age, 4);
 			put_uint(1, 1);
 			put(keys[sent].aad);
 			wire_put_str(&body, keys[sent].wrapped, keys[sent].wrapped_len);
@@ -511,6 +512,7 @@ test_end_in_flight(const char *uri, const DataKey *key)
 	put(INST);
 	put(KEK1);
 	put_uint(0, 1);
+	put_uint(kek_age, 4);
 	put_uint(1, 1);
 	put(key->aad);
 	wire_put_str(&body, key->wrapped, key->wrapped_len);
