@@ -351,7 +351,7 @@ nc_register_key(PG_FUNCTION_ARGS)
 	if (status == KS_KEY_ABSENT && PG_GETARG_BOOL(1))
 		status = ask_key(installation, generation, true, (KeystoreRef) {{0}, 0}, &key, &created, reason);
 	if (status != KS_OK && status != KS_KEY_ABSENT)
-		error_keystore(status, reason, NULL);
+		error_register_key(status, reason);
 	if (status == KS_OK)
 	{
 		bytea	   *spki = palloc(VARHDRSZ + JWS_SPKI_LEN);
@@ -386,7 +386,7 @@ placed_key(const char *kid, const char *installation)
 	if (status == KS_KEY_ABSENT)
 		error_keystore(KS_OTHER_TOKEN, "no keystore has the register's key", NULL);
 	if (status != KS_OK)
-		error_keystore(status, reason, NULL);
+		error_register_key(status, reason);
 	return key;
 }
 
@@ -434,7 +434,7 @@ nc_register_sign(PG_FUNCTION_ARGS)
 		wire_put_str(&q.w, digest, sizeof(digest));
 	} while (!ask_holder(key, &q, KS_OP_SIGN, &status, reason) && ++attempts < 2);
 	if (status != KS_OK)
-		error_keystore(status == KS_KEY_ABSENT ? KS_OTHER_TOKEN : status, reason, NULL);
+		error_register_key(status, reason);
 	if (wire_get_str(&q.r, &signature) != KS_SIGNATURE_LEN || !wire_done(&q.r))
 		error_keystore(KS_MODULE_ERROR, "malformed answer from the keystore helper", NULL);
 	jws = jws_finish(input, signature);
@@ -457,7 +457,7 @@ nc_register_verify(PG_FUNCTION_ARGS)
 	char	   *payload = register_open(text_to_cstring(PG_GETARG_TEXT_PP(0)), &status, reason);
 
 	if (payload == NULL && status != KS_OK)
-		error_keystore(status, reason, NULL);
+		error_register_key(status, reason);
 	if (payload == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(payload));
@@ -495,7 +495,7 @@ nc_register_head(PG_FUNCTION_ARGS)
 	if (status == KS_UNSUPPORTED)
 		PG_RETURN_NULL();
 	if (status != KS_OK)
-		error_keystore(status, reason, NULL);
+		error_register_key(status, reason);
 	wire_get_cstr(&q.r, head, sizeof(head));
 	if (!wire_done(&q.r))
 		error_keystore(KS_MODULE_ERROR, "malformed answer from the keystore helper", NULL);
