@@ -160,9 +160,10 @@ typedef struct KeystoreProvider
 
 	/* these may be NULL: KS_UNSUPPORTED */
 	KsStatus	(*register_key) (Keystore *ks, const char *inst, uint32_t generation,
-								 bool create, KsRegisterKey *out, KsFailure *why);
+								 KsBytes known, KsMake make, KsRegisterKey *out,
+								 KsFailure *why);
 	KsStatus	(*sign) (Keystore *ks, const char *inst, uint32_t generation,
-						 const uint8_t digest[KS_DIGEST_LEN],
+						 KsBytes known, const uint8_t digest[KS_DIGEST_LEN],
 						 uint8_t signature[KS_SIGNATURE_LEN], KsFailure *why);
 	/* head has room for KS_MAX_HEAD + 1 bytes */
 	KsStatus	(*head) (Keystore *ks, const char *inst, bool set, char *head,

@@ -48,6 +48,14 @@ typedef struct KmsArn
 
 typedef struct KmsDirectory KmsDirectory;
 
+/* The last canary or register's key that was made and has not shown yet. */
+typedef struct KmsUnseen
+{
+	char		label[KS_MAX_LABEL + 1];	/* "" for none */
+	char		arn[KS_MAX_REFERENCE + 1];
+	double		made;
+} KmsUnseen;
+
 struct Keystore
 {
 	/* from the URI; "bad" is not KS_OK if it cannot be used, with the reason */
@@ -67,6 +75,7 @@ struct Keystore
 	char		account[ACCOUNT_LEN + 1];	/* "" until it is known */
 	double		next_create;	/* when CreateKey may be called again */
 	double		next_mark;		/* when an unwrap may take off a mark again */
+	KmsUnseen	unseen;
 };
 
 /* What is known of a key by its tags. */
@@ -93,6 +102,7 @@ typedef struct KmsSight
 	bool		creating;		/* not usable yet, and not "found" */
 	KsKeyState	state;
 	uint64_t	until;			/* if pending */
+	double		created;		/* seconds since 1970; 0: not said */
 } KmsSight;
 
 typedef enum KmsKind
@@ -266,9 +276,10 @@ extern KsStatus kms_enable(Keystore *ks, const char *inst, const char *tenant, b
 
 /* kms_register.c */
 extern KsStatus kms_register_key(Keystore *ks, const char *inst, uint32_t generation,
-								 bool create, KsRegisterKey *out, KsFailure *why);
+								 KsBytes known, KsMake make, KsRegisterKey *out,
+								 KsFailure *why);
 extern KsStatus kms_sign(Keystore *ks, const char *inst, uint32_t generation,
-						 const uint8_t digest[KS_DIGEST_LEN],
+						 KsBytes known, const uint8_t digest[KS_DIGEST_LEN],
 						 uint8_t signature[KS_SIGNATURE_LEN], KsFailure *why);
 extern KsStatus kms_head(Keystore *ks, const char *inst, bool set, char *head, KsFailure *why);
 

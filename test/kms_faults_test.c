@@ -494,6 +494,7 @@ ask_sign(Helper *h)
 	begin();
 	put(INST);
 	put_uint(1, 4);
+	put("");
 	wire_put_str(&body, digest, sizeof(digest));
 	return ask(h, KS_OP_SIGN);
 }
@@ -504,7 +505,8 @@ test_register(Helper *h)
 	begin();
 	put(INST);
 	put_uint(1, 4);
-	put_uint(1, 1);
+	put("");
+	put_uint(KS_MAKE, 1);
 	if (ask(h, KS_OP_REGISTER_KEY) != KS_OK || ask_sign(h) != KS_OK)
 		tap_bail("no signature: %s", reply.reason);
 	FAULT("\"kind\": \"patch\", \"action\": \"Sign\", \"values\": {\"KeyId\": \"" OTHER_KEY "\"}");

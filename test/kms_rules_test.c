@@ -64,7 +64,8 @@ test_sent(Helper *h)
 	begin();
 	put(INST);
 	put_uint(7, 4);
-	put_uint(1, 1);
+	put("");
+	put_uint(KS_MAKE, 1);
 	if (ask(h, KS_OP_REGISTER_KEY) != KS_OK)
 		tap_bail("no key for the register: %s", reply.reason);
 	tap_ok(was_sent("CreateKey", "\"KeySpec\": \"ECC_NIST_P256\", \"KeyUsage\": \"SIGN_VERIFY\", \"Origin\": \"AWS_KMS\", \"MultiRegion\": false") &&
