@@ -35,6 +35,7 @@ extern void error_no_tenant(const char *what) pg_attribute_noreturn();
 extern void error_right_missing(const char *right, const char *tenant) pg_attribute_noreturn();
 extern void error_keystore(KsStatus status, const char *reason,
 						   const char *tenant) pg_attribute_noreturn();
+extern void error_register_key(KsStatus status, const char *reason) pg_attribute_noreturn();
 extern const char *keystore_status_text(KsStatus status);
 
 #endif							/* NOMP_ERRORS_H */

@@ -7,6 +7,7 @@
 
 #include "postgres.h"
 
+#include "datatype/timestamp.h"
 #include "keyplace.h"
 #include "protocol.h"
 
@@ -37,6 +38,7 @@ typedef struct UnwrapRequest
 	bool		own_transaction;	/* the rows are not committed yet: leave the
 									 * KEK provisional */
 	bool		ahead;			/* nobody needs them yet */
+	TimestampTz made;			/* when the KEK was, as its row says */
 	uint8		nkeys;
 	KeySpec		keys[KS_MAX_KEYS];
 } UnwrapRequest;

@@ -48,6 +48,8 @@ typedef enum KsStatus
 	KS_THROTTLED,				/* the service asks to come back later */
 	KS_REGION,					/* not a key, or an endpoint, of the regions allowed */
 	KS_UNSUPPORTED,				/* this kind of keystore cannot do that */
+	KS_NOT_YET,					/* a key that was just made does not show, or not
+								 * always */
 	/* the following are made up by the broker, never sent by a helper */
 	KS_TIMEOUT,					/* no answer in nomp_crypt.keystore_timeout */
 	KS_CRASHED,					/* the helper died twice over this request */

@@ -37,7 +37,7 @@
 
 #include "ksstatus.h"
 
-#define KS_PROTOCOL_VERSION		5
+#define KS_PROTOCOL_VERSION		6
 #define KS_MAX_FRAME			65536	/* after the length word */
 #define KS_HELPER_FD			3	/* the helper's end of the socketpair */
 
@@ -87,9 +87,15 @@
  *             str wrapped
  *             wraps a data key under a KEK that is there, provisional or not;
  *             "" stands for a fresh one
- * UNWRAP      str inst, str label, u8 confirm, u8 n, n * (str aad, str wrapped)
+ * UNWRAP      str inst, str label, u8 confirm, u32 age, u8 n, n * (str aad,
+ *             str wrapped)
  *             -> n * (u8 status, str data key or "")
- *             confirm: take the provisional mark off first, if it is there
+ *             confirm: take the provisional mark off first, if it is there; a
+ *             key service does that afterwards, and answers without it if
+ *             that takes long
+ *             age: seconds since the KEK was made, about; one of a few minutes
+ *             that a key service does not know is KS_NOT_YET, not
+ *             KS_KEY_ABSENT
  * CONFIRM     str inst, str label -> (empty)
  * LIST        str inst, u32 offset -> u32 total, u16 n, n * (str label, u64
  *             created): this installation's provisional keys, sorted by label
@@ -115,10 +121,13 @@
  * ENABLE      str inst, str tenants, u8 enable -> u16 n, u16 obeyed
  *             lets every key of the tenant be used, or not, and reads that
  *             back; n keys were found, of so many the token obeyed
- * REGISTER_KEY str inst, u32 generation, u8 create -> u8 created, str serial,
- *             str public key (SubjectPublicKeyInfo, DER)
- *             the key pair (P-256) that signs the register
- * SIGN        str inst, u32 generation, str digest -> str signature (r, s)
+ * REGISTER_KEY str inst, u32 generation, str known, u8 KsMake -> u8 created,
+ *             str serial, str public key (SubjectPublicKeyInfo, DER)
+ *             the key pair (P-256) that signs the register; known: its public
+ *             key, "" if that is not known.  In a keystore that may have two of
+ *             one generation it is the one, and no other
+ * SIGN        str inst, u32 generation, str known, str digest -> str signature
+ *             (r, s)
  *             ECDSA over a SHA-256 digest, with that key
  * HEAD        str inst, u8 set, str head -> str head ("" if there is none)
  *             the register's head, remembered in the keystore; set: replaces
@@ -134,6 +143,15 @@
  * are asked again until they answer with fewer: SEE from an offset on, DESTROY
  * took the first of them in order of label.
  */
+/* In REGISTER_KEY: what if there is none, or several and none is known? */
+typedef enum KsMake
+{
+	KS_FIND,					/* then there is none; then none is used */
+	KS_CHOOSE,					/* then there is none; then the oldest, for who
+								 * would make one */
+	KS_MAKE						/* then it is made; then the oldest */
+} KsMake;
+
 typedef enum KsOp
 {
 	KS_OP_HELLO = 1,

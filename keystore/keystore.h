@@ -142,7 +142,7 @@ typedef struct KeystoreProvider
 	KsStatus	(*wrap) (Keystore *ks, const KsLabel *label, bool fresh,
 						 KsNewKey *key, KsFailure *why);
 	KsStatus	(*unwrap) (Keystore *ks, const KsLabel *label, bool confirm,
-						   KsWrappedKey *keys, int n, KsFailure *why);
+						   uint32_t age, KsWrappedKey *keys, int n, KsFailure *why);
 	KsStatus	(*confirm) (Keystore *ks, const KsLabel *label, KsFailure *why);
 	KsStatus	(*list) (Keystore *ks, const char *inst, uint32_t offset,
 						 KsSeen *out, KsFailure *why);
@@ -162,9 +162,10 @@ typedef struct KeystoreProvider
 
 	/* these may be NULL: KS_UNSUPPORTED */
 	KsStatus	(*register_key) (Keystore *ks, const char *inst, uint32_t generation,
-								 bool create, KsRegisterKey *out, KsFailure *why);
+								 KsBytes known, KsMake make, KsRegisterKey *out,
+								 KsFailure *why);
 	KsStatus	(*sign) (Keystore *ks, const char *inst, uint32_t generation,
-						 const uint8_t digest[KS_DIGEST_LEN],
+						 KsBytes known, const uint8_t digest[KS_DIGEST_LEN],
 						 uint8_t signature[KS_SIGNATURE_LEN], KsFailure *why);
 	/* head has room for KS_MAX_HEAD + 1 bytes */
 	KsStatus	(*head) (Keystore *ks, const char *inst, bool set, char *head,

@@ -26,6 +26,7 @@
 #define KMS_MAX_THREADS		16	/* that one request starts for its calls */
 #define KMS_MAX_BLOB		(KS_MAX_WRAPPED - 3)
 #define KMS_FIRST_PAUSE		0.05	/* seconds, then kms_longer */
+#define KMS_LAG				300 /* seconds until a new key shows everywhere, at most */
 #define KMS_MIN_DAYS		7
 #define KMS_MAX_DAYS		30
 
@@ -47,6 +48,14 @@ typedef struct KmsArn
 
 typedef struct KmsDirectory KmsDirectory;
 
+/* The last canary or register's key that was made and has not shown yet. */
+typedef struct KmsUnseen
+{
+	char		label[KS_MAX_LABEL + 1];	/* "" for none */
+	char		arn[KS_MAX_REFERENCE + 1];
+	double		made;
+} KmsUnseen;
+
 struct Keystore
 {
 	/* from the URI; "bad" is not KS_OK if it cannot be used, with the reason */
@@ -55,6 +64,7 @@ struct Keystore
 	AwsOptions	options;
 	char		key_policy[512];
 	bool		account_given;
+	bool		settled;		/* what is made shows everywhere at once */
 	char		partition[16];
 	char		regions[KS_MAX_REGIONS + 1];
 	char		last_canary[KS_MAX_REFERENCE + 1];	/* another helper's, to be looked at first */
@@ -64,6 +74,8 @@ struct Keystore
 	pthread_mutex_t lock;
 	char		account[ACCOUNT_LEN + 1];	/* "" until it is known */
 	double		next_create;	/* when CreateKey may be called again */
+	double		next_mark;		/* when an unwrap may take off a mark again */
+	KmsUnseen	unseen;
 };
 
 /* What is known of a key, by its tags and its description. */
@@ -92,6 +104,7 @@ typedef struct KmsSight
 	KsKeyState	state;
 	uint64_t	until;			/* if pending */
 	char		made_as[KS_MAX_LABEL + 1];	/* the description: its label, from the beginning */
+	double		created;		/* seconds since 1970; 0: not said */
 } KmsSight;
 
 typedef enum KmsKind
@@ -232,7 +245,7 @@ extern KsStatus kms_prove_healthy(Keystore *ks, const char *inst, KsFailure *why
 extern KsStatus kms_wrap(Keystore *ks, const KsLabel *label, bool fresh, KsNewKey *key,
 						 KsFailure *why);
 extern KsStatus kms_unwrap(Keystore *ks, const KsLabel *label, bool confirm,
-						   KsWrappedKey *keys, int n, KsFailure *why);
+						   uint32_t age, KsWrappedKey *keys, int n, KsFailure *why);
 
 /* kms_policy.c */
 extern KsStatus kms_policy(Keystore *ks, const char *inst, const char *school, char **out,
@@ -267,9 +280,10 @@ extern KsStatus kms_enable(Keystore *ks, const char *inst, const char *tenant, b
 
 /* kms_register.c */
 extern KsStatus kms_register_key(Keystore *ks, const char *inst, uint32_t generation,
-								 bool create, KsRegisterKey *out, KsFailure *why);
+								 KsBytes known, KsMake make, KsRegisterKey *out,
+								 KsFailure *why);
 extern KsStatus kms_sign(Keystore *ks, const char *inst, uint32_t generation,
-						 const uint8_t digest[KS_DIGEST_LEN],
+						 KsBytes known, const uint8_t digest[KS_DIGEST_LEN],
 						 uint8_t signature[KS_SIGNATURE_LEN], KsFailure *why);
 extern KsStatus kms_head(Keystore *ks, const char *inst, bool set, char *head, KsFailure *why);
 

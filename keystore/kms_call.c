@@ -239,6 +239,7 @@ kms_read_description(Keystore *ks, const json_t *metadata, KmsKind kind, KmsArn 
 	if (status == KS_OK)
 		status = read_state(metadata, arn, sight, why);
 	sight->found = status == KS_OK && !sight->creating;
+	sight->created = json_number_value(json_object_get(metadata, "CreationDate"));
 	return status;
 }
 

@@ -103,24 +103,22 @@ wait_until_seen(Keystore *ks, KmsKind kind, KmsKey *key, KsFailure *why)
 	return ks_fail(why, KS_NETWORK, "the service does not show the new key %s in time", made.arn);
 }
 
-/* Make a key that is usable when this returns. */
-KsStatus
-kms_make_key(Keystore *ks, const char *label, const char *inst, const char *school,
-			 const char *mark, KmsKind kind, KmsKey *out, KsFailure *why)
+/* Have the service make a key; sets its ARN. */
+static KsStatus
+create_key(Keystore *ks, KmsKey *key, const char *inst, const char *school, const char *mark,
+		   KmsKind kind, KsFailure *why)
 {
-	KmsKey		key = {.provisional = mark != NULL};
 	char	   *policy = NULL;
 	KmsSight	sight;
 	KmsArn		arn;
 	AwsReply	reply = {0};
 	KsStatus	status = kms_policy(ks, inst, school, &policy, why);
 
-	snprintf(key.label, sizeof(key.label), "%s", label);
 	if (status == KS_OK)
 		status = wait_for_turn(ks, why);
 	if (status == KS_OK)
 		status = kms_call(ks, AWS_EVERYDAY, "CreateKey",
-						  create_request(&key, inst, school, mark, kind, policy), &reply, why);
+						  create_request(key, inst, school, mark, kind, policy), &reply, why);
 	free(policy);
 	if (status == KS_REFUSED && reply.error[0] != '\0')
 		status = kms_refused("CreateKey", &reply, why);
@@ -128,10 +126,63 @@ kms_make_key(Keystore *ks, const char *label, const char *inst, const char *scho
 		status = kms_read_description(ks, json_object_get(reply.body, "KeyMetadata"), kind,
 									  &arn, &sight, why);
 	aws_reply_free(&reply);
-	if (status != KS_OK)
-		return status;
-	strcpy(key.arn, arn.text);
-	status = wait_until_seen(ks, kind, &key, why);
+	if (status == KS_OK)
+		strcpy(key->arn, arn.text);
+	return status;
+}
+
+/* Was a key with that label made lately, and has not shown yet? */
+static bool
+get_unseen(Keystore *ks, KmsKey *key)
+{
+	bool		found;
+
+	pthread_mutex_lock(&ks->lock);
+	found = strcmp(ks->unseen.label, key->label) == 0 && kms_now() - ks->unseen.made < KMS_LAG;
+	if (found)
+		strcpy(key->arn, ks->unseen.arn);
+	pthread_mutex_unlock(&ks->lock);
+	return found;
+}
+
+static void
+set_unseen(Keystore *ks, const KmsKey *key, bool unseen)
+{
+	pthread_mutex_lock(&ks->lock);
+	if (unseen)
+	{
+		strcpy(ks->unseen.label, key->label);
+		strcpy(ks->unseen.arn, key->arn);
+		ks->unseen.made = kms_now();
+	}
+	else if (strcmp(ks->unseen.arn, key->arn) == 0)
+		ks->unseen.label[0] = '\0';
+	pthread_mutex_unlock(&ks->lock);
+}
+
+/*
+ * Make a key that is usable when this returns.  One that is to last has its
+ * label alone: if it was made by an earlier request, for which it did not show
+ * in time, it is waited for and not made again.
+ */
+KsStatus
+kms_make_key(Keystore *ks, const char *label, const char *inst, const char *school,
+			 const char *mark, KmsKind kind, KmsKey *out, KsFailure *why)
+{
+	KmsKey		key = {.provisional = mark != NULL};
+	KsStatus	status = KS_OK;
+
+	snprintf(key.label, sizeof(key.label), "%s", label);
+	if (mark != NULL || !get_unseen(ks, &key))
+	{
+		status = create_key(ks, &key, inst, school, mark, kind, why);
+		if (status == KS_OK && mark == NULL)
+			set_unseen(ks, &key, true);
+	}
+	if (status == KS_OK)
+		status = wait_until_seen(ks, kind, &key, why);
+	if (status == KS_OK && mark == NULL)
+		set_unseen(ks, &key, false);
 	*out = key;
 	return status;
 }
@@ -246,6 +297,27 @@ kms_create_kek(Keystore *ks, const KsLabel *label, KsNewKey *keys, int n, char *
 	return status;
 }
 
+/* Read a key's tags.  That it is absent is a verdict here. */
+static KsStatus
+read_surely(Keystore *ks, const char *inst, const KmsKey *was, KmsKey *key, KsFailure *why)
+{
+	KmsAgain	again = {0};
+	KsStatus	status;
+	bool		shown;
+
+	do
+	{
+		status = directory_read(ks, was->arn, key, why);
+		if (status != KS_KEY_ABSENT)
+			return status;
+		status = kms_explain(ks, inst, was, KMS_WRAPPING, why);
+		shown = status == KS_OK;
+		if (shown)
+			status = ks_fail(why, KS_NETWORK, "the service shows %s, and not its tags", was->arn);
+	} while (kms_again(&again, shown, &status, why));
+	return status;
+}
+
 /* Take a key's provisional mark off, and see that it is off. */
 KsStatus
 kms_take_off_mark(Keystore *ks, const char *inst, KmsKey *key, KsFailure *why)
@@ -253,7 +325,7 @@ kms_take_off_mark(Keystore *ks, const char *inst, KmsKey *key, KsFailure *why)
 	const KmsKey was = *key;
 	double		pause = KMS_FIRST_PAUSE;
 	AwsReply	reply;
-	KsStatus	status = directory_read(ks, was.arn, key, why);
+	KsStatus	status = read_surely(ks, inst, &was, key, why);
 
 	if (status != KS_OK || !key->provisional)
 		return status;
@@ -274,7 +346,7 @@ kms_take_off_mark(Keystore *ks, const char *inst, KmsKey *key, KsFailure *why)
 	aws_reply_free(&reply);
 	while (status == KS_OK)
 	{
-		status = directory_read(ks, was.arn, key, why);
+		status = read_surely(ks, inst, &was, key, why);
 		if (status != KS_OK || !key->provisional)
 			return status;
 		pause = kms_longer(pause);

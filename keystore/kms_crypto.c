@@ -18,6 +18,8 @@
 #define MAX_AAD			256
 #define TRIES			6		/* of a key that should be usable */
 #define FIRST_PAUSE		0.1		/* seconds, then twice as long */
+#define MARK_PATIENCE	1000	/* milliseconds that an opened key waits for its mark */
+#define MARK_REST		10.0	/* seconds after one that could not be taken off */
 
 static json_t *
 context(const KmsPlace *place)
@@ -240,8 +242,11 @@ typedef struct Unwrap
 {
 	const KsLabel *label;
 	bool		confirm;
+	bool		young;			/* the service may not know the KEK yet */
+	bool		missed;			/* a KEK was not known by its name */
 	bool		proven;			/* the service works */
-	bool		placed;			/* the label's key is there and may be used */
+	char		placed[KS_MAX_REFERENCE + 1];	/* the label's key, which may be used */
+	KmsKey		marked;			/* it has a mark that must go; no ARN: none */
 } Unwrap;
 
 static KsStatus
@@ -253,6 +258,23 @@ prove(Keystore *ks, Unwrap *u, KsFailure *why)
 	return status;
 }
 
+/* Find the label's key, which may be used; once. */
+static KsStatus
+find_placed(Keystore *ks, Unwrap *u, KsFailure *why)
+{
+	KmsFound	found;
+	KsStatus	status = KS_OK;
+
+	if (u->placed[0] != '\0')
+		return KS_OK;
+	status = kms_find(ks, u->label->inst, u->label->base, KMS_WRAPPING, &found, why);
+	if (status == KS_OK)
+		status = kms_judge(&found, why);
+	if (status == KS_OK)
+		strcpy(u->placed, found.key.arn);
+	return status;
+}
+
 /*
  * A wrapped key is not one of the KEK that was asked for.  If that KEK is
  * there and may be used, and the service works, the wrapped key is bad.
@@ -260,16 +282,8 @@ prove(Keystore *ks, Unwrap *u, KsFailure *why)
 static KsStatus
 misplaced(Keystore *ks, Unwrap *u, KsFailure *why)
 {
-	KmsFound	found;
-	KsStatus	status = KS_OK;
+	KsStatus	status = find_placed(ks, u, why);
 
-	if (!u->placed)
-	{
-		status = kms_find(ks, u->label->inst, u->label->base, KMS_WRAPPING, &found, why);
-		if (status == KS_OK)
-			status = kms_judge(&found, why);
-		u->placed = status == KS_OK;
-	}
 	return status == KS_OK ? prove(ks, u, why) : status;
 }
 
@@ -291,7 +305,7 @@ meet_kek(Keystore *ks, const Unwrap *u, const KmsArn *arn, KmsKey *kek, bool *ri
 	return status;
 }
 
-/* Unwrap with the right KEK. */
+/* Unwrap with the right KEK.  KS_KEY_ABSENT is what kms_explain found. */
 static KsStatus
 open_wrapped(Keystore *ks, Unwrap *u, const KmsWrapped *wrapped, const KmsKey *kek,
 			 KsWrappedKey *key, KsFailure *why)
@@ -320,8 +334,6 @@ open_wrapped(Keystore *ks, Unwrap *u, const KmsWrapped *wrapped, const KmsKey *k
 			status = denied(ks, u->label->inst, kek, why);
 		else if (status == KS_KEY_ABSENT || status == KS_KEY_DISABLED)
 			status = kms_explain(ks, u->label->inst, kek, KMS_WRAPPING, why);
-		if (status == KS_KEY_ABSENT)
-			return misplaced(ks, u, why);
 		if (status != KS_OK)
 			return status;
 		if (!kms_pause(pause))
@@ -331,43 +343,117 @@ open_wrapped(Keystore *ks, Unwrap *u, const KmsWrapped *wrapped, const KmsKey *k
 	return ks_fail(why, KS_MODULE_ERROR, "the service does not use %s, which is enabled", kek->arn);
 }
 
+/*
+ * Unwrap if the wrapped key's KEK is the one with the label.  KS_KEY_ABSENT:
+ * it does not show; *other: it shows with another label.
+ */
+static KsStatus
+open_if_right(Keystore *ks, Unwrap *u, const KmsWrapped *wrapped, KsWrappedKey *key,
+			  bool *other, KsFailure *why)
+{
+	KmsKey		kek;
+	bool		right;
+	KsStatus	status = meet_kek(ks, u, &wrapped->arn, &kek, &right, why);
+
+	*other = status == KS_OK && !right && kek.label[0] != '\0';
+	if (status != KS_OK)
+		return status;
+	if (!right)
+		return ks_fail(why, KS_KEY_ABSENT, "the service shows %s without its label",
+					   wrapped->arn.text);
+	if (u->confirm && kek.provisional)
+		u->marked = kek;
+	return open_wrapped(ks, u, wrapped, &kek, key, why);
+}
+
+/*
+ * Unwrap one key.  Its KEK may not be found although it is the label's: the
+ * service shows one that was just made here and not there, or without its
+ * tags.  Then it is asked again, as long as there is time.  For half of it
+ * that goes by the KEK's name alone, if it is young.
+ */
 static KsStatus
 unwrap_one(Keystore *ks, Unwrap *u, KsWrappedKey *key, KsFailure *why)
 {
+	const double half = kms_time_left() / 2;
+	double		pause = KMS_FIRST_PAUSE;
 	KmsWrapped	wrapped;
-	KmsKey		kek;
-	bool		right;
 	KsStatus	status;
+	bool		other;
 
 	key->status = KS_INTEGRITY;
 	if (!kms_wrapped_parse(key->wrapped, &wrapped) ||
 		kms_check_arn(ks, &wrapped.arn, why) != KS_OK)
 		return misplaced(ks, u, why);
-	status = meet_kek(ks, u, &wrapped.arn, &kek, &right, why);
-	if (status == KS_KEY_ABSENT)
-		return misplaced(ks, u, why);
-	if (status != KS_OK)
-		return status;
-	if (!right)
-		return misplaced(ks, u, why);
-	if (u->confirm && kek.provisional)
-		status = kms_take_off_mark(ks, u->label->inst, &kek, why);
-	/* who may only read leaves the mark to those who may do more */
-	if (status == KS_ACCESS_DENIED)
-		status = KS_OK;
-	return status == KS_OK ? open_wrapped(ks, u, &wrapped, &kek, key, why) : status;
+	for (;; pause = kms_longer(pause))
+	{
+		status = open_if_right(ks, u, &wrapped, key, &other, why);
+		if (status != KS_KEY_ABSENT)
+			return status;
+		u->missed = true;
+		if (!u->young || other || kms_time_left() < half)
+		{
+			status = find_placed(ks, u, why);
+			if (status != KS_OK || strcmp(u->placed, wrapped.arn.text) != 0)
+				return status == KS_OK ? prove(ks, u, why) : status;
+			status = ks_fail(why, KS_NOT_YET, "the service shows %s by its label, and not always by its name",
+							 wrapped.arn.text);
+		}
+		if (!kms_pause(pause))
+			return status;
+	}
+}
+
+/* Marks are left alone for a while after one could not be taken off. */
+static bool
+may_take_off_mark(Keystore *ks)
+{
+	bool		may;
+
+	pthread_mutex_lock(&ks->lock);
+	may = kms_now() >= ks->next_mark;
+	pthread_mutex_unlock(&ks->lock);
+	return may;
+}
+
+/*
+ * Take the mark off a key that came into use.  That must keep nobody from
+ * reading: it is tried for a short time, after the keys were opened.  A mark
+ * that stays on is taken off by a later use, or by KS_OP_CONFIRM, which says
+ * how it went.
+ */
+static void
+try_to_take_off_mark(Keystore *ks, Unwrap *u)
+{
+	const double left = kms_time_left() * 1e3;
+	KsFailure	ignored;
+
+	if (u->marked.arn[0] == '\0' || left < 1 || !may_take_off_mark(ks))
+		return;
+	kms_set_patience(left < MARK_PATIENCE ? (uint32_t) left : MARK_PATIENCE);
+	if (kms_take_off_mark(ks, u->label->inst, &u->marked, &ignored) == KS_OK)
+		return;
+	pthread_mutex_lock(&ks->lock);
+	ks->next_mark = kms_now() + MARK_REST;
+	pthread_mutex_unlock(&ks->lock);
 }
 
 KsStatus
-kms_unwrap(Keystore *ks, const KsLabel *label, bool confirm, KsWrappedKey *keys, int n,
-		   KsFailure *why)
+kms_unwrap(Keystore *ks, const KsLabel *label, bool confirm, uint32_t age, KsWrappedKey *keys,
+		   int n, KsFailure *why)
 {
-	Unwrap		u = {label, confirm, false, false};
+	Unwrap		u = {.label = label, .confirm = confirm, .young = age < KMS_LAG && !ks->settled};
 	KsStatus	status = kms_begin(ks, label->inst, why);
 
 	if (status == KS_OK && n == 0)
-		return confirm ? kms_confirm(ks, label, why) : misplaced(ks, &u, why);
+		status = confirm ? kms_confirm(ks, label, why) : misplaced(ks, &u, why);
 	for (int i = 0; status == KS_OK && i < n; i++)
 		status = unwrap_one(ks, &u, &keys[i], why);
+	if (status == KS_OK)
+		try_to_take_off_mark(ks, &u);
+	/* that the time was up while it was looked for by its label is no outage */
+	if (u.young && (status == KS_KEY_ABSENT || (status == KS_NETWORK && u.missed)))
+		return ks_fail(why, KS_NOT_YET, "the key \"%s\" was made %u seconds ago, and the service does not show it yet",
+					   label->base, (unsigned) age);
 	return status;
 }

@@ -84,22 +84,132 @@ wait_for_public_key(Keystore *ks, const char *arn, bool just_made, KsRegisterKey
 	return status;
 }
 
-/* Find the key pair; one that must not be used is said to be disabled. */
+/* ---- which key it is ---- */
+
+/* The key pair that is wanted. */
+typedef struct Pair
+{
+	const char *inst;
+	uint32_t	generation;
+	KsBytes		known;			/* its public key, or nothing */
+	bool		choose;			/* the oldest will do if nothing is known */
+} Pair;
+
+/* None of several is used: say which they are. */
 static KsStatus
-find_pair(Keystore *ks, const char *inst, uint32_t generation, KmsFound *out, KsFailure *why)
+refuse_all(const KmsFounds *founds, const char *what, KsFailure *why)
+{
+	char		arns[250] = "";
+	size_t		len = 0;
+
+	for (size_t i = 0; i < founds->n && len < sizeof(arns); i++)
+		len += (size_t) snprintf(arns + len, sizeof(arns) - len, "%s%s", i > 0 ? ", " : "",
+								 founds->items[i].key.arn);
+	return ks_fail(why, KS_REFUSED, "%zu keys are tagged as the register's, %s: %s", founds->n,
+				   what, arns);
+}
+
+/*
+ * The one with the public key that is known.  What cannot be asked for it, or
+ * must not be used, is not it if another one is.
+ */
+static KsStatus
+pick_known(Keystore *ks, const Pair *pair, const KmsFounds *founds, KmsFound *out,
+		   KsFailure *why)
+{
+	KsStatus	trouble = KS_OK;
+
+	for (size_t i = 0; i < founds->n; i++)
+	{
+		const KmsFound *found = &founds->items[i];
+		KsRegisterKey public = {0};
+		KsFailure	reason = {0};
+		KsStatus	status = kms_judge(found, &reason);
+
+		if (status == KS_OK)
+			status = get_public_key(ks, found->key.arn, &public, &reason);
+		if (status == KS_OK && public.public_key_len == pair->known.len &&
+			memcmp(public.public_key, pair->known.data, pair->known.len) == 0)
+		{
+			*out = *found;
+			return KS_OK;
+		}
+		if (status != KS_OK && trouble == KS_OK)
+		{
+			trouble = status;
+			*why = reason;
+		}
+	}
+	return trouble != KS_OK ? trouble :
+		refuse_all(founds, "and none of them is the one that signed before", why);
+}
+
+/* The one that was made first, of those that may be used; everybody's choice. */
+static KsStatus
+pick_oldest(const KmsFounds *founds, KmsFound *out, KsFailure *why)
+{
+	const KmsFound *oldest = NULL;
+
+	for (size_t i = 0; i < founds->n; i++)
+	{
+		const KmsFound *found = &founds->items[i];
+
+		if (found->sight.created <= 0)
+			return refuse_all(founds, "and when they were made is not said", why);
+		if (found->sight.state != KS_STATE_USABLE)
+			continue;
+		/* they are in order of ARN */
+		if (oldest == NULL || found->sight.created < oldest->sight.created)
+			oldest = found;
+	}
+	*out = oldest != NULL ? *oldest : founds->items[0];
+	return KS_OK;
+}
+
+/* Several keys have the label. */
+static KsStatus
+pick_pair(Keystore *ks, const Pair *pair, const char *label, KmsFound *out, KsFailure *why)
+{
+	const KmsQuery query = {pair->inst, label, false, false, KMS_SIGNING};
+	KmsFounds	founds;
+	KsStatus	status = kms_look(ks, &query, &founds, why);
+
+	if (status == KS_OK && founds.n == 0)
+		status = ks_fail(why, KS_NETWORK, "the service shows keys \"%s\" and then none", label);
+	else if (status == KS_OK && pair->known.len > 0)
+		status = pick_known(ks, pair, &founds, out, why);
+	else if (status == KS_OK && pair->choose)
+		status = pick_oldest(&founds, out, why);
+	else if (status == KS_OK)
+		status = refuse_all(&founds, "and which of them signed is not known here; take the tag "
+							TAG_LABEL " off the others", why);
+	kms_free_founds(&founds);
+	return status;
+}
+
+/*
+ * Find the key pair; one that must not be used is said to be disabled.  Two
+ * nodes, or two attempts, may have made one each: one that is known is it,
+ * whatever else has its label.
+ */
+static KsStatus
+find_pair(Keystore *ks, const Pair *pair, KmsFound *out, KsFailure *why)
 {
 	char		label[KS_MAX_LABEL + 1];
 	KsStatus	status;
 
-	label_register(inst, generation, label);
-	status = kms_find(ks, inst, label, KMS_SIGNING, out, why);
+	label_register(pair->inst, pair->generation, label);
+	status = kms_find(ks, pair->inst, label, KMS_SIGNING, out, why);
+	if (status == KS_REFUSED)
+		status = pick_pair(ks, pair, label, out, why);
 	return status == KS_OK ? kms_judge(out, why) : status;
 }
 
 KsStatus
-kms_register_key(Keystore *ks, const char *inst, uint32_t generation, bool create,
-				 KsRegisterKey *out, KsFailure *why)
+kms_register_key(Keystore *ks, const char *inst, uint32_t generation, KsBytes known,
+				 KsMake make, KsRegisterKey *out, KsFailure *why)
 {
+	const Pair	pair = {inst, generation, known, make != KS_FIND};
 	char		label[KS_MAX_LABEL + 1];
 	KmsFound	found;
 	KmsKey		key;
@@ -107,18 +217,18 @@ kms_register_key(Keystore *ks, const char *inst, uint32_t generation, bool creat
 
 	memset(out, 0, sizeof(*out));
 	if (status == KS_OK)
-		status = find_pair(ks, inst, generation, &found, why);
+		status = find_pair(ks, &pair, &found, why);
 	if (status == KS_OK)
 		return wait_for_public_key(ks, found.key.arn, false, out, why);
-	if (status != KS_KEY_ABSENT || !create)
+	if (status != KS_KEY_ABSENT || make != KS_MAKE)
 		return status;
 	label_register(inst, generation, label);
 	status = kms_make_key(ks, label, inst, "register", NULL, KMS_SIGNING, &key, why);
 	if (status == KS_OK)
-		status = wait_for_public_key(ks, key.arn, true, out, why);
+		status = find_pair(ks, &pair, &found, why);
 	if (status == KS_OK)
-		status = find_pair(ks, inst, generation, &found, why);
-	out->created = status == KS_OK;
+		status = wait_for_public_key(ks, found.key.arn, true, out, why);
+	out->created = status == KS_OK && strcmp(found.key.arn, key.arn) == 0;
 	return status;
 }
 
@@ -151,10 +261,11 @@ ask_signature(Keystore *ks, const char *arn, const uint8_t digest[KS_DIGEST_LEN]
 
 /* Sign, and see that the signature holds under the key that is shown to all. */
 KsStatus
-kms_sign(Keystore *ks, const char *inst, uint32_t generation,
+kms_sign(Keystore *ks, const char *inst, uint32_t generation, KsBytes known,
 		 const uint8_t digest[KS_DIGEST_LEN], uint8_t signature[KS_SIGNATURE_LEN],
 		 KsFailure *why)
 {
+	const Pair	pair = {inst, generation, known, false};
 	uint8_t		der[MAX_DER];
 	size_t		len = 0;
 	KsRegisterKey public;
@@ -163,7 +274,7 @@ kms_sign(Keystore *ks, const char *inst, uint32_t generation,
 	KsStatus	status = kms_begin(ks, inst, why);
 
 	if (status == KS_OK)
-		status = find_pair(ks, inst, generation, &found, why);
+		status = find_pair(ks, &pair, &found, why);
 	if (status == KS_OK)
 		status = wait_for_public_key(ks, found.key.arn, false, &public, why);
 	if (status == KS_OK)

@@ -10,6 +10,8 @@
  *		key-policy=/PATH        the policy of new keys; see kms_create.c
  *		test=yes                a stand-in on this machine, plain HTTP allowed
  *		ca-file=/PATH           whose certificates count, with test=yes only
+ *		settled=yes             keys show everywhere at once, and may be gone as
+ *								soon, with test=yes only
  *
  * Values may be percent-encoded.  What is not in this list is refused: a
  * misspelt option must not silently mean nothing.  No secrets in it.
@@ -136,6 +138,8 @@ check_options(const Keystore *ks, KsFailure *why)
 		return ks_fail(why, KS_BAD_URI, "the keystore's URI has a key-policy that is no absolute path");
 	if (o->ca_file[0] != '\0' && (!o->test || o->ca_file[0] != '/'))
 		return ks_fail(why, KS_BAD_URI, "the keystore's URI has a ca-file without test=yes, or one that is no absolute path");
+	if (ks->settled && !o->test)
+		return ks_fail(why, KS_BAD_URI, "the keystore's URI has settled=yes without test=yes");
 	return KS_OK;
 }
 
@@ -153,6 +157,7 @@ kms_configure(Keystore *ks, const char *text, KsFailure *why)
 		{"key-policy", ks->key_policy, sizeof(ks->key_policy), NULL, false},
 		{"test", NULL, 0, &o->test, false},
 		{"ca-file", o->ca_file, sizeof(o->ca_file), NULL, false},
+		{"settled", NULL, 0, &ks->settled, false},
 	};
 	const char *p = text + strlen(SCHEME);
 	size_t		len;

@@ -429,8 +429,8 @@ unwrap_work(Keystore *ks, void *arg)
 }
 
 static KsStatus
-unwrap(Keystore *ks, const KsLabel *label, bool confirm_first, KsWrappedKey *keys, int n,
-	   KsFailure *why)
+unwrap(Keystore *ks, const KsLabel *label, bool confirm_first, uint32_t age,
+	   KsWrappedKey *keys, int n, KsFailure *why)
 {
 	UnwrapWork	w = {label, confirm_first, keys, n, NULL, false, false};
 

@@ -164,9 +164,10 @@ extern KsStatus p11_enable_tenants(Keystore *ks, const char *inst, const char *t
 
 /* pkcs11_register.c */
 extern KsStatus p11_register_key(Keystore *ks, const char *inst, uint32_t generation,
-								 bool create, KsRegisterKey *out, KsFailure *why);
+								 KsBytes known, KsMake make, KsRegisterKey *out,
+								 KsFailure *why);
 extern KsStatus p11_sign(Keystore *ks, const char *inst, uint32_t generation,
-						 const uint8_t digest[KS_DIGEST_LEN],
+						 KsBytes known, const uint8_t digest[KS_DIGEST_LEN],
 						 uint8_t signature[KS_SIGNATURE_LEN], KsFailure *why);
 extern KsStatus p11_head(Keystore *ks, const char *inst, bool set, char *head,
 						 KsFailure *why);

@@ -261,10 +261,11 @@ register_key_work(Keystore *ks, void *arg)
 }
 
 KsStatus
-p11_register_key(Keystore *ks, const char *inst, uint32_t generation, bool create,
-				 KsRegisterKey *out, KsFailure *why)
+p11_register_key(Keystore *ks, const char *inst, uint32_t generation, KsBytes known,
+				 KsMake make, KsRegisterKey *out, KsFailure *why)
 {
-	RegisterWork w = {.inst = inst, .generation = generation, .create = create, .out = out};
+	RegisterWork w = {.inst = inst, .generation = generation, .create = make == KS_MAKE,
+		.out = out};
 
 	return p11_run(ks, register_key_work, &w, why);
 }
@@ -318,7 +319,7 @@ sign_work(Keystore *ks, void *arg)
 }
 
 KsStatus
-p11_sign(Keystore *ks, const char *inst, uint32_t generation,
+p11_sign(Keystore *ks, const char *inst, uint32_t generation, KsBytes known,
 		 const uint8_t digest[KS_DIGEST_LEN], uint8_t signature[KS_SIGNATURE_LEN],
 		 KsFailure *why)
 {

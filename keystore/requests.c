@@ -217,11 +217,13 @@ do_unwrap(Request *rq)
 	KsLabel		label;
 	bool		ok = true;
 	unsigned	confirm;
+	uint32_t	age;
 	int			n;
 	KsStatus	status;
 
 	get_label(rq, &label, &ok);
 	confirm = (unsigned) wire_get_uint(&rq->in, 1);
+	age = (uint32_t) wire_get_uint(&rq->in, 4);
 	n = (int) wire_get_uint(&rq->in, 1);
 	if (confirm > 1 || n > KS_MAX_KEYS)
 		return malformed(rq);
@@ -235,7 +237,7 @@ do_unwrap(Request *rq)
 		return malformed(rq);
 	if (!ok || label.provisional)
 		return refuse_name(rq);
-	status = provider->unwrap(keystore, &label, confirm == 1, wrapped_keys, n, &rq->why);
+	status = provider->unwrap(keystore, &label, confirm == 1, age, wrapped_keys, n, &rq->why);
 	if (status != KS_OK)
 		return status;
 	for (int i = 0; i < n; i++)

@@ -217,19 +217,22 @@ do_register_key(Request *rq)
 	KsRegisterKey key = {0};
 	bool		ok = true;
 	uint32_t	generation;
-	unsigned	create;
+	KsBytes		known;
+	unsigned	make;
 	KsStatus	status;
 
 	get_uuid(rq, inst, &ok);
 	generation = (uint32_t) wire_get_uint(&rq->in, 4);
-	create = (unsigned) wire_get_uint(&rq->in, 1);
-	if (!wire_done(&rq->in) || create > 1)
+	get_bytes(rq, &known);
+	make = (unsigned) wire_get_uint(&rq->in, 1);
+	if (!wire_done(&rq->in) || make > KS_MAKE)
 		return malformed(rq);
 	if (!ok)
 		return refuse_name(rq);
 	if (provider->register_key == NULL)
 		return unsupported(rq);
-	status = provider->register_key(keystore, inst, generation, create == 1, &key, &rq->why);
+	status = provider->register_key(keystore, inst, generation, known, (KsMake) make, &key,
+									&rq->why);
 	if (status != KS_OK)
 		return status;
 	wire_put_uint(&rq->out, key.created, 1);
@@ -242,6 +245,7 @@ KsStatus
 do_sign(Request *rq)
 {
 	char		inst[UUID_TEXT_LEN + 1];
+	KsBytes		known;
 	KsBytes		digest;
 	uint8_t		signature[KS_SIGNATURE_LEN];
 	bool		ok = true;
@@ -250,6 +254,7 @@ do_sign(Request *rq)
 
 	get_uuid(rq, inst, &ok);
 	generation = (uint32_t) wire_get_uint(&rq->in, 4);
+	get_bytes(rq, &known);
 	get_bytes(rq, &digest);
 	if (!wire_done(&rq->in) || digest.len != KS_DIGEST_LEN)
 		return malformed(rq);
@@ -257,7 +262,7 @@ do_sign(Request *rq)
 		return refuse_name(rq);
 	if (provider->sign == NULL)
 		return unsupported(rq);
-	status = provider->sign(keystore, inst, generation, digest.data, signature, &rq->why);
+	status = provider->sign(keystore, inst, generation, known, digest.data, signature, &rq->why);
 	if (status == KS_OK)
 		wire_put_str(&rq->out, signature, sizeof(signature));
 	return status;

@@ -180,5 +180,5 @@ start_double() {
 	port=$(sed -n 's/.*"tls": \([0-9]*\).*/\1/p' "$dir/ready.json")
 	[ -n "$port" ] || die "the double of KMS does not start; see $dir.log"
 	# shellcheck disable=SC2034  # for the callers
-	KEYSTORE_URI="aws-kms://eu-north-1?account=111122223333&endpoint=https://127.0.0.1:$port&test=yes&ca-file=$dir/ca.pem"
+	KEYSTORE_URI="aws-kms://eu-north-1?account=111122223333&endpoint=https://127.0.0.1:$port&test=yes&settled=yes&ca-file=$dir/ca.pem"
 }

@@ -56,6 +56,7 @@ about_one_key(KsStatus status)
 		case KS_ACCESS_DENIED:
 		case KS_INTEGRITY:
 		case KS_MODULE_ERROR:
+		case KS_NOT_YET:
 		case KS_REFUSED:
 		case KS_REGION:
 		case KS_UNSUPPORTED:

@@ -9,6 +9,19 @@
 
 #include "broker_codec.h"
 #include "cipher.h"
+#include "utils/timestamp.h"
+
+/* Seconds since then, or until then: clocks of two nodes may differ. */
+static uint32
+age_of(TimestampTz made)
+{
+	int64		age;
+
+	if (TIMESTAMP_NOT_FINITE(made))
+		return PG_UINT32_MAX;
+	age = (GetCurrentTimestamp() - made) / USECS_PER_SEC;
+	return (uint32) Min(Abs(age), (int64) PG_UINT32_MAX);
+}
 
 /* Body of KS_OP_UNWRAP. */
 void
@@ -17,6 +30,7 @@ codec_put_unwrap(WireWriter *w, const UnwrapRequest *what)
 	wire_put_str(w, what->installation, strlen(what->installation));
 	wire_put_str(w, what->label, strlen(what->label));
 	wire_put_uint(w, what->own_transaction ? 0 : 1, 1);
+	wire_put_uint(w, age_of(what->made), 4);
 	wire_put_uint(w, what->nkeys, 1);
 	for (int i = 0; i < what->nkeys; i++)
 	{

@@ -129,11 +129,19 @@ read_helper(Store *store)
 
 /* ---- what does not ---- */
 
+/* Does a request make the register's key?  The end of its body says so. */
+static bool
+makes_register_key(const Job *job)
+{
+	return job->op == KS_OP_REGISTER_KEY && job->len > 0 &&
+		job->body.bytes[job->len - 1] == KS_MAKE;
+}
+
 /* Making a key is not: nobody knows how far it came. */
 static bool
 may_be_repeated(const Job *job)
 {
-	return job->op != KS_OP_CREATE_KEK && job->op != KS_OP_SETUP;
+	return job->op != KS_OP_CREATE_KEK && job->op != KS_OP_SETUP && !makes_register_key(job);
 }
 
 /* What a keystore works on, in the order in which it was sent. */

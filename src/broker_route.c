@@ -159,7 +159,8 @@ static void
 note_trouble(Job *job, const Store *store, KsStatus status, const char *reason)
 {
 	job->tried |= 1U << store->place;
-	if (status == KS_KEY_ABSENT || status == KS_OTHER_TOKEN || job->trouble != KS_OK)
+	if (status == KS_KEY_ABSENT || status == KS_NOT_YET || status == KS_OTHER_TOKEN ||
+		job->trouble != KS_OK)
 		return;
 	job->trouble = status;
 	strlcpy(job->reason, reason, sizeof(job->reason));

@@ -22,6 +22,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
 /* nomp_crypt.installation */
 #define INST_UUID		1
@@ -33,6 +34,7 @@
 #define KEK_UUID		1
 #define KEK_KEYSTORE	4
 #define KEK_LABEL		5
+#define KEK_CREATED_AT	7
 /* nomp_crypt.tenant_key */
 #define KEY_ID			1
 #define KEY_TENANT		2
@@ -427,7 +429,7 @@ catalog_index_keys(KeyCallback callback, void *arg)
 	end_scan(&own);
 }
 
-/* The KEK that wraps them, and where it is: into a request. */
+/* The KEK that wraps them, where it is, and since when: into a request. */
 static bool
 name_kek(const pg_uuid_t *kek, UnwrapRequest *out)
 {
@@ -435,6 +437,7 @@ name_kek(const pg_uuid_t *kek, UnwrapRequest *out)
 	HeapTuple	tuple;
 	char		keystore[sizeof(KEYSTORE_PREFIX) + KEYSPEC_SERIAL_MAX];
 	bool		found;
+	bool		isnull = true;
 
 	begin_scan(&own, "kek", "kek_pkey", KEK_UUID, F_UUID_EQ, UUIDPGetDatum(kek));
 	tuple = next_row(&own);
@@ -442,8 +445,10 @@ name_kek(const pg_uuid_t *kek, UnwrapRequest *out)
 		text_column(&own, tuple, KEK_LABEL, out->label, sizeof(out->label)) &&
 		text_column(&own, tuple, KEK_KEYSTORE, keystore, sizeof(keystore)) &&
 		catalog_keystore_serial(keystore, out->serial);
+	if (found)
+		out->made = DatumGetTimestampTz(column(&own, tuple, KEK_CREATED_AT, &isnull));
 	end_scan(&own);
-	return found;
+	return found && !isnull;
 }
 
 /*

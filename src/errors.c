@@ -35,6 +35,7 @@ static const StatusText status_texts[] = {
 	[KS_CLOCK_SKEW] = {"this machine's clock differs too much from its own", "Set the clock (NTP)."},
 	[KS_THROTTLED] = {"it asks to come back later", "Requests of this account exceed the service's quota: see docs/aws-kms.md."},
 	[KS_REGION] = {"it is not in a region that is allowed", "See nomp_crypt.keystore_regions; the server log names what offends."},
+	[KS_NOT_YET] = {"it does not show the key yet", "The key was made a short time ago: a key service may need some minutes until it knows it everywhere. Repeat the statement."},
 	[KS_UNSUPPORTED] = {"this kind of keystore cannot do that", "See the README's table of keystores."},
 	[KS_TIMEOUT] = {"it did not answer in time", "Check the token or its network; the time limit is nomp_crypt.keystore_timeout."},
 	[KS_CRASHED] = {"the keystore helper ended unexpectedly", "It has been replaced. If this repeats, the module crashes: see the server log."},
@@ -133,25 +134,49 @@ keystore_status_text(KsStatus status)
 	return status_texts[status].what;
 }
 
-/* Map a keystore's status; tenant is the school the key belongs to, or NULL. */
+/*
+ * Map a keystore's status; tenant is the school the key belongs to, or NULL: a
+ * key that is no school's suspends none.
+ */
 void
 error_keystore(KsStatus status, const char *reason, const char *tenant)
 {
 	bool		known = (size_t) status < lengthof(status_texts) &&
 		status_texts[status].hint != NULL;
 
+	if (status == KS_KEY_ABSENT && tenant != NULL)
+		error_key_unknown(tenant);
 	if (status == KS_KEY_ABSENT)
-		error_key_unknown(tenant != NULL ? tenant : "?");
+		ereport(ERROR,
+				(errcode(ERRCODE_NC_KEY_UNKNOWN),
+				 errmsg("the keystore has no such key"),
+				 reason[0] != '\0' ? errdetail_log("%s", reason) : 0,
+				 errhint("%s", status_texts[status].hint)));
 	if (status == KS_INTEGRITY)
 		error_integrity();
-	if (status == KS_KEY_DISABLED)
+	if (status == KS_KEY_DISABLED && tenant != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_NC_SUSPENDED),
-				 errmsg("tenant \"%s\" is suspended", tenant != NULL ? tenant : "?"),
+				 errmsg("tenant \"%s\" is suspended", tenant),
 				 errhint("Its keys are disabled in the keystore, or will be destroyed there, whatever nomp_crypt.tenants says here; see nomp_crypt.resume_tenant().")));
 	ereport(ERROR,
 			(errcode(ERRCODE_NC_UNAVAILABLE),
 			 errmsg("the keystore is unavailable: %s", keystore_status_text(status)),
 			 reason[0] != '\0' ? errdetail_log("%s", reason) : 0,
 			 known ? errhint("%s", status_texts[status].hint) : 0));
+}
+
+/* The same, of the register's key. */
+void
+error_register_key(KsStatus status, const char *reason)
+{
+	if (status == KS_KEY_ABSENT)
+		error_keystore(KS_OTHER_TOKEN, reason, NULL);
+	if (status != KS_KEY_DISABLED)
+		error_keystore(status, reason, NULL);
+	ereport(ERROR,
+			(errcode(ERRCODE_NC_UNAVAILABLE),
+			 errmsg("the register's key is disabled, or will be destroyed"),
+			 errdetail_log("%s", reason),
+			 errhint("Enable it in the keystore, or cancel its deletion there: the server log names it. If it cannot be saved, see \"The register\" in docs/operations.md.")));
 }

@@ -36,6 +36,7 @@ typedef struct KeyringSlot
 	pg_atomic_uint64 used_at;	/* in ticks of the wall clock */
 	uint32		busyness;		/* seconds in which it was used, older ones count less */
 	Lease		lease;
+	TimestampTz kek_made;
 	int64		checked_at;		/* CLOCK_BOOTTIME of the last good unwrap */
 	char		installation[37];
 	char		label[KS_MAX_LABEL];
@@ -305,6 +306,7 @@ keyring_insert(const UnwrapRequest *from, int which, const WorkingKey *key,
 	slot->in_use = true;
 	slot->own_transaction = from->own_transaction;
 	slot->lease = key->lease;
+	slot->kek_made = from->made;
 	slot->checked_at = lease_boot_now();
 	strlcpy(slot->installation, from->installation, sizeof(slot->installation));
 	strlcpy(slot->label, from->label, sizeof(slot->label));
@@ -450,6 +452,7 @@ keyring_next_check(int *at, int *left, int64 checked_before,
 		strlcpy(out->label, slot->label, sizeof(out->label));
 		strlcpy(out->serial, slot->serial, sizeof(out->serial));
 		out->own_transaction = slot->own_transaction;
+		out->made = slot->kek_made;
 		out->nkeys = 1;
 		out->keys[0] = slot->spec;
 		found = true;

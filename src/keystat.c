@@ -181,6 +181,7 @@ failure_of(KsStatus status)
 		case KS_KEY_DISABLED:
 		case KS_EXISTS:
 		case KS_UNSUPPORTED:
+		case KS_NOT_YET:
 			return KEYSTAT_REFUSED;
 		case KS_BAD_URI:
 		case KS_MODULE_LOAD:

@@ -59,6 +59,7 @@ load(const pg_uuid_t *tenant, int *keys)
 		case KS_KEY_ABSENT:
 		case KS_KEY_DISABLED:
 		case KS_INTEGRITY:
+		case KS_NOT_YET:
 			return NOT_LOADED;	/* this school's trouble, for its sessions to tell */
 		default:
 			error_keystore(status, reason, row.id);

@@ -145,13 +145,22 @@ ask(Question *q, KsOp op, const KeystoreRef *store, char *reason)
 	return status;
 }
 
+/* The public key of a generation, if it is known already. */
+static void
+put_known(Question *q, uint32 generation)
+{
+	const RegisterKey *key = find_generation(generation);
+
+	wire_put_str(&q->w, key != NULL ? key->key.spki : NULL, key != NULL ? JWS_SPKI_LEN : 0);
+}
+
 /*
  * One keystore's key of a generation, made there if asked to.  Whatever is
  * asked of that key afterwards goes to the token that has it: the keystores'
  * order may change meanwhile.
  */
 static KsStatus
-ask_key(const char *installation, uint32 generation, bool make, KeystoreRef store,
+ask_key(const char *installation, uint32 generation, KsMake make, KeystoreRef store,
 		RegisterKey **key, bool *created, char *reason)
 {
 	Question	q;
@@ -161,6 +170,7 @@ ask_key(const char *installation, uint32 generation, bool make, KeystoreRef stor
 	KsStatus	status;
 
 	start_question(&q, installation, generation);
+	put_known(&q, generation);
 	wire_put_uint(&q.w, make, 1);
 	status = ask(&q, KS_OP_REGISTER_KEY, &store, reason);
 	if (status != KS_OK)
@@ -207,7 +217,8 @@ ask_serial(const char *installation, KeystoreRef *store, char *reason)
  * another may have been missed.
  */
 static KsStatus
-find_key_once(const char *installation, uint32 generation, RegisterKey **key, char *reason, bool *twice)
+find_key_once(const char *installation, uint32 generation, KsMake make, RegisterKey **key, char *reason,
+			  bool *twice)
 {
 	KsStatus	answer = KS_NOT_CONFIGURED;
 	KeystoreRef list[MAX_KEYSTORES];
@@ -224,7 +235,7 @@ find_key_once(const char *installation, uint32 generation, RegisterKey **key, ch
 		for (int k = 0; k < i; k++)
 			*twice |= list[i].serial[0] != '\0' && strcmp(list[k].serial, list[i].serial) == 0;
 		if (status == KS_OK)
-			status = ask_key(installation, generation, false, list[i], key, &created, why);
+			status = ask_key(installation, generation, make, list[i], key, &created, why);
 		if (status == KS_OK)
 			return KS_OK;
 		/* one that was never used, or that knows no registers */
@@ -240,14 +251,14 @@ find_key_once(const char *installation, uint32 generation, RegisterKey **key, ch
 }
 
 static KsStatus
-find_key(const char *installation, uint32 generation, RegisterKey **key, char *reason)
+find_key(const char *installation, uint32 generation, KsMake make, RegisterKey **key, char *reason)
 {
 	KsStatus	status;
 	bool		twice;
 	int			attempts = 0;
 
 	do
-		status = find_key_once(installation, generation, key, reason, &twice);
+		status = find_key_once(installation, generation, make, key, reason, &twice);
 	while (status != KS_OK && twice && ++attempts < 10);
 	return status;
 }
@@ -262,7 +273,7 @@ learn_all(const char *installation, char *reason)
 		KsStatus	status = KS_OK;
 
 		if (key == NULL || !key->is_placed)
-			status = find_key(installation, generation, &key, reason);
+			status = find_key(installation, generation, KS_FIND, &key, reason);
 		/* an old one may be gone where newer ones are pinned */
 		if (status == KS_KEY_ABSENT && key == NULL)
 			return KS_OK;
@@ -347,11 +358,11 @@ nc_register_key(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	require_installation(installation);
 	register_pinned_keys(remember_pinned);
-	status = find_key(installation, generation, &key, reason);
+	status = find_key(installation, generation, PG_GETARG_BOOL(1) ? KS_CHOOSE : KS_FIND, &key, reason);
 	if (status == KS_KEY_ABSENT && PG_GETARG_BOOL(1))
-		status = ask_key(installation, generation, true, (KeystoreRef) {{0}, 0}, &key, &created, reason);
+		status = ask_key(installation, generation, KS_MAKE, (KeystoreRef) {{0}, 0}, &key, &created, reason);
 	if (status != KS_OK && status != KS_KEY_ABSENT)
-		error_keystore(status, reason, NULL);
+		error_register_key(status, reason);
 	if (status == KS_OK)
 	{
 		bytea	   *spki = palloc(VARHDRSZ + JWS_SPKI_LEN);
@@ -377,7 +388,7 @@ placed_key(const char *kid, const char *installation)
 	RegisterKey *key = register_key_named(kid, &status, reason);
 
 	if (key != NULL && !key->is_placed)
-		status = find_key(installation, key->generation, &key, reason);
+		status = find_key(installation, key->generation, KS_FIND, &key, reason);
 	if (key == NULL && status == KS_OK)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
@@ -386,7 +397,7 @@ placed_key(const char *kid, const char *installation)
 	if (status == KS_KEY_ABSENT)
 		error_keystore(KS_OTHER_TOKEN, "no keystore has the register's key", NULL);
 	if (status != KS_OK)
-		error_keystore(status, reason, NULL);
+		error_register_key(status, reason);
 	return key;
 }
 
@@ -431,10 +442,11 @@ nc_register_sign(PG_FUNCTION_ARGS)
 		input = jws_input(&key->key, payload);
 		jws_digest(input, digest);
 		start_question(&q, installation, key->generation);
+		put_known(&q, key->generation);
 		wire_put_str(&q.w, digest, sizeof(digest));
 	} while (!ask_holder(key, &q, KS_OP_SIGN, &status, reason) && ++attempts < 2);
 	if (status != KS_OK)
-		error_keystore(status == KS_KEY_ABSENT ? KS_OTHER_TOKEN : status, reason, NULL);
+		error_register_key(status, reason);
 	if (wire_get_str(&q.r, &signature) != KS_SIGNATURE_LEN || !wire_done(&q.r))
 		error_keystore(KS_MODULE_ERROR, "malformed answer from the keystore helper", NULL);
 	jws = jws_finish(input, signature);
@@ -457,7 +469,7 @@ nc_register_verify(PG_FUNCTION_ARGS)
 	char	   *payload = register_open(text_to_cstring(PG_GETARG_TEXT_PP(0)), &status, reason);
 
 	if (payload == NULL && status != KS_OK)
-		error_keystore(status, reason, NULL);
+		error_register_key(status, reason);
 	if (payload == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(payload));
@@ -495,7 +507,7 @@ nc_register_head(PG_FUNCTION_ARGS)
 	if (status == KS_UNSUPPORTED)
 		PG_RETURN_NULL();
 	if (status != KS_OK)
-		error_keystore(status, reason, NULL);
+		error_register_key(status, reason);
 	wire_get_cstr(&q.r, head, sizeof(head));
 	if (!wire_done(&q.r))
 		error_keystore(KS_MODULE_ERROR, "malformed answer from the keystore helper", NULL);

@@ -122,7 +122,7 @@ register_proves_erased(const TenantRow *tenant)
 	uuid_text(&tenant->uuid, search.school);
 	catalog_records(&tenant->uuid, look_at, &search);
 	if (!search.found && search.trouble != KS_OK)
-		error_keystore(search.trouble, search.reason, tenant->id);
+		error_register_key(search.trouble, search.reason);
 	if (search.found)
 		(void) is_proved(&tenant->uuid, true);
 	return search.found;

@@ -68,6 +68,7 @@ static uint8_t body_buf[2 * KS_MAX_FRAME];
 static WireWriter body;
 static Reply reply;
 static int	patience = PATIENCE;
+static uint32_t kek_age = UINT32_MAX;	/* what unwraps say of it */
 static int	asked_patience;		/* what requests say of it, if not the same */
 static const char *regions = "eu-north-1";
 static const char *expected_token = "";	/* what requests name; "" for any */
@@ -365,6 +366,7 @@ unwrap(Helper *h, const char *inst, const char *label, bool confirm, DataKey *ke
 	put(inst);
 	put(label);
 	put_uint(confirm, 1);
+	put_uint(kek_age, 4);
 	put_uint((uint64_t) n, 1);
 	for (int i = 0; i < n; i++)
 	{

@@ -99,6 +99,7 @@ test_frames(void)
 	put(INST);
 	put(KEK1);
 	put_uint(2, 1);
+	put_uint(0, 4);
 	put_uint(0, 1);
 	tap_ok(body_ends_helper(KS_OP_UNWRAP), "a flag that is neither 0 nor 1");
 }

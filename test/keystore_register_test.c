@@ -36,7 +36,8 @@ register_key(Helper *h, const char *inst, uint32_t generation, unsigned create, 
 	begin();
 	put(inst);
 	put_uint(generation, 4);
-	put_uint(create, 1);
+	put("");
+	put_uint(create ? KS_MAKE : KS_FIND, 1);
 	status = ask(h, KS_OP_REGISTER_KEY);
 	if (status != KS_OK)
 		return status;
@@ -60,6 +61,7 @@ sign(Helper *h, const char *inst, uint32_t generation, const char *text, uint8_t
 	begin();
 	put(inst);
 	put_uint(generation, 4);
+	put("");
 	wire_put_str(&body, digest, sizeof(digest));
 	status = ask(h, KS_OP_SIGN);
 	if (status != KS_OK)

@@ -42,6 +42,7 @@ test_uris(void)
 		"aws-kms://eu-north-1?account=12345678901x", "aws-kms://eu-north-1?endpoint=http://kms.example.com",
 		"aws-kms://eu-north-1?endpoint=ftp://kms.example.com", "aws-kms://eu-north-1?endpoint=https://h&fips=yes",
 		"aws-kms://eu-north-1?key-policy=policy.json", "aws-kms://eu-north-1?ca-file=/etc/ca.pem",
+		"aws-kms://eu-north-1?settled=yes",
 	};
 	char		uri[4 * PATH_MAX];
 
@@ -493,6 +494,7 @@ ask_sign(Helper *h)
 	begin();
 	put(INST);
 	put_uint(1, 4);
+	put("");
 	wire_put_str(&body, digest, sizeof(digest));
 	return ask(h, KS_OP_SIGN);
 }
@@ -503,7 +505,8 @@ test_register(Helper *h)
 	begin();
 	put(INST);
 	put_uint(1, 4);
-	put_uint(1, 1);
+	put("");
+	put_uint(KS_MAKE, 1);
 	if (ask(h, KS_OP_REGISTER_KEY) != KS_OK || ask_sign(h) != KS_OK)
 		tap_bail("no signature: %s", reply.reason);
 	FAULT("\"kind\": \"patch\", \"action\": \"Sign\", \"values\": {\"KeyId\": \"" OTHER_KEY "\"}");

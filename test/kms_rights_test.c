@@ -57,7 +57,8 @@ register_key(Helper *h, uint32_t generation, bool create)
 	begin();
 	put(INST);
 	put_uint(generation, 4);
-	put_uint(create, 1);
+	put("");
+	put_uint(create ? KS_MAKE : KS_FIND, 1);
 	return ask(h, KS_OP_REGISTER_KEY);
 }
 
@@ -69,6 +70,7 @@ sign(Helper *h, uint32_t generation)
 	begin();
 	put(INST);
 	put_uint(generation, 4);
+	put("");
 	wire_put_str(&body, digest, sizeof(digest));
 	return ask(h, KS_OP_SIGN);
 }

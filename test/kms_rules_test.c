@@ -64,7 +64,8 @@ test_sent(Helper *h)
 	begin();
 	put(INST);
 	put_uint(7, 4);
-	put_uint(1, 1);
+	put("");
+	put_uint(KS_MAKE, 1);
 	if (ask(h, KS_OP_REGISTER_KEY) != KS_OK)
 		tap_bail("no key for the register: %s", reply.reason);
 	tap_ok(was_sent("CreateKey", "\"KeySpec\": \"ECC_NIST_P256\", \"KeyUsage\": \"SIGN_VERIFY\", \"Origin\": \"AWS_KMS\", \"MultiRegion\": false") &&
@@ -135,6 +136,7 @@ send_unwrap(Helper *h, uint64_t id, const char *label, const DataKey *key)
 	put(INST);
 	put(label);
 	put_uint(0, 1);
+	put_uint(kek_age, 4);
 	put_uint(1, 1);
 	put(key->aad);
 	wire_put_str(&body, key->wrapped, key->wrapped_len);

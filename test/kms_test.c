@@ -303,7 +303,8 @@ register_key(Helper *h, uint32_t generation, bool create, bool *created, char *p
 	begin();
 	put(INST);
 	put_uint(generation, 4);
-	put_uint(create, 1);
+	put("");
+	put_uint(create ? KS_MAKE : KS_FIND, 1);
 	status = ask(h, KS_OP_REGISTER_KEY);
 	*created = status == KS_OK && wire_get_uint(&reply.r, 1) == 1;
 	if (status != KS_OK)
@@ -326,6 +327,7 @@ sign(Helper *h, uint32_t generation, const char *text)
 	begin();
 	put(INST);
 	put_uint(generation, 4);
+	put("");
 	wire_put_str(&body, digest, sizeof(digest));
 	status = ask(h, KS_OP_SIGN);
 	if (status == KS_OK && wire_get_str(&reply.r, &signature) != KS_SIGNATURE_LEN)
@@ -443,6 +445,7 @@ test_in_flight(const char *uri)
 			put(INST);
 			put(labels[sent]);
 			put_uint(0, 1);
+			put_uint(kek_age, 4);
 			put_uint(1, 1);
 			put(keys[sent].aad);
 			wire_put_str(&body, keys[sent].wrapped, keys[sent].wrapped_len);
@@ -511,6 +514,7 @@ test_end_in_flight(const char *uri, const DataKey *key)
 	put(INST);
 	put(KEK1);
 	put_uint(0, 1);
+	put_uint(kek_age, 4);
 	put_uint(1, 1);
 	put(key->aad);
 	wire_put_str(&body, key->wrapped, key->wrapped_len);

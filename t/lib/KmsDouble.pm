@@ -60,7 +60,9 @@ sub start_double
 	return $double;
 }
 
-# double_uri(FOLDER, OPTIONS): the setting for it, with more options in it.
+# double_uri(FOLDER, OPTIONS): the setting for it, with more options in it.  What
+# was destroyed there is believed to be gone however young it was, as it may be
+# in tests only; not with "&settled=no".
 sub double_uri
 {
 	my ($folder, $options) = @_;
@@ -70,6 +72,7 @@ sub double_uri
 	return
 	  "aws-kms://$region?endpoint=https://127.0.0.1:$doubles{$folder}->{tls}"
 	  . "&test=yes&ca-file=$folder/ca.pem"
+	  . (($options // '') =~ /&settled=/ ? '' : '&settled=yes')
 	  . ($options // '');
 }
 
