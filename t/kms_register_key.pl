@@ -124,10 +124,7 @@ my $session = start_query($node, $ways{rotate_register_key});
 wait_until(sub { (double_says($aws, 'counts')->{CreateKey} // 0) == 1 },
 	'the key to be made');
 restart_helper($node);
-like(
-	(join '', end_query($session)),
-	qr/^NC004/,
-	'whoever wanted it is told');
+like((join '', end_query($session)), qr/^NC004/, 'whoever wanted it is told');
 is(double_says($aws, 'counts')->{CreateKey},
 	1, 'and it is not made again unasked');
 double_says($aws, 'recover');
