@@ -18,8 +18,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
-VERSION, HELPER_FD = 4, 3
+VERSION, HELPER_FD = 6, 3
 HELLO, SETUP, REGISTER_KEY, SIGN, HEAD = 1, 3, 14, 15, 16
+FIND, MAKE = 0, 2
 REGIONS = "eu-north-1 eu-central-1"
 
 tests = 0
@@ -97,8 +98,9 @@ def verifies(public, raw, digest):
     return True
 
 
-def register_key(helper, installation, create):
-    reply = helper.ask(REGISTER_KEY, text(installation) + struct.pack(">IB", 1, create))
+def register_key(helper, installation, make):
+    reply = helper.ask(REGISTER_KEY, text(installation) + struct.pack(">I", 1) + text("") +
+                       struct.pack(">B", make))
     return reply.take(1)[0], reply.string().decode(), reply.string()
 
 
@@ -106,13 +108,14 @@ def main():
     helper = Helper(sys.argv[1], sys.argv[2])
     installation = str(uuid.uuid4())
     check(helper.ask(SETUP, text(installation)).take(1) == b"\x01", "a canary is made")
-    created, reference, spki = register_key(helper, installation, 1)
+    created, reference, spki = register_key(helper, installation, MAKE)
     check(created == 1 and reference.startswith("arn:aws:kms:"), "a key pair is made")
     public = serialization.load_der_public_key(spki)
     digest = os.urandom(32)
-    raw = helper.ask(SIGN, text(installation) + struct.pack(">I", 1) + text(digest)).string()
+    raw = helper.ask(SIGN, text(installation) + struct.pack(">I", 1) + text(spki) +
+                     text(digest)).string()
     check(len(raw) == 64 and verifies(public, raw, digest), "it signs a digest")
-    check(register_key(helper, installation, 0) == (0, reference, spki), "it is found again")
+    check(register_key(helper, installation, FIND) == (0, reference, spki), "it is found again")
     head = "1:" + "ab" * 32
     helper.ask(HEAD, text(installation) + b"\x01" + text(head))
     check(helper.ask(HEAD, text(installation) + b"\x00" + text("")).string().decode() == head,
