@@ -3625,7 +3625,8 @@ $$;
 REVOKE ALL ON FUNCTION nomp_crypt._pending_keys(uuid, uuid) FROM PUBLIC;
 
 -- Then the keystore, so that no backup and no node that has not got the news
--- can read. Returns whether the token did it.
+-- can read. Returns whether the keystores did it, with every key on record that
+-- nobody has asked them to destroy: they may find fewer than there are.
 CREATE FUNCTION nomp_crypt._suspend_keys(tenant uuid) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -3633,6 +3634,7 @@ DECLARE
 	installation uuid := nomp_crypt._require_owner();
 	school record;
 	done record;
+	recorded bigint;
 BEGIN
 	SELECT t.id, t.uuid, t.state, t.suspended_at, nomp_crypt._committed(t.xmin) AS committed INTO school
 	FROM nomp_crypt.tenant t WHERE t.uuid = _suspend_keys.tenant FOR UPDATE;
@@ -3642,9 +3644,11 @@ BEGIN
 			HINT = 'CALL nomp_crypt.suspend_tenant() goes through all steps.';
 	END IF;
 	SELECT * INTO done FROM nomp_crypt._enable_keys(installation, school.uuid, false);
+	SELECT count(*) INTO recorded FROM nomp_crypt.kek k
+	WHERE k.tenant = school.uuid AND k.state <> 'destroyed' AND k.submitted_at IS NULL;
 	PERFORM nomp_crypt._audit('disable_keys', school.id,
-		jsonb_build_object('uuid', school.uuid, 'keys', done.keys, 'disabled', done.obeyed));
-	RETURN done.obeyed = done.keys;
+		jsonb_build_object('uuid', school.uuid, 'keys', greatest(done.keys, recorded), 'disabled', done.obeyed));
+	RETURN done.obeyed >= greatest(done.keys, recorded);
 END
 $$;
 REVOKE ALL ON FUNCTION nomp_crypt._suspend_keys(uuid) FROM PUBLIC;

@@ -86,7 +86,7 @@ nc_suspend_tenant(PG_FUNCTION_ARGS)
 	steps_commit();
 	if (strcmp(obeyed, "true") != 0)
 		ereport(NOTICE,
-				(errmsg("the keystore does not disable keys: whoever restores a backup can read the tenant's values with it"),
+				(errmsg("the keystore does not disable all keys: whoever restores a backup can read the tenant's values with it"),
 				 errhint("On this server and its standbys the tenant is suspended.")));
 	SPI_finish();
 	PG_RETURN_VOID();

@@ -388,6 +388,19 @@ is(school_reads($node, 'living'), 'Anna i living', 'another school reads');
 		'none of the two is');
 	tag_again($theirs);
 	is(called("resume_tenant('living')") =~ /ERROR/, '', 'it is resumed');
+
+	tag_as($living, $theirs);
+	restart_helper($node);
+	like(
+		called("suspend_tenant('living')"),
+		qr/NOTICE:  \w+: the keystore does not disable all keys/,
+		'suspended with a key that is not found by its tag: that is said');
+	tag_again($living);
+	restart_helper($node);
+	is(called("suspend_tenant('living')"),
+		'', 'tagged as it was, it is disabled');
+	is(state_of($living), 'Disabled', 'in KMS');
+	is(called("resume_tenant('living')"), '', 'and enabled again');
 	is(erase('theirs') =~ /ERROR/, '', 'tagged as it was, it is found');
 	is( join(' ', map { state_of($_) } $theirs, $living),
 		'PendingDeletion Enabled',

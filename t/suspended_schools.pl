@@ -262,7 +262,7 @@ is(reading('enabled'), 'Anna', 'half resumed: it reads');
 		$err,
 		over_kms()
 		? qr/ERROR:  the keystore is unavailable: it does not allow this/
-		: qr/NOTICE:  the keystore does not disable keys:/,
+		: qr/NOTICE:  the keystore does not disable all keys:/,
 		'a token that does not disable them: the call says so');
 	is(reading('school'), 'NC002', 'and the school is suspended here');
 	is(by_keystore('school'), 'Anna', 'but not for whoever asks the token');
