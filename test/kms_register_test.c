@@ -69,9 +69,9 @@ make_twin(const char *generation)
 {
 	static char id[64];
 	const char *at = strstr(control("{\"do\": \"call\", \"action\": \"CreateKey\", \"KeySpec\": \"ECC_NIST_P256\", "
-									"\"KeyUsage\": \"SIGN_VERIFY\", \"Tags\": ["
+									"\"KeyUsage\": \"SIGN_VERIFY\", \"Description\": \"" REGISTER("%s") "\", \"Tags\": ["
 									"{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"" REGISTER("%s") "\"}]}",
-									generation), "\"KeyId\": \"");
+									generation, generation), "\"KeyId\": \"");
 
 	if (at == NULL)
 		tap_bail("no twin");
