@@ -108,7 +108,7 @@ refuse_stray(const char *arn, const char *made_as, KsFailure *why)
 	return ks_fail(why, KS_REFUSED, "%s was made as \"%s\", but its tag " TAG_LABEL " is another", arn, made_as);
 }
 
-/* Ask for the canaries that are known, now; how many there are. */
+/* Ask for the canaries that are known, now; is there one?  Two are refused. */
 static KsStatus
 see_canaries(Keystore *ks, const char *inst, KmsKey *out, size_t *n, KsFailure *why)
 {
@@ -141,11 +141,11 @@ see_canaries(Keystore *ks, const char *inst, KmsKey *out, size_t *n, KsFailure *
 			ks_fail(why, KS_OK, "the canary, %s, is scheduled for deletion on %s",
 					known.items[i].arn, date);
 		}
-		else
-		{
+		else if ((*n)++ == 0)
 			*out = known.items[i];
-			(*n)++;
-		}
+		else
+			status = ks_fail(why, KS_REFUSED, "two keys are tagged as this installation's canary, "
+							 "%s and %s: take the tag off one", out->arn, known.items[i].arn);
 	}
 	directory_free_keys(&known);
 	return status;
@@ -180,9 +180,6 @@ kms_canary(Keystore *ks, const char *inst, KmsKey *out, KsFailure *why)
 	}
 	if (status != KS_OK)
 		return status;
-	if (n > 1)
-		return ks_fail(why, KS_REFUSED, "%zu keys are tagged as this installation's canary: take the tag off all but one",
-					   n);
 	if (n == 1)
 		return learn_account(ks, out->arn, why);
 	if (why->reason[0] != '\0')
