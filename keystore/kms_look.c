@@ -108,6 +108,19 @@ refuse_stray(const char *arn, const char *made_as, KsFailure *why)
 	return ks_fail(why, KS_REFUSED, "%s was made as \"%s\", but its tag " TAG_LABEL " is another", arn, made_as);
 }
 
+/* If several keys may be meant, the tags of one are read again: some may be off by now. */
+static KsStatus
+tell_apart(Keystore *ks, KmsKeys *known, size_t i, KsFailure *why)
+{
+	KmsKey	   *key = &known->items[i];
+	KsStatus	status = known->n > 1 ? directory_read(ks, key->arn, key, why) : KS_OK;
+
+	if (status != KS_KEY_ABSENT)
+		return status;
+	key->label[0] = '\0';
+	return KS_OK;
+}
+
 /* Ask for the canaries that are known, now; is there one?  Two are refused. */
 static KsStatus
 see_canaries(Keystore *ks, const char *inst, KmsKey *out, size_t *n, KsFailure *why)
@@ -126,9 +139,11 @@ see_canaries(Keystore *ks, const char *inst, KmsKey *out, size_t *n, KsFailure *
 		KmsSight	sight;
 		char		date[32];
 
-		if (strcmp(known.items[i].label, label) != 0)
+		status = tell_apart(ks, &known, i, why);
+		if (status == KS_OK && strcmp(known.items[i].label, label) != 0)
 			continue;
-		status = kms_describe(ks, known.items[i].arn, KMS_WRAPPING, &sight, why);
+		if (status == KS_OK)
+			status = kms_describe(ks, known.items[i].arn, KMS_WRAPPING, &sight, why);
 		if (status != KS_OK)
 			break;
 		if (!sight.found)

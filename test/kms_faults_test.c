@@ -211,10 +211,22 @@ test_wrapped(Helper *h, const DataKey *good, const DataKey *others)
 
 /* ---- never absent, never bad, unless it is ---- */
 
+/* What the last call on the control port made. */
+static const char *
+made_id(void)
+{
+	static char id[64];
+	const char *at = strstr(said, "\"KeyId\": \"");
+
+	snprintf(id, sizeof(id), "%.*s", at == NULL ? 0 : (int) strcspn(at + 10, "\""), at == NULL ? "" : at + 10);
+	return id;
+}
+
 static void
 test_verdicts(Helper *h, DataKey *good)
 {
 	DataKey		changed = *good;
+	char		twin[64];
 	const char *canary = key_id(CANARY);
 
 	changed.wrapped[changed.wrapped_len - 1] ^= 1;
@@ -250,10 +262,13 @@ test_verdicts(Helper *h, DataKey *good)
 	(void) control("{\"do\": \"change\", \"key\": \"%s\", \"state\": \"Enabled\", \"deletion\": null}", canary);
 	tap_ok(see(h, INST, SCHOOL) == 1, "saved, it does again");
 	(void) control("{\"do\": \"call\", \"action\": \"CreateKey\", \"Description\": \"" CANARY "\", \"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"" CANARY "\"}]}");
+	snprintf(twin, sizeof(twin), "%s", made_id());
 	tap_ok(see(h, INST, SCHOOL) == -1 && strstr(reply.reason, "two keys") != NULL &&
 		   strstr(reply.reason, "take the tag off") != NULL,
 		   "of two canaries none is believed, and both are named: %s", reply.reason);
 	tap_ok(status_of(kms_uri) != KS_OK, "by a new helper neither");
+	(void) control("{\"do\": \"call\", \"action\": \"UntagResource\", \"KeyId\": \"%s\", \"TagKeys\": [\"nomp_crypt:label\"]}", twin);
+	tap_ok(see(h, INST, SCHOOL) == 1, "the tag off one, the other is: %s", reply.reason);
 }
 
 /* Take the last key that the test made behind the helper's back away. */
@@ -261,17 +276,6 @@ static void
 end_key(const char *id)
 {
 	(void) control("{\"do\": \"delete\", \"key\": \"%s\"}", id);
-}
-
-/* What the last call on the control port made. */
-static const char *
-made_id(void)
-{
-	static char id[64];
-	const char *at = strstr(said, "\"KeyId\": \"");
-
-	snprintf(id, sizeof(id), "%.*s", at == NULL ? 0 : (int) strcspn(at + 10, "\""), at == NULL ? "" : at + 10);
-	return id;
 }
 
 /* ---- keys that are not what they should be ---- */
