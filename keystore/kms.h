@@ -26,7 +26,7 @@
 #define KMS_MAX_THREADS		16	/* that one request starts for its calls */
 #define KMS_MAX_BLOB		(KS_MAX_WRAPPED - 3)
 #define KMS_FIRST_PAUSE		0.05	/* seconds, then kms_longer */
-#define KMS_LAG				300 /* seconds until a new key shows everywhere, at most */
+#define KMS_LAG				300 /* seconds until a new key shows everywhere, and policies know its tags */
 #define KMS_MIN_DAYS		7
 #define KMS_MAX_DAYS		30
 
@@ -182,6 +182,9 @@ extern bool kms_wrapped_make(const char *arn, const uint8_t *blob, size_t blob_l
 extern KsStatus kms_configure(Keystore *ks, const char *text, KsFailure *why);
 
 /* kms_call.c */
+extern void kms_expect(const char *serial);
+extern KsStatus kms_check_expected(Keystore *ks, KsFailure *why);
+extern void kms_serial(Keystore *ks, char out[KS_MAX_SERIAL + 1]);
 extern void kms_set_patience(uint32_t milliseconds);
 extern double kms_now(void);
 extern double kms_time_left(void);
@@ -210,6 +213,7 @@ extern bool directory_put(KmsDirectory *dir, const KmsKey *key);
 extern void directory_described(KmsDirectory *dir, const char *arn, const char *made_as);
 extern void directory_made(KmsDirectory *dir, const char *arn);
 extern bool directory_is_new(KmsDirectory *dir, const char *arn);
+extern bool directory_made_lately(KmsDirectory *dir, const char *label);
 extern void directory_gone(KmsDirectory *dir, const char *arn);
 extern bool directory_match(KmsDirectory *dir, const char *label, bool as_prefix, KmsKeys *out);
 extern void directory_free_keys(KmsKeys *keys);
@@ -219,9 +223,6 @@ extern KsStatus directory_refresh(Keystore *ks, KsFailure *why);
 extern KsStatus directory_read(Keystore *ks, const char *arn, KmsKey *out, KsFailure *why);
 
 /* kms_look.c */
-extern void kms_expect(const char *serial);
-extern KsStatus kms_check_expected(Keystore *ks, KsFailure *why);
-extern void kms_serial(Keystore *ks, char out[KS_MAX_SERIAL + 1]);
 extern KsStatus kms_begin(Keystore *ks, const char *inst, KsFailure *why);
 extern bool kms_knows_canary(Keystore *ks, const char *inst);
 extern KsStatus kms_canary(Keystore *ks, const char *inst, KmsKey *out, KsFailure *why);

@@ -18,6 +18,7 @@
 #define MAX_MARGIN			500 /* kept for the answer to arrive in time */
 
 static _Thread_local double deadline;
+static _Thread_local char expected[KS_MAX_SERIAL + 1];
 
 double
 kms_now(void)
@@ -141,6 +142,38 @@ kms_answers_for(const char *action, const AwsReply *reply, const char *arn, KsFa
 	if (key != NULL && strcmp(key, arn) == 0)
 		return KS_OK;
 	return ks_fail(why, KS_MODULE_ERROR, "%s: the answer is about another key than %s", action, arn);
+}
+
+/* ---- which account it is ---- */
+
+/* The account that this thread's next operation is for. */
+void
+kms_expect(const char *serial)
+{
+	snprintf(expected, sizeof(expected), "%s", serial);
+}
+
+/* What stands in for a token's serial number; "" as long as it is not known. */
+void
+kms_serial(Keystore *ks, char out[KS_MAX_SERIAL + 1])
+{
+	pthread_mutex_lock(&ks->lock);
+	out[0] = '\0';
+	if (ks->account[0] != '\0')
+		snprintf(out, KS_MAX_SERIAL + 1, "arn:%.12s:kms:%.24s:%s", ks->partition,
+				 ks->options.region, ks->account);
+	pthread_mutex_unlock(&ks->lock);
+}
+
+KsStatus
+kms_check_expected(Keystore *ks, KsFailure *why)
+{
+	char		serial[KS_MAX_SERIAL + 1];
+
+	kms_serial(ks, serial);
+	if (expected[0] == '\0' || strcmp(serial, expected) == 0)
+		return KS_OK;
+	return ks_fail(why, KS_OTHER_TOKEN, "the keystore is \"%s\", not the one expected", serial);
 }
 
 /* ---- DescribeKey ---- */

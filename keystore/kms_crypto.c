@@ -210,9 +210,15 @@ kms_prove_healthy(Keystore *ks, const char *inst, KsFailure *why)
 
 /* ---- wrapping ---- */
 
-/* Wrap under a KEK of which only the name is certain. */
-KsStatus
-kms_wrap(Keystore *ks, const KsLabel *label, bool fresh, KsNewKey *key, KsFailure *why)
+static KsStatus
+not_yet(const KsLabel *label, KsFailure *why)
+{
+	return ks_fail(why, KS_NOT_YET, "the key \"%s\" was made a short time ago, and the service does not show it yet",
+				   label->base);
+}
+
+static KsStatus
+wrap(Keystore *ks, const KsLabel *label, bool fresh, KsNewKey *key, KsFailure *why)
 {
 	const KmsPlace place = {label->inst, label->tenant, key->aad};
 	double		pause = FIRST_PAUSE;
@@ -234,6 +240,17 @@ kms_wrap(Keystore *ks, const KsLabel *label, bool fresh, KsNewKey *key, KsFailur
 	}
 	return status != KS_OK ? status :
 		ks_fail(why, KS_MODULE_ERROR, "the service does not use %s, which is enabled", kek.arn);
+}
+
+/* Wrap under a KEK of which only the name is certain. */
+KsStatus
+kms_wrap(Keystore *ks, const KsLabel *label, bool fresh, KsNewKey *key, KsFailure *why)
+{
+	KsStatus	status = wrap(ks, label, fresh, key, why);
+
+	if (status == KS_KEY_ABSENT && !ks->settled && directory_made_lately(ks->directory, label->base))
+		return not_yet(label, why);
+	return status;
 }
 
 /* ---- unwrapping ---- */
@@ -442,7 +459,8 @@ KsStatus
 kms_unwrap(Keystore *ks, const KsLabel *label, bool confirm, uint32_t age, KsWrappedKey *keys,
 		   int n, KsFailure *why)
 {
-	Unwrap		u = {.label = label, .confirm = confirm, .young = age < KMS_LAG && !ks->settled};
+	Unwrap		u = {.label = label, .confirm = confirm, .young = !ks->settled &&
+		(age < KMS_LAG || directory_made_lately(ks->directory, label->base))};
 	KsStatus	status = kms_begin(ks, label->inst, why);
 
 	if (status == KS_OK && n == 0)
@@ -453,7 +471,6 @@ kms_unwrap(Keystore *ks, const KsLabel *label, bool confirm, uint32_t age, KsWra
 		try_to_take_off_mark(ks, &u);
 	/* that the time was up while it was looked for by its label is no outage */
 	if (u.young && (status == KS_KEY_ABSENT || (status == KS_NETWORK && u.missed)))
-		return ks_fail(why, KS_NOT_YET, "the key \"%s\" was made %u seconds ago, and the service does not show it yet",
-					   label->base, (unsigned) age);
+		return not_yet(label, why);
 	return status;
 }

@@ -23,7 +23,6 @@
 
 #define LIST_LIMIT		1000
 #define MAX_PAGES		2000
-#define TAGS_LAG		300		/* seconds until policies know a key's tags, at most */
 
 typedef struct Entry
 {
@@ -210,9 +209,27 @@ directory_is_new(KmsDirectory *dir, const char *arn)
 
 	pthread_mutex_lock(&dir->lock);
 	entry = find_entry(dir, arn);
-	new = entry != NULL && entry->made != 0 && kms_now() - entry->made < TAGS_LAG;
+	new = entry != NULL && entry->made != 0 && kms_now() - entry->made < KMS_LAG;
 	pthread_mutex_unlock(&dir->lock);
 	return new;
+}
+
+/* Did this helper make the key of a label so lately that it may not show? */
+bool
+directory_made_lately(KmsDirectory *dir, const char *label)
+{
+	bool		lately = false;
+
+	pthread_mutex_lock(&dir->lock);
+	for (size_t i = 0; i < dir->n && !lately; i++)
+	{
+		const Entry *entry = dir->entries[i];
+
+		lately = entry->made != 0 && kms_now() - entry->made < KMS_LAG &&
+			strcmp(entry->key.made_as, label) == 0;
+	}
+	pthread_mutex_unlock(&dir->lock);
+	return lately;
 }
 
 /* Remember that AWS manages a key. */

@@ -27,38 +27,6 @@
 #define LOOKS			3		/* before a key is called absent */
 #define LOOK_PAUSE		0.5		/* seconds between them */
 
-static _Thread_local char expected[KS_MAX_SERIAL + 1];
-
-/* The account that this thread's next operation is for. */
-void
-kms_expect(const char *serial)
-{
-	snprintf(expected, sizeof(expected), "%s", serial);
-}
-
-/* What stands in for a token's serial number; "" as long as it is not known. */
-void
-kms_serial(Keystore *ks, char out[KS_MAX_SERIAL + 1])
-{
-	pthread_mutex_lock(&ks->lock);
-	out[0] = '\0';
-	if (ks->account[0] != '\0')
-		snprintf(out, KS_MAX_SERIAL + 1, "arn:%.12s:kms:%.24s:%s", ks->partition,
-				 ks->options.region, ks->account);
-	pthread_mutex_unlock(&ks->lock);
-}
-
-KsStatus
-kms_check_expected(Keystore *ks, KsFailure *why)
-{
-	char		serial[KS_MAX_SERIAL + 1];
-
-	kms_serial(ks, serial);
-	if (expected[0] == '\0' || strcmp(serial, expected) == 0)
-		return KS_OK;
-	return ks_fail(why, KS_OTHER_TOKEN, "the keystore is \"%s\", not the one expected", serial);
-}
-
 /* Begin an operation: can the service be asked, and is it the one expected? */
 KsStatus
 kms_begin(Keystore *ks, const char *inst, KsFailure *why)
@@ -255,7 +223,10 @@ is_wanted(const KmsQuery *query, const KmsKey *key)
 		(!query->provisional || key->provisional);
 }
 
-/* Keep what is wanted; of the others, *stray is one that the tag says is. */
+/*
+ * Keep what is wanted; of the others, *stray is one that the tag says is.  One
+ * that is pending deletion is left out: its tags cannot be put right any more.
+ */
 static void
 sort_out(const KmsQuery *query, KmsFounds *founds, KmsKey *stray)
 {
@@ -269,6 +240,8 @@ sort_out(const KmsQuery *query, KmsFounds *founds, KmsKey *stray)
 			continue;
 		if (strcmp(key->label, key->made_as) == 0)
 			founds->items[kept++] = founds->items[i];
+		else if (founds->items[i].sight.state == KS_STATE_PENDING)
+			continue;
 		else if (stray->arn[0] == '\0' || is_label_of(query, key->label))
 			*stray = *key;
 	}
@@ -371,6 +344,20 @@ kms_find(Keystore *ks, const char *inst, const char *label, KmsKind kind, KmsFou
 	return ks_fail(why, KS_KEY_ABSENT, "there is no key \"%s\"", label);
 }
 
+/* A key was found by its name: its tag may be right again since it was read. */
+static KsStatus
+learn_label(Keystore *ks, const char *arn, const char *made_as, KsFailure *why)
+{
+	KmsKey		key;
+	KsStatus	status;
+
+	directory_described(ks->directory, arn, made_as);
+	if (!directory_get(ks->directory, arn, &key) || strcmp(key.label, made_as) == 0)
+		return KS_OK;
+	status = directory_read(ks, arn, &key, why);
+	return status == KS_KEY_ABSENT ? KS_OK : status;
+}
+
 /* Ask for those that were not found yet; how many are left. */
 static KsStatus
 look_again(Keystore *ks, KsLooked *keys, int n, int *left, KsFailure *why)
@@ -389,6 +376,8 @@ look_again(Keystore *ks, KsLooked *keys, int n, int *left, KsFailure *why)
 		status = kms_check_arn(ks, &arn, why);
 		if (status == KS_OK)
 			status = kms_describe(ks, keys[i].reference, KMS_WRAPPING, &sight, why);
+		if (status == KS_OK && sight.found)
+			status = learn_label(ks, keys[i].reference, sight.made_as, why);
 		if (status != KS_OK)
 			return status;
 		keys[i].found = sight.found;
@@ -492,8 +481,10 @@ look_by_description(Keystore *ks, const char *label, KsFailure *why)
 	directory_free_keys(&known);
 	if (status == KS_OK && !directory_match(ks->directory, label, false, &known))
 		return ks_fail(why, KS_MODULE_ERROR, "out of memory");
+	/* it goes on from here the next time: no outage */
 	if (status != KS_OK)
-		return status;
+		return kms_time_left() > 0 ? status :
+			ks_fail(why, KS_REFUSED, "there was no time to ask what all keys were made as; repeat the call");
 	*why = said;
 	status = known.n == 0 ? KS_KEY_ABSENT :
 		refuse_stray(known.items[0].arn, known.items[0].made_as, why);

@@ -166,16 +166,20 @@ pick_oldest(const KmsFounds *founds, KmsFound *out, KsFailure *why)
 	return KS_OK;
 }
 
-/* Several keys have the label. */
+/* Several keys have the label, or one that was made as something else; "why" says so. */
 static KsStatus
 pick_pair(Keystore *ks, const Pair *pair, const char *label, KmsFound *out, KsFailure *why)
 {
 	const KmsQuery query = {pair->inst, label, false, false, KMS_SIGNING};
+	const KsFailure said = *why;
 	KmsFounds	founds;
 	KsStatus	status = kms_look(ks, &query, &founds, why);
 
 	if (status == KS_OK && founds.n == 0)
-		status = ks_fail(why, KS_NETWORK, "the service shows keys \"%s\" and then none", label);
+	{
+		*why = said;
+		status = KS_REFUSED;
+	}
 	else if (status == KS_OK && pair->known.len > 0)
 		status = pick_known(ks, pair, &founds, out, why);
 	else if (status == KS_OK && pair->choose)

@@ -222,6 +222,13 @@ made_id(void)
 	return id;
 }
 
+/* Take a key that the test made behind the helper's back away. */
+static void
+end_key(const char *id)
+{
+	(void) control("{\"do\": \"delete\", \"key\": \"%s\"}", id);
+}
+
 static void
 test_verdicts(Helper *h, DataKey *good)
 {
@@ -269,13 +276,7 @@ test_verdicts(Helper *h, DataKey *good)
 	tap_ok(status_of(kms_uri) != KS_OK, "by a new helper neither");
 	(void) control("{\"do\": \"call\", \"action\": \"UntagResource\", \"KeyId\": \"%s\", \"TagKeys\": [\"nomp_crypt:label\"]}", twin);
 	tap_ok(see(h, INST, SCHOOL) == 1, "the tag off one, the other is: %s", reply.reason);
-}
-
-/* Take the last key that the test made behind the helper's back away. */
-static void
-end_key(const char *id)
-{
-	(void) control("{\"do\": \"delete\", \"key\": \"%s\"}", id);
+	end_key(twin);
 }
 
 /* ---- keys that are not what they should be ---- */
@@ -571,7 +572,6 @@ main(int argc, char **argv)
 	test_register(&h);
 	test_tls(&good);
 	test_verdicts(&h, &good);
-	end_key(made_id());
 	stop(&h);
 	return end_tests();
 }

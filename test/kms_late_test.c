@@ -218,6 +218,30 @@ test_lag(void)
 	stop(&settled);
 }
 
+/* A helper knows what it made, whatever it is told of the age. */
+static void
+test_own_key(void)
+{
+	DataKey		key = {.aad = "a place"};
+	Helper		h = start(kms_uri);
+	Helper		other = start_elsewhere();
+
+	snprintf(label, sizeof(label), "nomp_crypt:" INST ":" SCHOOL ":%d", ++generation);
+	if (create_kek(&h, INST, SCHOOL, (uint32_t) generation, &key, 1) != KS_OK)
+		tap_bail("no key: %s", reply.reason);
+	FAULT("\"error\": \"NotFoundException\", \"key\": \"%s\"", key_id(label));
+	tap_ok(wrap(&h, label, true, &key) == KS_NOT_YET, "who made a key wraps with it later: %s", reply.reason);
+	recover();
+	if (wrap(&h, label, true, &key) != KS_OK)
+		tap_bail("no wrapped key: %s", reply.reason);
+	FAULT("\"error\": \"NotFoundException\", \"key\": \"%s\"", key_id(label));
+	tap_ok(unwrap_one(&h, label, &key) == KS_NOT_YET, "and opens with it later");
+	tap_ok(unwrap_one(&other, label, &key) == KS_KEY_ABSENT, "for another helper it is gone");
+	recover();
+	stop(&h);
+	stop(&other);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -234,5 +258,6 @@ main(int argc, char **argv)
 	test_marks_of_keys_that_blink();
 	test_not_found_once();
 	test_lag();
+	test_own_key();
 	return end_tests();
 }

@@ -199,6 +199,24 @@ test_two_at_once(void)
 	stop(&other);
 }
 
+/* Its tag was changed, and the helper knows what it was made as. */
+static void
+test_tagged_wrongly(void)
+{
+	Helper		h = start(kms_uri);
+	PublicKey	key;
+	char		id[64];
+
+	if (register_key(&h, 4, &unknown, KS_MAKE, &key) != KS_OK)
+		tap_bail("no key: %s", reply.reason);
+	snprintf(id, sizeof(id), "%s", key_id(REGISTER("4")));
+	(void) control("{\"do\": \"call\", \"action\": \"TagResource\", \"KeyId\": \"%s\", "
+				   "\"Tags\": [{\"TagKey\": \"nomp_crypt:label\", \"TagValue\": \"a cost centre\"}]}", id);
+	tap_ok(sign(&h, 4, &key) == KS_REFUSED && strstr(reply.reason, id) != NULL &&
+		   strstr(reply.reason, "was made as") != NULL, "a key that is tagged wrongly is named: %s", reply.reason);
+	stop(&h);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -217,5 +235,6 @@ main(int argc, char **argv)
 	test_late_key();
 	test_twins();
 	test_two_at_once();
+	test_tagged_wrongly();
 	return end_tests();
 }

@@ -103,6 +103,10 @@ test_in_place_of_another(const DataKey *their)
 	tap_ok(create_kek(&h, INST, OURS, 2, NULL, 0) == KS_REFUSED && names_it(), "nor is a key made beside it");
 	tap_ok(ask_destroy(&h, OURS, SERIAL, 7) == KS_REFUSED && names_it(), "nor are ours destroyed with it");
 	tap_ok(nothing_was_done(), "and nothing was done");
+	(void) control("{\"do\": \"change\", \"key\": \"%s\", \"state\": \"PendingDeletion\", \"deletion\": 4102444800.5}", their_id);
+	tap_ok(see(&h, INST, OURS) == 1, "when it waits for its end, it is in nobody's way: %s", reply.reason);
+	(void) control("{\"do\": \"change\", \"key\": \"%s\", \"state\": \"Enabled\", \"deletion\": null}", their_id);
+	tap_ok(see(&h, INST, OURS) == -1 && names_it(), "and it is again if that is cancelled");
 	stop(&h);
 
 	h = start(kms_uri);
