@@ -210,6 +210,13 @@ kms_prove_healthy(Keystore *ks, const char *inst, KsFailure *why)
 
 /* ---- wrapping ---- */
 
+/* Asked only where a key does not show: it goes through all that are known. */
+static bool
+made_lately(Keystore *ks, const KsLabel *label)
+{
+	return !ks->settled && directory_made_lately(ks->directory, label->base);
+}
+
 static KsStatus
 not_yet(const KsLabel *label, KsFailure *why)
 {
@@ -248,7 +255,7 @@ kms_wrap(Keystore *ks, const KsLabel *label, bool fresh, KsNewKey *key, KsFailur
 {
 	KsStatus	status = wrap(ks, label, fresh, key, why);
 
-	if (status == KS_KEY_ABSENT && !ks->settled && directory_made_lately(ks->directory, label->base))
+	if (status == KS_KEY_ABSENT && made_lately(ks, label))
 		return not_yet(label, why);
 	return status;
 }
@@ -408,6 +415,7 @@ unwrap_one(Keystore *ks, Unwrap *u, KsWrappedKey *key, KsFailure *why)
 		if (status != KS_KEY_ABSENT)
 			return status;
 		u->missed = true;
+		u->young = u->young || made_lately(ks, u->label);
 		if (!u->young || other || kms_time_left() < half)
 		{
 			status = find_placed(ks, u, why);
@@ -459,8 +467,7 @@ KsStatus
 kms_unwrap(Keystore *ks, const KsLabel *label, bool confirm, uint32_t age, KsWrappedKey *keys,
 		   int n, KsFailure *why)
 {
-	Unwrap		u = {.label = label, .confirm = confirm, .young = !ks->settled &&
-		(age < KMS_LAG || directory_made_lately(ks->directory, label->base))};
+	Unwrap		u = {.label = label, .confirm = confirm, .young = age < KMS_LAG && !ks->settled};
 	KsStatus	status = kms_begin(ks, label->inst, why);
 
 	if (status == KS_OK && n == 0)
@@ -469,6 +476,8 @@ kms_unwrap(Keystore *ks, const KsLabel *label, bool confirm, uint32_t age, KsWra
 		status = unwrap_one(ks, &u, &keys[i], why);
 	if (status == KS_OK)
 		try_to_take_off_mark(ks, &u);
+	if (status == KS_KEY_ABSENT && !u.young)
+		u.young = made_lately(ks, label);
 	/* that the time was up while it was looked for by its label is no outage */
 	if (u.young && (status == KS_KEY_ABSENT || (status == KS_NETWORK && u.missed)))
 		return not_yet(label, why);
