@@ -200,6 +200,13 @@ directory_made(KmsDirectory *dir, const char *arn)
 	pthread_mutex_unlock(&dir->lock);
 }
 
+/* Did this helper make a key, and so lately that not everybody may know? */
+static bool
+is_new(const Entry *entry)
+{
+	return entry->made != 0 && kms_now() - entry->made < KMS_LAG;
+}
+
 /* Did this helper make a key so lately that policies may not know its tags? */
 bool
 directory_is_new(KmsDirectory *dir, const char *arn)
@@ -209,7 +216,7 @@ directory_is_new(KmsDirectory *dir, const char *arn)
 
 	pthread_mutex_lock(&dir->lock);
 	entry = find_entry(dir, arn);
-	new = entry != NULL && entry->made != 0 && kms_now() - entry->made < KMS_LAG;
+	new = entry != NULL && is_new(entry);
 	pthread_mutex_unlock(&dir->lock);
 	return new;
 }
@@ -225,8 +232,7 @@ directory_made_lately(KmsDirectory *dir, const char *label)
 	{
 		const Entry *entry = dir->entries[i];
 
-		lately = entry->made != 0 && kms_now() - entry->made < KMS_LAG &&
-			strcmp(entry->key.made_as, label) == 0;
+		lately = is_new(entry) && strcmp(entry->key.made_as, label) == 0;
 	}
 	pthread_mutex_unlock(&dir->lock);
 	return lately;
